@@ -1,0 +1,58 @@
+# `make` lists the targets. Everything is installed into .venv, nothing elsewhere.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install
+
+.DELETE_ON_ERROR:
+.PHONY: help test demo lint format benchmarks clean
+
+help: ## list the targets
+	@echo "usage: make TARGET [PYTHON=python3.12]"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+test: lint ## install, lint, check the types, run the tests
+	@echo "==> tests"
+	@$(BIN)/python -m pytest --durations=15
+
+lint: $(VENV)/test.stamp ## ruff and mypy
+	@echo "==> ruff, mypy"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(VENV)/test.stamp ## rewrite the code in the project's format
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+demo: $(VENV)/experiments.stamp ## train a world model of Doom, evolve a controller in its dreams (minutes, on a CPU)
+	@echo "==> Doom Take Cover: collect, learn to see, learn to predict, evolve a controller inside the dream, play"
+	@$(BIN)/python experiments/doom_take_cover.py --preset demo
+	@echo "Look in the run folder named above: the summary, the plots, and the videos of the game and of its dream."
+
+benchmarks: $(VENV)/test.stamp ## run every benchmark; each writes its rows to benchmarks/results
+	@set -e; for script in benchmarks/*.py; do echo "==> $$script"; $(BIN)/python "$$script"; done
+
+clean: ## remove .venv, builds and caches; runs/ stays
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are younger than pyproject.toml as long as what is installed is what it asks for.
+$(VENV)/test.stamp: pyproject.toml | $(BIN)/pip
+	@echo "==> installing dreamjax with what its tests need (1 to 3 minutes, about 2 GB)"
+	@$(PIP) --editable '.[test]'
+	@touch $@ $(VENV)/experiments.stamp
+
+$(VENV)/experiments.stamp: pyproject.toml | $(BIN)/pip
+	@echo "==> installing dreamjax with what its experiments need (about a minute)"
+	@$(PIP) --editable '.[experiments]'
+	@touch $@
+
+$(BIN)/pip:
+	@command -v "$(PYTHON)" >/dev/null || { echo "$(PYTHON) was not found; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+		echo "dreamjax needs Python 3.11, 3.12 or 3.13, but $(PYTHON) is $$("$(PYTHON)" --version 2>&1);" >&2; \
+		echo "name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "==> creating $(VENV) with $$("$(PYTHON)" --version)"
+	@"$(PYTHON)" -m venv $(VENV)

@@ -1,0 +1,89 @@
+"""Dreaming: stepping a world model from its prior, without the world.
+
+Source: Ha & Schmidhuber 2018, section 4 (training inside the dream); Hafner et al. 2023, section on actor critic learning.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dreamjax.rollout import zero_action
+from dreamjax.types import Action, Array, Environment, EnvSpec, Key, LatentModel, Params, Policy, PyTree, Space, State, Step
+
+
+class Dream(NamedTuple):
+    """An imagined trajectory; decode or judge its states with the model."""
+
+    states: State  # [H+1, ...], the first is the start
+    actions: Action  # [H, ...], each taken in the state of the same index
+
+
+def imagine(
+    model: LatentModel,
+    policy: Policy,
+    params: tuple[Params, Params],
+    key: Key,
+    state: State,
+    horizon: int,
+    temperature: Array | float = 1.0,
+) -> Dream:
+    """Follow a policy through the prior for `horizon` steps, without regard to the end of episodes.
+
+    Differentiable through the states and actions. `params` are those of the model and of the policy.
+    """
+    model_params, policy_params = params
+
+    def step(state: State, key: Key) -> tuple[State, tuple[State, Action]]:
+        key_act, key_imagine = jax.random.split(key)
+        action = policy.act(policy_params, key_act, model.features(state))
+        following = model.imagine(model_params, key_imagine, state, action, temperature)
+        return following, (following, action)
+
+    _, (states, actions) = jax.lax.scan(step, state, jax.random.split(key, horizon))
+    return Dream(jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), state, states), actions)
+
+
+class DreamState(NamedTuple):
+    """Where a dreamed episode stands."""
+
+    latent: State
+    steps: Array  # [] int32, taken so far
+
+
+def environment(model: LatentModel, params: Params, starts: PyTree, temperature: Array | float = 1.0) -> Environment:
+    """Turn a world model into an environment.
+
+    An episode begins in the posterior of one of `starts`: embeddings of real first frames, as `model.encode` gives them,
+    stacked [S, ...]. Observations are the model's features. The episode ends where the model thinks that more likely
+    than not (a threshold, not a draw), and is cut at the step limit of the environment it models. A temperature above
+    1 makes the dream less certain, and so harder to exploit.
+
+    Build it inside the function you jit, so that the parameters are arguments of the program and not constants in it.
+
+    Source: Ha & Schmidhuber 2018, section 4.2 to 4.4, appendix A.4.
+    """
+    features = jax.eval_shape(lambda params: model.features(model.start(params)), params)
+    spec = EnvSpec(Space(features.shape), model.spec.action, model.spec.max_steps)
+
+    def reset(key: Key) -> tuple[DreamState, Step]:
+        key_choice, key_observe = jax.random.split(key)
+        count = jax.tree.leaves(starts)[0].shape[0]
+        chosen = jax.random.randint(key_choice, (), 0, count)
+        embedding = jax.tree.map(lambda leaf: leaf[chosen], starts)
+        nothing = zero_action(spec.action)
+        latent = model.observe(params, key_observe, model.start(params), nothing, embedding, jnp.array(True))
+        no = jnp.array(False)
+        return DreamState(latent, jnp.int32(0)), Step(model.features(latent), jnp.float32(0), ~no, no, no)
+
+    def step(key: Key, state: DreamState, action: Action) -> tuple[DreamState, Step]:
+        latent = model.imagine(params, key, state.latent, action, temperature)
+        outcome = model.outcome(params, latent)
+        steps = state.steps + 1
+        is_terminal = outcome.continues < 0.5
+        is_last = is_terminal | (steps >= spec.max_steps)
+        return DreamState(latent, steps), Step(
+            model.features(latent), outcome.reward, jnp.array(False), is_last, is_terminal
+        )
+
+    return Environment(reset, step, spec)

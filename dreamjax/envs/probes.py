@@ -1,0 +1,179 @@
+"""Small pure environments with known answers, to test learners and dreams.
+
+`counter` can be modelled without error and its optimal value is a power of the discount. `dodge` has the shape of
+Doom Take Cover in 64x64 pixels: step aside from what is thrown at you, and live.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamjax.types import Array, Environment, EnvSpec, Key, Space, Step
+
+FRAME = 64  # height and width of a dodge frame, pixels
+PLAYER, PROJECTILE = 5, 3  # edge of the square player and of a square projectile, pixels
+PLAYER_TOP = 54  # row of the player's upper edge
+FLOOR_TOP = PLAYER_TOP + PLAYER  # row where the floor begins, on which projectiles vanish
+PLAYER_SPEED = 2  # columns per step
+ABSENT = -1  # column of a projectile that was never thrown
+
+PLAYER_COLOUR = (90, 220, 90)
+PROJECTILE_COLOUR = (250, 120, 30)
+WALL_COLOUR = (50, 45, 70)
+FLOOR_COLOUR = (110, 85, 60)
+
+
+class CounterState(NamedTuple):
+    """What `counter` carries."""
+
+    value: Array  # [] int32, in [0, size)
+    time: Array  # [] int32, steps since reset
+
+
+class DodgeState(NamedTuple):
+    """What `dodge` carries: all that a policy needs to see what is coming. K is the number of rows a fall visits."""
+
+    player: Array  # [] int32, column of the player's left edge
+    rows: Array  # [K] int32, row of the upper edge of what was thrown 0, 1, ... K-1 steps ago; constant
+    columns: Array  # [K] int32, column of its left edge, ABSENT where nothing was thrown
+    time: Array  # [] int32, steps since reset
+
+
+def counter(size: int = 5, max_steps: int = 20) -> Environment:
+    """Count from 0 to size - 1: action 1 adds one, action 0 stays; reward 1 and a terminal end on arriving at the top.
+
+    The observation is the count, one-hot: [size] float32. Nothing is random, so a model can be exactly right, and with
+    discount g and no time limit in sight the optimal value of count c is g ** (size - 2 - c).
+
+    Raises: ValueError for size < 2 or max_steps < 1.
+    """
+    if size < 2 or max_steps < 1:
+        raise ValueError(f"counter needs size >= 2 and max_steps >= 1, got size={size}, max_steps={max_steps}")
+
+    def arrive(state: CounterState) -> tuple[CounterState, Step]:
+        is_terminal = state.value == size - 1
+        return state, Step(
+            observation=jax.nn.one_hot(state.value, size),
+            reward=is_terminal.astype(jnp.float32),
+            is_first=state.time == 0,
+            is_last=is_terminal | (state.time >= max_steps),
+            is_terminal=is_terminal,
+        )
+
+    def reset(key: Key) -> tuple[CounterState, Step]:
+        return arrive(CounterState(value=jnp.int32(0), time=jnp.int32(0)))
+
+    def step(key: Key, state: CounterState, action: Array) -> tuple[CounterState, Step]:
+        return arrive(CounterState(jnp.minimum(state.value + action, size - 1), state.time + 1))
+
+    spec = EnvSpec(Space((size,), np.float32, 0.0, 1.0), Space((), np.int32, 0, 2), max_steps)
+    return Environment(reset, step, spec)
+
+
+def dodge(
+    rate: float = 0.1,
+    speed: int = 2,
+    aim: float = 0.8,
+    max_steps: int = 200,
+    observation: Literal["pixels", "state"] = "pixels",
+) -> Environment:
+    """Live under falling projectiles: reward 1 for every step, a terminal end on contact, a time limit otherwise.
+
+    The action is [] float32 in [-1, 1]: below -1/3 the player goes left, above 1/3 right, else it stays, as in the
+    Take Cover of Ha & Schmidhuber 2018 (appendix A.1 discretisation). Each step, with probability `rate`, something is
+    thrown from the top row: with probability `aim` at where the player is now, else at a uniform column. It falls
+    `speed` rows a step. An episode opens at a uniform column under projectiles already in the upper half. The return
+    is the number of steps survived, the fatal one included. Standing still is fatal at the first aimed throw.
+
+    "pixels" are [64, 64, 3] uint8 frames, as `draw_dodge` makes them; "state" is [1 + 2K] float32 in (-1, 1]: the
+    player's column, K columns (from the middle, in half frames; 0 where nothing was thrown) and K flags of whether
+    something was, by time since thrown.
+
+    Raises: ValueError for rate or aim outside [0, 1], speed outside [1, 5] (a faster one could pass through the
+    player), max_steps < 1 or an unknown kind of observation.
+    """
+    if not (0 <= rate <= 1 and 0 <= aim <= 1):
+        raise ValueError(f"rate and aim are probabilities, got rate={rate}, aim={aim}")
+    if not 1 <= speed <= PLAYER:
+        raise ValueError(f"speed must lie in [1, {PLAYER}] rows a step, got {speed}")
+    if max_steps < 1:
+        raise ValueError(f"max_steps must be at least 1, got {max_steps}")
+    if observation not in ("pixels", "state"):
+        raise ValueError(f'observation must be "pixels" or "state", got {observation!r}')
+    rows = np.arange(0, FLOOR_TOP - PROJECTILE + 1, speed, dtype=np.int32)  # [K]
+    observe = draw_dodge if observation == "pixels" else _observe_dodge
+
+    def reset(key: Key) -> tuple[DodgeState, Step]:
+        key_player, key_thrown, key_columns = jax.random.split(key, 3)
+        player = jax.random.randint(key_player, (), 0, FRAME - PLAYER + 1)
+        thrown = jax.random.bernoulli(key_thrown, rate, rows.shape) & (rows < FRAME // 2)
+        columns = jax.random.randint(key_columns, rows.shape, 0, FRAME - PROJECTILE + 1)
+        state = DodgeState(player, jnp.asarray(rows), jnp.where(thrown, columns, ABSENT), jnp.int32(0))
+        no = jnp.bool_(False)
+        return state, Step(observe(state), jnp.float32(0), is_first=jnp.bool_(True), is_last=no, is_terminal=no)
+
+    def step(key: Key, state: DodgeState, action: Array) -> tuple[DodgeState, Step]:
+        key_thrown, key_aim, key_column = jax.random.split(key, 3)
+        aimed = state.player + (PLAYER - PROJECTILE) // 2
+        uniform = jax.random.randint(key_column, (), 0, FRAME - PROJECTILE + 1)
+        column = jnp.where(jax.random.bernoulli(key_aim, aim), aimed, uniform)
+        thrown = jnp.where(jax.random.bernoulli(key_thrown, rate), column, ABSENT)
+        state = DodgeState(
+            player=move_player(state.player, action),
+            rows=state.rows,
+            columns=jnp.concatenate([thrown[None], state.columns[:-1]]),
+            time=state.time + 1,
+        )
+        dead = jnp.any(hits(state.rows, state.columns, state.player))
+        is_last = dead | (state.time >= max_steps)
+        return state, Step(observe(state), jnp.float32(1), jnp.bool_(False), is_last, is_terminal=dead)
+
+    space = Space((FRAME, FRAME, 3), np.uint8, 0, 256)
+    if observation == "state":
+        space = Space((1 + 2 * len(rows),), np.float32, -1.0, 1.0)
+    return Environment(reset, step, EnvSpec(space, Space((), np.float32, -1.0, 1.0), max_steps))
+
+
+def move_player(player: Array, action: Array) -> Array:
+    """Where the player's left edge goes: player [] int32, action [] float32 -> [] int32, kept inside the frame."""
+    direction = (action > 1 / 3).astype(jnp.int32) - (action < -1 / 3).astype(jnp.int32)
+    return jnp.clip(player + PLAYER_SPEED * direction, 0, FRAME - PLAYER)
+
+
+def hits(rows: Array, columns: Array, player: Array) -> Array:
+    """Which projectiles touch the player: rows [K], columns [K], player [] (all int32) -> [K] bool."""
+    at_height = (rows + PROJECTILE > PLAYER_TOP) & (rows < FLOOR_TOP)
+    return (columns != ABSENT) & at_height & (columns < player + PLAYER) & (player < columns + PROJECTILE)
+
+
+def draw_dodge(state: DodgeState) -> Array:
+    """Draw a state of `dodge`: -> [64, 64, 3] uint8. Projectiles cover the player, so that a hit can be seen."""
+    line = jnp.arange(FRAME)
+
+    def span(start: Array, length: int) -> Array:  # [] -> [FRAME], true on the pixels of [start, start + length)
+        return (line >= start) & (line < start + length)
+
+    def paint(frame: Array, mask: Array, colour: tuple[int, int, int]) -> Array:
+        return jnp.where(mask[:, :, None], jnp.array(colour, jnp.uint8)[None, None, :], frame)
+
+    player = span(jnp.int32(PLAYER_TOP), PLAYER)[:, None] & span(state.player, PLAYER)[None, :]
+    rows = jax.vmap(lambda row: span(row, PROJECTILE))(state.rows)  # [K, FRAME]
+    columns = jax.vmap(lambda column: span(column, PROJECTILE) & (column != ABSENT))(state.columns)  # [K, FRAME]
+    # How many of K rectangles cover each pixel, as one matrix product: far cheaper than K masks of the whole frame.
+    projectiles = rows.astype(jnp.float32).T @ columns.astype(jnp.float32) > 0
+    floor = jnp.broadcast_to((line >= FLOOR_TOP)[:, None], (FRAME, FRAME))
+    frame = jnp.broadcast_to(jnp.array(WALL_COLOUR, jnp.uint8), (FRAME, FRAME, 3))
+    frame = paint(frame, floor, FLOOR_COLOUR)
+    frame = paint(frame, player, PLAYER_COLOUR)
+    return paint(frame, projectiles, PROJECTILE_COLOUR)
+
+
+def _observe_dodge(state: DodgeState) -> Array:
+    def centred(column: Array, length: int) -> Array:  # halves of the frame; exact in float32, compiled or not
+        return (column - (FRAME - length) // 2).astype(jnp.float32) / (FRAME // 2)
+
+    thrown = state.columns != ABSENT
+    columns = jnp.where(thrown, centred(state.columns, PROJECTILE), 0)
+    return jnp.concatenate([centred(state.player, PLAYER)[None], columns, thrown.astype(jnp.float32)])

@@ -1,0 +1,223 @@
+"""Strided and transposed convolutions whose gradients are fast on every platform.
+
+Both layers are built from three linear maps of one convolution with kernel w and stride s: `_forward` x -> y, `_transpose`
+y -> x and `_kernel_gradient` (x, y) -> w. The gradients of each map are the other two, so that the fast lowering of
+three maps is the fast lowering of both layers, forwards and backwards.
+
+GPUs and TPUs run the native convolution. On CPUs XLA loops naively over strided outputs and over inputs with holes
+between the elements, up to fifteen times slower than the arithmetic needs. There the stride is moved into the channels
+("phases", space to depth), which leaves an ordinary convolution of m x m taps, m = ceil(k / s), and each map takes the
+form that is fastest for its shape. The choice is made when XLA lowers the program for a platform, and changes nothing
+but the order of float32 additions.
+"""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dreamjax.types import Array
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def conv(x: Array, kernel: Array, stride: int) -> Array:
+    """Convolve without padding.
+
+    Shapes: x [N, H, W, C], kernel [k, k, C, O] -> [N, (H-k)//s+1, (W-k)//s+1, O].
+    """
+    return _forward(x, kernel, stride)
+
+
+def _conv_fwd(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    return _forward(x, kernel, stride), (x, kernel)
+
+
+def _conv_bwd(stride: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    return _transpose(dy, kernel, stride, x.shape[1:3]), _kernel_gradient(x, dy, kernel.shape[0], stride)
+
+
+conv.defvjp(_conv_fwd, _conv_bwd)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def conv_transpose(y: Array, kernel: Array, stride: int) -> Array:
+    """Apply the transpose of `conv`, as TensorFlow's `conv2d_transpose` with VALID padding does.
+
+    Shapes: y [N, h, w, I], kernel [k, k, O, I] -> [N, s(h-1)+max(k,s), s(w-1)+max(k,s), O].
+    """
+    return _transpose(y, kernel, stride, _transposed_size(y, kernel, stride))
+
+
+def _conv_transpose_fwd(y: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    return conv_transpose(y, kernel, stride), (y, kernel)
+
+
+def _conv_transpose_bwd(stride: int, saved: tuple[Array, Array], dx: Array) -> tuple[Array, Array]:
+    y, kernel = saved
+    return _forward(dx, kernel, stride), _kernel_gradient(dx, y, kernel.shape[0], stride)
+
+
+conv_transpose.defvjp(_conv_transpose_fwd, _conv_transpose_bwd)
+
+
+def _transposed_size(y: Array, kernel: Array, stride: int) -> tuple[int, int]:
+    k = max(kernel.shape[0], stride)
+    return stride * (y.shape[1] - 1) + k, stride * (y.shape[2] - 1) + k
+
+
+# The three maps. x [N, H, W, C], y [N, h, w, O], kernel [k, k, C, O].
+
+
+def _forward(x: Array, kernel: Array, stride: int) -> Array:
+    return lax.platform_dependent(
+        x, kernel, cpu=partial(_forward_cpu, stride=stride), default=partial(_forward_native, stride=stride)
+    )
+
+
+def _transpose(y: Array, kernel: Array, stride: int, size: tuple[int, int]) -> Array:
+    return lax.platform_dependent(
+        y,
+        kernel,
+        cpu=partial(_transpose_cpu, stride=stride, size=size),
+        default=partial(_transpose_native, stride=stride, size=size),
+    )
+
+
+def _kernel_gradient(x: Array, y: Array, k: int, stride: int) -> Array:
+    return lax.platform_dependent(
+        x,
+        y,
+        cpu=partial(_kernel_gradient_cpu, k=k, stride=stride),
+        default=partial(_kernel_gradient_native, k=k, stride=stride),
+    )
+
+
+def _forward_native(x: Array, kernel: Array, stride: int) -> Array:
+    return lax.conv_general_dilated(x, kernel, (stride, stride), "VALID", dimension_numbers=_LAYOUT)
+
+
+def _transpose_native(y: Array, kernel: Array, stride: int, size: tuple[int, int]) -> Array:
+    x = jax.ShapeDtypeStruct((y.shape[0], *size, kernel.shape[2]), y.dtype)
+    return jax.linear_transpose(lambda x: _forward_native(x, kernel, stride), x)(y)[0]
+
+
+def _kernel_gradient_native(x: Array, y: Array, k: int, stride: int) -> Array:
+    kernel = jax.ShapeDtypeStruct((k, k, x.shape[-1], y.shape[-1]), x.dtype)
+    return jax.linear_transpose(lambda kernel: _forward_native(x, kernel, stride), kernel)(y)[0]
+
+
+def _forward_cpu(x: Array, kernel: Array, stride: int) -> Array:
+    k, _, channels, _ = kernel.shape
+    if channels * stride * stride > 16:  # enough channels for XLA's own strided convolution to be a good one
+        return _forward_native(x, kernel, stride)
+    phases = _space_to_phases(x, k, stride)
+    return lax.conv_general_dilated(phases, _phase_kernel(kernel, stride), (1, 1), "VALID", dimension_numbers=_LAYOUT)
+
+
+def _transpose_cpu(y: Array, kernel: Array, stride: int, size: tuple[int, int]) -> Array:
+    n, h, w, outputs = y.shape
+    taps = _phase_kernel(kernel, stride)  # [m, m, s*s*C, O]
+    m = taps.shape[0]
+    if h * w == 1:
+        phases = (y.reshape(n, outputs) @ taps.reshape(-1, outputs).T).reshape(n, m, m, -1)
+    elif h * w <= 32:
+        # Few positions: one product per tap, added where it lands.
+        rows = y.reshape(-1, outputs)
+        phases = jnp.zeros((), y.dtype)
+        for i in range(m):
+            for j in range(m):
+                part = (rows @ taps[i, j].T).reshape(n, h, w, -1)
+                phases += jnp.pad(part, ((0, 0), (i, m - 1 - i), (j, m - 1 - j), (0, 0)))
+    else:
+        flipped = taps[::-1, ::-1].transpose(0, 1, 3, 2)
+        phases = lax.conv_general_dilated(y, flipped, (1, 1), [(m - 1, m - 1)] * 2, dimension_numbers=_LAYOUT)
+    return _phases_to_space(phases, stride, size)
+
+
+def _kernel_gradient_cpu(x: Array, y: Array, k: int, stride: int) -> Array:
+    n, h, w, outputs = y.shape
+    m = -(-k // stride)
+    phases = _space_to_phases(x, k, stride)
+    if h * w == 1:
+        patches = [phases.reshape(n, -1)]
+    else:
+        patches = [phases[:, i : i + h, j : j + w].reshape(n * h * w, -1) for i in range(m) for j in range(m)]
+    if patches[0].shape[-1] <= 16:  # too thin for a product of its own
+        patches = [jnp.concatenate(patches, -1)]
+    rows = y.reshape(-1, outputs)
+    taps = jnp.concatenate([patch.T @ rows for patch in patches])
+    taps = taps.reshape(m, m, stride, stride, x.shape[-1], outputs).transpose(0, 2, 1, 3, 4, 5)
+    return taps.reshape(m * stride, m * stride, x.shape[-1], outputs)[:k, :k]
+
+
+def _phase_kernel(kernel: Array, stride: int) -> Array:
+    """[k, k, C, O] -> [m, m, s*s*C, O], zeros where m*s exceeds k."""
+    k, _, channels, outputs = kernel.shape
+    m = -(-k // stride)
+    kernel = jnp.pad(kernel, ((0, m * stride - k), (0, m * stride - k), (0, 0), (0, 0)))
+    kernel = kernel.reshape(m, stride, m, stride, channels, outputs).transpose(0, 2, 1, 3, 4, 5)
+    return kernel.reshape(m, m, stride * stride * channels, outputs)
+
+
+def _space_to_phases(x: Array, k: int, stride: int) -> Array:
+    """[N, H, W, C] -> [N, h+m-1, w+m-1, s*s*C], cropped or padded to what a convolution reads."""
+    m = -(-k // stride)
+    rows, columns = ((size - k) // stride + m for size in x.shape[1:3])
+    x = _fit(x, (rows * stride, columns * stride))
+    x = x.reshape(x.shape[0], rows, stride, columns, stride, -1).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(x.shape[0], rows, columns, -1)
+
+
+def _phases_to_space(phases: Array, stride: int, size: tuple[int, int]) -> Array:
+    """[N, r, c, s*s*C] -> [N, *size, C], the inverse of `_space_to_phases`."""
+    n, rows, columns, _ = phases.shape
+    x = phases.reshape(n, rows, columns, stride, stride, -1).transpose(0, 1, 3, 2, 4, 5)
+    return _fit(x.reshape(n, rows * stride, columns * stride, -1), size)
+
+
+def _fit(x: Array, size: tuple[int, int]) -> Array:
+    x = x[:, : size[0], : size[1]]
+    return jnp.pad(x, ((0, 0), (0, size[0] - x.shape[1]), (0, size[1] - x.shape[2]), (0, 0)))
+
+
+class Conv(nn.Module):
+    """Strided convolution without padding, with bias.
+
+    Shapes: [..., H, W, C] -> [..., h, w, features]. Parameters: kernel [k, k, C, features], bias [features].
+    """
+
+    features: int
+    kernel_size: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        y = conv(x.reshape(-1, *x.shape[-3:]), kernel.astype(x.dtype), self.stride)
+        return y.reshape(*x.shape[:-3], *y.shape[1:]) + bias.astype(x.dtype)
+
+
+class ConvTranspose(nn.Module):
+    """Strided transposed convolution without padding, with bias.
+
+    Shapes: [..., h, w, C] -> [..., H, W, features]. Parameters: kernel [k, k, features, C], bias [features].
+    """
+
+    features: int
+    kernel_size: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (self.kernel_size, self.kernel_size, self.features, x.shape[-1])
+        kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        y = conv_transpose(x.reshape(-1, *x.shape[-3:]), kernel.astype(x.dtype), self.stride)
+        return y.reshape(*x.shape[:-3], *y.shape[1:]) + bias.astype(x.dtype)

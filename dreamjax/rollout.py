@@ -1,0 +1,182 @@
+"""Acting in environments: the loop that real games, games seen through a model, and dreams have in common."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dreamjax.types import Action, Agent, Array, Environment, Key, LatentModel, Params, Policy, PyTree, State, Step
+
+
+class AgentState(NamedTuple):
+    """What an agent with a world model remembers."""
+
+    latent: State  # of the `LatentModel`, at the last step it acted on
+    action: Action  # chosen then
+
+
+class Transition(NamedTuple):
+    """A step and the action taken after it."""
+
+    step: Step
+    action: Action
+
+
+class UnrollState(NamedTuple):
+    """Where `unroll` stands."""
+
+    environment: State
+    step: Step
+    agent: State
+
+
+class Returns(NamedTuple):
+    """What whole episodes came to."""
+
+    total: Array  # [...] float32, sum of rewards
+    steps: Array  # [...] int32, actions taken
+
+
+def zero_action(space: PyTree) -> Action:
+    """Return the action of all zeros, which stands before the first step of an episode."""
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), space)
+
+
+def agent(model: LatentModel, model_params: Params, policy: Policy) -> Agent:
+    """Let a policy act on what a world model makes of each observation: its posterior state.
+
+    The parameters of the agent are those of the policy.
+    """
+
+    def start(params: Params) -> AgentState:
+        del params
+        return AgentState(model.start(model_params), zero_action(model.spec.action))
+
+    def act(params: Params, key: Key, state: AgentState, step: Step) -> tuple[AgentState, Action]:
+        key_observe, key_act = jax.random.split(key)
+        embedding = model.encode(model_params, step.observation)
+        latent = model.observe(model_params, key_observe, state.latent, state.action, embedding, step.is_first)
+        action = policy.act(params, key_act, model.features(latent))
+        return AgentState(latent, action), action
+
+    return Agent(start, act)
+
+
+def reactive(policy: Policy) -> Agent:
+    """Let a policy act on the observation itself, without memory. In a dream the observation is the features."""
+
+    def start(params: Params) -> tuple[()]:
+        del params
+        return ()
+
+    def act(params: Params, key: Key, state: tuple[()], step: Step) -> tuple[tuple[()], Action]:
+        return state, policy.act(params, key, step.observation)
+
+    return Agent(start, act)
+
+
+def unroll(
+    environment: Environment, agent: Agent, params: Params, key: Key, length: int, state: UnrollState | None = None
+) -> tuple[UnrollState, Transition]:
+    """Act for `length` steps; after the last step of an episode comes the first of the next.
+
+    Pass the returned state to go on where it stopped. The action that follows the last step of an episode is recorded
+    but has no effect.
+
+    Shapes: transitions [T, ...].
+    """
+    key_reset, key_steps = jax.random.split(key)
+    if state is None:
+        state = UnrollState(*environment.reset(key_reset), agent.start(params))
+
+    def advance(state: UnrollState, key: Key) -> tuple[UnrollState, Transition]:
+        key_act, key_step, key_next = jax.random.split(key, 3)
+        memory, action = agent.act(params, key_act, state.agent, state.step)
+        following = jax.lax.cond(
+            state.step.is_last,
+            lambda: environment.reset(key_next),
+            lambda: environment.step(key_step, state.environment, action),
+        )
+        return UnrollState(*following, memory), Transition(state.step, action)
+
+    return jax.lax.scan(advance, state, jax.random.split(key_steps, length))
+
+
+class _Lane(NamedTuple):
+    number: Array  # [] int32, which episode this is
+    params: Params
+    key: Key
+    environment: State
+    step: Step
+    agent: State
+    total: Array
+    steps: Array
+
+
+def episodes(
+    environment: Environment, agent: Agent, params: Params, keys: Key, shrink: float = 2 / 3, smallest: int = 16
+) -> Returns:
+    """Play L whole episodes side by side, each with its own policy parameters and key.
+
+    All lanes step together until only a fraction `shrink` of them is still alive; then those move together into
+    fewer lanes and go on, down to `smallest`. No lane waits long for the longest episode, which pays wherever the
+    cost of a step grows with the number of lanes; the result does not depend on it.
+
+    Shapes: params [L, ...], keys [L] -> [L].
+    """
+    count = len(keys)
+    results = Returns(jnp.zeros(count), jnp.zeros(count, jnp.int32))
+
+    def begin(number: Array, params: Params, key: Key) -> _Lane:
+        state, step = environment.reset(jax.random.fold_in(key, 0))
+        return _Lane(number, params, key, state, step, agent.start(params), jnp.float32(0), jnp.int32(0))
+
+    def advance(lane: _Lane) -> _Lane:
+        key_act, key_step = jax.random.split(jax.random.fold_in(lane.key, lane.steps + 1))
+        memory, action = agent.act(lane.params, key_act, lane.agent, lane.step)
+        state, step = environment.step(key_step, lane.environment, action)
+        # An episode that is over stays as it was; the lane waits to be collected.
+        over = lane.step.is_last
+        return _Lane(
+            lane.number,
+            lane.params,
+            lane.key,
+            state,
+            step._replace(is_last=over | step.is_last),
+            memory,
+            lane.total + jnp.where(over, 0.0, step.reward),
+            lane.steps + jnp.where(over, 0, 1),
+        )
+
+    def alive(lanes: _Lane) -> Array:
+        return (~lanes.step.is_last).sum()
+
+    lanes = jax.vmap(begin)(jnp.arange(count), params, keys)
+    for size in _lane_counts(count, shrink, smallest):
+        lanes = jax.tree.map(partial(jnp.take, indices=jnp.argsort(lanes.step.is_last)[:size], axis=0), lanes)
+        fewer = _lane_counts(size, shrink, smallest)[1:2] or [0]
+        lanes = jax.lax.while_loop(lambda lanes, n=fewer[0]: alive(lanes) > n, jax.vmap(advance), lanes)
+        results = Returns(
+            results.total.at[lanes.number].set(lanes.total), results.steps.at[lanes.number].set(lanes.steps)
+        )
+    return results
+
+
+def _lane_counts(count: int, shrink: float, smallest: int) -> list[int]:
+    """Sizes of the stages, multiples of 8 from the second on: `count`, then always a fraction `shrink` of the last."""
+    counts = [count]
+    while (size := 8 * -(-int(counts[-1] * shrink) // 8)) >= smallest and size < counts[-1]:
+        counts.append(size)
+    return counts
+
+
+def population_returns(environment: Environment, agent: Agent, population: Params, keys: Key) -> Returns:
+    """Play E episodes with each of N policies. The policies share the keys, so that luck separates them less.
+
+    Shapes: population [N, ...], keys [E] -> [N, E].
+    """
+    n, e = jax.tree.leaves(population)[0].shape[0], len(keys)
+    params = jax.tree.map(lambda leaf: jnp.repeat(leaf, e, axis=0), population)
+    returns = episodes(environment, agent, params, jnp.tile(keys, n))
+    return jax.tree.map(lambda leaf: leaf.reshape(n, e), returns)

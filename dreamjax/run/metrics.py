@@ -1,0 +1,122 @@
+"""Numbers over time: a JSON line per step, which a kill cannot spoil, and the same for TensorBoard."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+_COLUMNS = ("stage", "step", "seconds")
+
+
+class MetricsLog:
+    """Appends to `metrics.jsonl` and `tensorboard/` in a run folder.
+
+    `seconds` in the file counts the time that logs of this folder were open, so it goes on where a run resumes.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self._path = Path(folder) / "metrics.jsonl"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._latest: dict[str, int] = {}
+        self._before = _drop_torn_line(self._path)
+        self._started = time.monotonic()
+        self._lines = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
+        self._tensorboard = SummaryWriter(os.fspath(Path(folder) / "tensorboard"), flush_secs=10)
+
+    def write(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
+        """Append numbers or arrays of one element, by name. Steps of a stage may not go back while the log is open.
+
+        Raises:
+            ValueError: a value is not a scalar, a name is taken, or `step` is before that of the last call.
+            FloatingPointError: values are not finite. They are named in the message; all others have been written.
+        """
+        if step < self._latest.get(stage, step):
+            raise ValueError(f"step {step} of stage {stage!r} comes after step {self._latest[stage]}")
+        values = {name: _scalar(name, value) for name, value in metrics.items()}
+        self._latest[stage] = step
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        seconds = round(self._before + time.monotonic() - self._started, 3)
+        self._lines.write(json.dumps({"stage": stage, "step": step, "seconds": seconds} | finite) + "\n")
+        self._lines.flush()
+        for name, value in finite.items():
+            self._tensorboard.add_scalar(f"{stage}/{name}", value, step)
+        if len(finite) < len(values):
+            broken = ", ".join(f"{name} = {value}" for name, value in values.items() if name not in finite)
+            raise FloatingPointError(f"at step {step} of stage {stage!r}: {broken}")
+
+    def close(self) -> None:
+        self._lines.close()
+        self._tensorboard.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_metrics(path: str | os.PathLike[str]) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Read a `metrics.jsonl`: stage -> name -> (steps int64 [T], values float64 [T]), steps ascending.
+
+    Where the steps of a stage go back, a run was resumed: what it had written past that step before is dropped, and of
+    two values for one step the last counts. A last line that a kill cut short is dropped.
+
+    Raises:
+        ValueError: any other line is not what `MetricsLog` writes; the message has its number.
+    """
+    series: dict[str, dict[str, dict[int, float]]] = {}
+    latest: dict[str, int] = {}
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines[:-1], start=1):  # after the last newline there is nothing, or a torn line
+        try:
+            row = json.loads(line)
+            stage, step, _ = (row.pop(name) for name in _COLUMNS)
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"{path}, line {number} is not a row of metrics: {line[:80]!r}. Delete that line."
+            ) from error
+        names = series.setdefault(stage, {})
+        if step < latest.get(stage, step):
+            for values in names.values():
+                for superseded in [old for old in values if old > step]:
+                    del values[superseded]
+        latest[stage] = step
+        for name, value in row.items():
+            names.setdefault(name, {})[step] = value
+    return {
+        stage: {name: _arrays(values) for name, values in names.items() if values} for stage, names in series.items()
+    }
+
+
+def _arrays(values: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
+    steps = sorted(values)
+    return np.array(steps, np.int64), np.array([values[step] for step in steps], np.float64)
+
+
+def _scalar(name: str, value: Any) -> float:
+    if name in _COLUMNS:
+        raise ValueError(f"a metric may not be named {name!r}: every row has {', '.join(_COLUMNS)}")
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "biufV":  # V: bfloat16
+        raise ValueError(f"metric {name!r} must be one number, got {array.dtype} of shape {array.shape}: take its mean")
+    return float(array.reshape(()))
+
+
+def _drop_torn_line(path: Path) -> float:
+    """Cut what a kill left of a line, which the next row would be glued to. Returns the seconds of the last row."""
+    if not path.exists():
+        return 0.0
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    os.truncate(path, end)
+    lines = data[:end].splitlines()
+    return float(json.loads(lines[-1])["seconds"]) if lines else 0.0

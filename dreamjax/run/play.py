@@ -1,0 +1,131 @@
+"""Playing host environments with an agent: several games at once, one batched call per step."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamjax import rollout
+from dreamjax.envs.gymnasium import host_reset, host_step
+from dreamjax.envs.vizdoom import GameCrashed
+from dreamjax.types import Array, Key, LatentModel, Params, Policy, PyTree, Step
+
+_CRASHES = 3  # of one episode, before giving up
+
+
+class Played(NamedTuple):
+    """One episode in a host environment."""
+
+    seed: int
+    total: float  # sum of rewards
+    steps: int
+    terminated: bool  # ended by itself, not by the step limit
+    frames: np.ndarray | None  # [steps, ...] what the agent saw, if that was asked for
+
+
+def play(
+    make_env: Callable[[], gymnasium.Env],
+    model: LatentModel,
+    policy: Policy,
+    params: tuple[Params, Params],
+    key: Key,
+    seeds: Iterable[int],
+    *,
+    games: int = 8,
+    film: Sequence[int] = (),
+) -> Iterator[Played]:
+    """Play one episode per seed with a policy that sees through a model, `games` of them at once; yield each that ends.
+
+    An episode depends on the parameters, its seed and `key`, not on which others are played beside it. A game that
+    crashes repeats its episode. `params` are those of the model and of the policy; episodes whose seed is in `film`
+    come with their frames.
+
+    Raises: GameCrashed if an episode crashes three times.
+    """
+    act = partial(_act(model, policy), *params)
+    waiting = iter(seeds)
+    tables = [_Table(make_env, film) for _ in range(games)]
+    memories = jax.tree.map(
+        lambda leaf: jnp.repeat(leaf[None], games, 0), rollout.agent(model, params[0], policy).start(params[1])
+    )
+    try:
+        for table in tables:
+            table.open(next(waiting, None))
+        while any(table.seed is not None for table in tables):
+            keys = jax.vmap(lambda seed, step: jax.random.fold_in(jax.random.fold_in(key, seed), step))(
+                jnp.array([table.seed or 0 for table in tables], jnp.uint32), jnp.array([t.steps for t in tables])
+            )
+            steps = jax.tree.map(lambda *leaves: np.stack(leaves), *(table.step for table in tables))
+            memories, actions = act(keys, memories, steps)
+            for table, action in zip(tables, np.asarray(actions), strict=True):
+                played = table.advance(action)
+                if played is not None:
+                    yield played
+                    table.open(next(waiting, None))
+    finally:
+        for table in tables:
+            table.env.close()
+
+
+def _act(model: LatentModel, policy: Policy) -> Callable[..., tuple[PyTree, Array]]:
+    """One jitted call that acts in all games; model parameters are arguments of the program, not constants in it."""
+
+    def act(model_params: Params, policy_params: Params, keys: Key, memories: PyTree, steps: Step) -> Any:
+        agent = rollout.agent(model, model_params, policy)
+        return jax.vmap(agent.act, in_axes=(None, 0, 0, 0))(policy_params, keys, memories, steps)
+
+    return jax.jit(act)
+
+
+class _Table:
+    """One game and the episode played in it. Without an episode it goes on showing its last step."""
+
+    def __init__(self, make_env: Callable[[], gymnasium.Env], film: Sequence[int]) -> None:
+        self.env = make_env()
+        self.film = film
+        self.seed: int | None = None
+        self.crashes = 0
+        self.step = _nothing(self.env)
+        self.steps = 0
+        self.total = 0.0
+        self.frames: list[np.ndarray] = []
+
+    def open(self, seed: int | None) -> None:
+        """Begin the episode of a seed; with None, idle."""
+        if seed != self.seed:
+            self.crashes = 0
+        self.seed, self.steps, self.total, self.frames = seed, 0, 0.0, []
+        if seed is not None:
+            self.step = host_reset(self.env, seed)
+
+    def advance(self, action: np.ndarray) -> Played | None:
+        """Take one action; return the episode if it ended."""
+        if self.seed is None:
+            return None
+        if self.seed in self.film:
+            self.frames.append(np.asarray(self.step.observation))
+        try:
+            self.step = host_step(self.env, action)
+        except GameCrashed:
+            self.crashes += 1
+            if self.crashes == _CRASHES:
+                raise
+            self.open(self.seed)
+            return None
+        self.steps += 1
+        self.total += float(self.step.reward)
+        if not self.step.is_last:
+            return None
+        frames = np.stack(self.frames) if self.frames else None
+        return Played(self.seed, self.total, self.steps, bool(self.step.is_terminal), frames)
+
+
+def _nothing(env: gymnasium.Env) -> Step:
+    """A step to fill the batch with while a game has no episode; what the agent makes of it is thrown away."""
+    space = env.observation_space
+    yes, no = np.array(True), np.array(False)
+    return Step(np.zeros(space.shape or (), space.dtype), np.float32(0), yes, no, no)

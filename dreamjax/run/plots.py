@@ -1,0 +1,128 @@
+"""Plots of a run, drawn without a display and in colours that all eyes tell apart (Okabe and Ito)."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from dreamjax.run.atomic import replacing
+
+Series = tuple[np.ndarray, np.ndarray]  # steps [T], values [T]
+
+_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#666666"
+_SMOOTH_FROM = 60  # points; fewer are drawn as they are
+
+
+def learning_curves(metrics: Mapping[str, Mapping[str, Series]], path: str | os.PathLike[str]) -> None:
+    """One panel per metric of each stage, as `read_metrics` returns them. Many points get a running mean over them.
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    panels = [(f"{stage} · {name}", *series) for stage, names in metrics.items() for name, series in names.items()]
+    panels = [panel for panel in panels if len(panel[1])]
+    if not panels:
+        raise ValueError("there are no metrics to draw")
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.2 * columns, 2.6 * rows), layout="constrained")
+    all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (title, steps, values) in zip(all_axes, panels, strict=False):
+        is_long = len(steps) >= _SMOOTH_FROM
+        marker = "o" if len(steps) <= 20 else None
+        axes.plot(steps, values, color=_BLUE, linewidth=1, alpha=0.3 if is_long else 1, marker=marker, markersize=3)
+        if is_long:
+            axes.plot(steps, _running_mean(values, len(values) // 20), color=_BLUE, linewidth=1.6)
+        axes.set_title(title, fontsize=10, loc="left")
+        _tidy(axes)
+    for axes in all_axes[len(panels) :]:
+        axes.set_visible(False)
+    for axes in all_axes[max(0, len(panels) - columns) : len(panels)]:
+        axes.set_xlabel("step", fontsize=9)
+    _save(figure, path)
+
+
+def fitness_curve(
+    path: str | os.PathLike[str],
+    generations: Sequence[int] | np.ndarray,
+    mean: Sequence[float] | np.ndarray,
+    low: Sequence[float] | np.ndarray,
+    high: Sequence[float] | np.ndarray,
+    evaluations: tuple[Sequence[float], Sequence[float], Sequence[float]] | None = None,
+    label: str = "return",
+) -> None:
+    """Fitness over generations [G]: the mean of the population in its range from `low` to `high`.
+
+    `evaluations` are (generations, means, standard deviations) of the policy itself on fresh episodes, drawn as points
+    with bars.
+
+    Raises:
+        ValueError: lengths differ.
+    """
+    lengths = {"generations": len(generations), "mean": len(mean), "low": len(low), "high": len(high)}
+    if len(set(lengths.values())) > 1 or not len(generations):
+        raise ValueError(f"fitness curves need equal lengths above 0, got {lengths}")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.fill_between(generations, low, high, color=_BLUE, alpha=0.18, linewidth=0, label="population, worst to best")
+    axes.plot(generations, mean, color=_BLUE, linewidth=1.6, label="population mean")
+    if evaluations is not None:
+        at, means, stds = evaluations
+        axes.errorbar(at, means, stds, fmt="o", color=_ORANGE, ms=4, capsize=3, lw=1.2, label="evaluation, mean ± std")
+    axes.set_xlabel("generation")
+    axes.set_ylabel(label)
+    axes.legend(frameon=False, fontsize=9, loc="best")
+    _tidy(axes)
+    _save(figure, path)
+
+
+def reconstruction_sheet(originals: np.ndarray, reconstructions: np.ndarray, path: str | os.PathLike[str]) -> None:
+    """Frames [N, H, W, 3] (uint8, or floats in 0..1) in pairs of rows: the original, and what came of it below.
+
+    Raises:
+        ValueError: the shapes differ or are not those of frames.
+    """
+    if originals.shape != reconstructions.shape or originals.ndim != 4 or not len(originals):
+        raise ValueError(
+            f"needs two equal stacks of frames [N, H, W, 3], got {originals.shape} and {reconstructions.shape}"
+        )
+    columns = min(8, len(originals))
+    bands = -(-len(originals) // columns)
+    spacing = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)
+    figure = Figure(figsize=(1.25 * columns + 0.4, 2.65 * bands), layout=spacing)
+    grid = figure.subplots(2 * bands, columns, squeeze=False)
+    for axes in grid.ravel():
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+    for index, (original, reconstruction) in enumerate(zip(originals, reconstructions, strict=True)):
+        band, column = divmod(index, columns)
+        for offset, (frame, name) in enumerate([(original, "original"), (reconstruction, "decoded")]):
+            axes = grid[2 * band + offset, column]
+            axes.imshow(frame if frame.dtype == np.uint8 else np.clip(frame, 0, 1), interpolation="nearest")
+            if column == 0:
+                axes.set_ylabel(name, fontsize=8, color=_GREY)
+    _save(figure, path)
+
+
+def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """Centred, over fewer points at the ends."""
+    kernel = np.ones(2 * max(1, width // 2) + 1)
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
+
+
+def _tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8, color=_GREY)
+    axes.margins(x=0.02)
+    axes.ticklabel_format(axis="both", style="sci", scilimits=(-3, 5), useMathText=True)
+
+
+def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130)

@@ -1,0 +1,144 @@
+"""M: the recurrent network with a mixture density output that remembers and predicts.
+
+Source: Ha & Schmidhuber 2018, appendix A.2 and A.4, and its published code where the two differ.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from dreamjax.distributions import MixtureDensity, gaussian_sample, mixture_log_prob
+from dreamjax.nets.lstm import LSTM, LSTMState, glorot
+from dreamjax.replay.latents import Chunk
+from dreamjax.types import Array, Key, Metrics, Params
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """What shapes M and its loss. The Doom values; CarRacing has 32 latents, 3 actions, 256 units and no done head."""
+
+    latent_size: int = 64
+    action_size: int = 1
+    hidden_size: int = 512
+    mixtures: int = 5
+    predict_done: bool = True  # with it M also reads whether the episode has just begun, and predicts its end
+    done_weight: float = 10.0  # of the last frames of episodes, in the loss of the done head
+
+    def __post_init__(self) -> None:
+        if min(self.latent_size, self.action_size, self.hidden_size, self.mixtures) < 1:
+            raise ValueError(f"every size of M must be positive, got {self}")
+
+    @property
+    def input_size(self) -> int:
+        return self.latent_size + self.action_size + self.predict_done
+
+
+class Prediction(NamedTuple):
+    """What M expects next."""
+
+    latent: MixtureDensity  # [..., K, Z] of z_{t+1}
+    done: Array  # [...] logit of the episode ending; zero means undecided
+
+
+class Network(nn.Module):
+    """LSTM and output layer."""
+
+    cfg: MemoryConfig
+
+    def setup(self) -> None:
+        """Make the layers."""
+        cfg = self.cfg
+        self.lstm = LSTM(cfg.hidden_size, cfg.input_size)
+        outputs = 3 * cfg.mixtures * cfg.latent_size + cfg.predict_done
+        self.output = nn.Dense(outputs, kernel_init=glorot, bias_init=glorot)
+
+    def __call__(self, state: LSTMState, x: Array) -> Prediction:
+        """Create every parameter."""
+        return self.predict(self.lstm(state, x).h)
+
+    def step(self, state: LSTMState, x: Array) -> LSTMState:
+        """One step of the LSTM."""
+        return self.lstm(state, x)
+
+    def sequence(self, state: LSTMState, xs: Array, resets: Array) -> tuple[LSTMState, Array]:
+        """All steps of the LSTM."""
+        return self.lstm.sequence(state, xs, resets)
+
+    def predict(self, h: Array) -> Prediction:
+        """Output layer: logits, means and log deviations, each [..., K, Z], then the done logit."""
+        cfg = self.cfg
+        y = self.output(h)
+        done = y[..., -1] if cfg.predict_done else jnp.full(y.shape[:-1], -jnp.inf)
+        size = cfg.mixtures * cfg.latent_size
+        parts = (y[..., i * size : (i + 1) * size] for i in range(3))
+        return Prediction(MixtureDensity(*(part.reshape(*y.shape[:-1], cfg.mixtures, -1) for part in parts)), done)
+
+
+def init(cfg: MemoryConfig, key: Key) -> Params:
+    """Draw M's parameters."""
+    return Network(cfg).init(key, start(cfg), jnp.zeros(cfg.input_size))["params"]
+
+
+def start(cfg: MemoryConfig, batch: tuple[int, ...] = ()) -> LSTMState:
+    """State at the beginning of an episode: zero. Shapes: c and h [*batch, H]."""
+    return LSTMState(jnp.zeros((*batch, cfg.hidden_size)), jnp.zeros((*batch, cfg.hidden_size)))
+
+
+def step(cfg: MemoryConfig, params: Params, state: LSTMState, z: Array, action: Array, is_first: Array) -> LSTMState:
+    """Remember one frame and the action taken after it.
+
+    Shapes: state [..., H], z [..., Z], action [..., A], is_first [...] bool -> state [..., H].
+    """
+    return Network(cfg).apply({"params": params}, state, _inputs(cfg, z, action, is_first), method="step")
+
+
+def predict(cfg: MemoryConfig, params: Params, h: Array) -> Prediction:
+    """Expect the next frame and the end of the episode. Shapes: h [..., H]."""
+    return Network(cfg).apply({"params": params}, h, method="predict")
+
+
+def loss(
+    cfg: MemoryConfig, params: Params, key: Key, state: LSTMState, data: Chunk
+) -> tuple[Array, tuple[LSTMState, Metrics]]:
+    """Negative log likelihood of the next latent, per dimension, and the cross entropy of the end of the episode.
+
+    Latents are drawn afresh from V's posterior at every call, so M cannot fit V's noise. The state is zero at the first
+    frame of an episode; the returned state continues the streams and carries no gradient. The target of the last frame
+    of an episode is the first of the next one, which stays in the loss, as published.
+
+    Shapes: state [B, H], data [T+1, B, ...] -> [] nats, (state [B, H], metrics).
+    """
+    state = jax.tree.map(lambda leaf: jnp.where(data.fresh, 0.0, leaf), state)
+    z = gaussian_sample(key, data.mean.astype(jnp.float32), data.log_variance.astype(jnp.float32))
+    xs = _inputs(cfg, z, data.action.astype(jnp.float32), data.is_first)[:-1]
+    state, hs = Network(cfg).apply({"params": params}, state, xs, data.is_first[:-1], method="sequence")
+    prediction = predict(cfg, params, hs)
+    nll = -mixture_log_prob(prediction.latent, z[1:]).mean()
+    metrics = {"nll": nll}
+    total = nll
+    if cfg.predict_done:
+        done = data.is_first[1:].astype(jnp.float32)
+        weight = 1.0 + (cfg.done_weight - 1.0) * done
+        done_loss = (weight * optax.sigmoid_binary_cross_entropy(prediction.done, done)).mean()
+        predicted = prediction.done > 0
+        hits = (predicted * done).sum()
+        metrics |= {
+            "done_loss": done_loss,
+            "done_precision": hits / jnp.maximum(predicted.sum(), 1),
+            "done_recall": hits / jnp.maximum(done.sum(), 1),
+        }
+        total += done_loss
+    # What is left when the next posterior's mean is known exactly: the entropy of the draw itself.
+    floor = (0.5 * (jnp.log(2 * jnp.pi) + 1.0) + 0.5 * data.log_variance[1:].astype(jnp.float32)).mean()
+    return total, (jax.lax.stop_gradient(state), metrics | {"loss": total, "nll_floor": floor})
+
+
+def _inputs(cfg: MemoryConfig, z: Array, action: Array, is_first: Array) -> Array:
+    parts = [z, action.reshape(*z.shape[:-1], cfg.action_size)]
+    if cfg.predict_done:
+        parts.append(is_first[..., None].astype(z.dtype))
+    return jnp.concatenate(parts, -1)

@@ -1,0 +1,55 @@
+"""How every test runs: on the CPU, with JAX as strict as it goes, with compiled programs kept between runs.
+
+The strictness is the point. With `jax_debug_key_reuse` a random key that is consumed twice is an error, within a jitted
+function and outside; a test that means to use a key twice says `jax.random.clone(key)`. With
+`jax_numpy_rank_promotion="raise"` an array of shape [3] does not silently broadcast against one of shape [8, 3].
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+
+# Before JAX is imported, and in the environment, so that the scripts that tests start as processes inherit it.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPO / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import jax
+
+# No deadline: the first example pays for a compilation. Derandomised: a suite that passes today passes tomorrow.
+hypothesis.settings.register_profile("dreamjax", deadline=None, derandomize=True, max_examples=25)
+hypothesis.settings.load_profile("dreamjax")
+
+
+@pytest.fixture(autouse=True)
+def strict_jax(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Checked keys for every test, explicit ranks for all but those marked `evosax`, which broadcasts on its own."""
+    ranks = "allow" if request.node.get_closest_marker("evosax") else "raise"
+    with jax.debug_key_reuse(True), jax.numpy_rank_promotion(ranks):
+        yield
+
+
+def _reference(folder: str) -> Path:
+    path = REPO.parent / "shared" / folder
+    if not path.is_dir():
+        pytest.skip(f"the reference data is not beside this checkout: ../shared/{folder}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Inputs and outputs of the published DreamerV3 code, as .npz files; too large to live in this repository."""
+    return _reference("golden")
+
+
+@pytest.fixture(scope="session")
+def world_models_data() -> Path:
+    """Weights and logs published with World Models; too large to live in this repository."""
+    return _reference("reference/world-models-data")

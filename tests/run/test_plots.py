@@ -1,0 +1,87 @@
+"""Plots: the data is in the picture, whatever its length, and nothing to draw is an error."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from dreamjax.run.plots import fitness_curve, learning_curves, reconstruction_sheet
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[Figure]:
+    """The figures that were saved, to look into."""
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (figures.append(self), save(self, *args, **kw))[1])
+    return figures
+
+
+def series(length: int) -> tuple[np.ndarray, np.ndarray]:
+    steps = np.arange(length) * 10
+    return steps, 1 / (1.0 + steps)
+
+
+def test_learning_curves_have_a_panel_per_metric(tmp_path, drawn):
+    metrics = {"vision": {"loss": series(5), "kl": series(300)}, "memory": {"loss": series(1), "gone": series(0)}}
+    learning_curves(metrics, tmp_path / "curves.png")
+    panels = [axes for axes in drawn[0].axes if axes.get_visible()]
+    assert [axes.get_title(loc="left") for axes in panels] == ["vision · loss", "vision · kl", "memory · loss"]
+    np.testing.assert_array_equal(panels[0].lines[0].get_ydata(), series(5)[1])
+    assert len(panels[0].lines) == 1 and len(panels[1].lines) == 2  # the long one has its running mean
+    np.testing.assert_array_equal(panels[1].lines[0].get_ydata(), series(300)[1])
+    assert Image.open(tmp_path / "curves.png").size[0] > 1000
+
+
+def test_the_running_mean_of_a_line_is_the_line(tmp_path, drawn):
+    steps = np.arange(100)
+    learning_curves({"vision": {"loss": (steps, np.full(100, 3.0))}}, tmp_path / "curves.png")
+    np.testing.assert_allclose(drawn[0].axes[0].lines[1].get_ydata(), 3.0)
+
+
+def test_no_metrics_are_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no metrics"):
+        learning_curves({"vision": {"loss": series(0)}}, tmp_path / "curves.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fitness_curve_shows_range_mean_and_evaluations(tmp_path, drawn):
+    generations = np.arange(30)
+    mean = generations * 2.0
+    evaluations = ([0, 10, 20], [1.0, 2.0, 3.0], [0.1, 0.2, 0.3])
+    fitness_curve(tmp_path / "a.png", generations, mean, mean - 1, mean + 4, evaluations, label="tics")
+    (axes,) = drawn[0].axes
+    assert axes.get_ylabel() == "tics" and axes.get_xlabel() == "generation"
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), mean)
+    np.testing.assert_array_equal(axes.lines[1].get_xydata(), np.array(evaluations[:2]).T)
+    band = axes.collections[0].get_datalim(axes.transData)
+    assert (band.y0, band.y1) == (-1.0, 62.0)
+    fitness_curve(tmp_path / "b.png", [0], [1.0], [0.5], [2.0])
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "b.png"}
+
+
+def test_fitness_curves_need_equal_lengths(tmp_path):
+    with pytest.raises(ValueError, match="'low': 2"):
+        fitness_curve(tmp_path / "a.png", [0, 1, 2], [1, 2, 3], [0, 1], [2, 3, 4])
+    with pytest.raises(ValueError, match="equal lengths above 0"):
+        fitness_curve(tmp_path / "a.png", [], [], [], [])
+
+
+@pytest.mark.parametrize("count", [1, 3, 11])
+def test_a_reconstruction_sheet_pairs_each_original_with_what_came_of_it(tmp_path, drawn, count):
+    originals = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
+    reconstructions = originals / 255 * 1.01  # floats that leave 0..1 a little
+    reconstruction_sheet(
+        originals[:, :, :, :], (reconstructions * 255).clip(0, 255).astype(np.uint8), tmp_path / "a.png"
+    )
+    images = [axes.images[0].get_array() for axes in drawn[0].axes if axes.images]
+    assert len(images) == 2 * count
+    shown = [images[index] for index in range(min(count, 8))]
+    np.testing.assert_array_equal(np.stack(shown), originals[:8])
+    reconstruction_sheet(reconstructions, reconstructions, tmp_path / "b.png")
+    assert Image.open(tmp_path / "b.png").size[1] > 100
+
+
+def test_a_reconstruction_sheet_needs_equal_stacks(tmp_path):
+    with pytest.raises(ValueError, match="two equal stacks"):
+        reconstruction_sheet(np.zeros((2, 8, 8, 3)), np.zeros((3, 8, 8, 3)), tmp_path / "a.png")
