@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
 .DELETE_ON_ERROR:
-.PHONY: help test demo lint format benchmarks clean
+.PHONY: help test demo lint format table benchmarks clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.12]"
@@ -30,6 +30,9 @@ demo: $(VENV)/experiments.stamp ## train a world model of Doom, evolve a control
 	@echo "==> Doom Take Cover: collect, learn to see, learn to predict, evolve a controller inside the dream, play"
 	@$(BIN)/python experiments/doom_take_cover.py --preset demo
 	@echo "Look in the run folder named above: the summary, the plots, and the videos of the game and of its dream."
+
+table: $(VENV)/test.stamp ## put what the experiments measured into the README
+	@$(BIN)/python -m dreamjax.run.readme
 
 benchmarks: $(VENV)/test.stamp ## run every benchmark; each writes its rows to benchmarks/results
 	@set -e; for script in benchmarks/*.py; do echo "==> $$script"; $(BIN)/python "$$script"; done

@@ -1,16 +1,15 @@
-"""World models in JAX, as pure functions: World Models (Ha & Schmidhuber 2018) and DreamerV3 (Hafner et al. 2023).
+"""World models in JAX, as pure functions: World Models (Ha & Schmidhuber 2018).
 
 Everything goes round one loop::
 
     env --act, rollout--> steps --> replay --> world-model loss --> params
      ^                                                                |
-     +--- policy <--- behaviour loss (2023) or CMA-ES (2018) <--- dream(model, policy)
+     +--- policy <--- evolution.tell <--- returns <--- dream(model, policy)
 
 `types` holds the contracts that the rest is written against. `rollout` acts in an environment, `dream` in a
-world model, which is itself an environment; `worldmodels` and `dreamerv3` each build a `LatentModel` and a `Policy`
-for them. `nets`, `distributions`, `returns` and `optim` are the shared mathematics, `replay` the data, `evolution`
-CMA-ES over the parameters of any policy, `envs` the games. `run`, the only part that touches disk and screen, is
-for experiments.
+world model, which is itself an environment; `worldmodels` builds a `LatentModel` and a `Policy` for them. `nets` and
+`distributions` are the shared mathematics, `replay` the data, `evolution` CMA-ES over the parameters of any policy,
+`envs` the games. `run`, the only part that touches disk and screen, is for experiments.
 
 Modules are imported when they are first used: `import dreamjax` alone does not start JAX.
 """
@@ -23,13 +22,10 @@ __version__ = "0.1.0"
 __all__ = [
     "distributions",
     "dream",
-    "dreamerv3",
     "envs",
     "evolution",
     "nets",
-    "optim",
     "replay",
-    "returns",
     "rollout",
     "run",
     "types",

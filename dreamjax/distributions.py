@@ -41,16 +41,18 @@ def mixture_sample(key: Key, mixture: MixtureDensity, temperature: Array | float
     """Draw one value per dimension.
 
     The temperature divides the log weights and multiplies the variances, so that above 1 the draw is less certain.
-    The component comes from inverting the cumulative weights: one uniform number per dimension, not K.
+    The component comes from inverting the cumulative weights: one uniform number per dimension, not K; it and the
+    noise come from one call to the generator.
 
     Shapes: mixture [..., K, Z] -> [..., Z].
     Source: Ha & Schmidhuber 2018, appendix A.2 and A.4; sigma is multiplied by sqrt(temperature), as in SketchRNN.
     """
-    key_component, key_noise = jax.random.split(key)
     shape = mixture.means.shape[:-2] + mixture.means.shape[-1:]
     scaled = mixture.logits / temperature
     weights = jnp.exp(scaled - scaled.max(-2, keepdims=True))
-    threshold = jax.random.uniform(key_component, shape) * weights.sum(-2)
+    open_interval = jnp.nextafter(-1.0, 0.0)  # -1 itself would be an infinite noise
+    uniform = jax.random.uniform(key, (2, *shape), minval=open_interval)  # in (-1, 1)
+    threshold = 0.5 * (1.0 + uniform[0]) * weights.sum(-2)
     cumulative = weights[..., 0, :]
     mean, log_std = mixture.means[..., 0, :], mixture.log_stds[..., 0, :]
     for k in range(1, weights.shape[-2]):
@@ -58,5 +60,5 @@ def mixture_sample(key: Key, mixture: MixtureDensity, temperature: Array | float
         mean = jnp.where(beyond, mixture.means[..., k, :], mean)
         log_std = jnp.where(beyond, mixture.log_stds[..., k, :], log_std)
         cumulative += weights[..., k, :]
-    noise = jax.random.normal(key_noise, shape)
+    noise = jnp.sqrt(2.0) * jax.lax.erf_inv(uniform[1])
     return mean + jnp.exp(log_std) * jnp.sqrt(temperature) * noise

@@ -1,15 +1,30 @@
 """Dreaming: stepping a world model from its prior, without the world.
 
-Source: Ha & Schmidhuber 2018, section 4 (training inside the dream); Hafner et al. 2023, section on actor critic learning.
+Source: Ha & Schmidhuber 2018, section 4 (training inside the dream); Hafner et al. 2023 (actor critic learning).
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
-from dreamjax.rollout import zero_action
-from dreamjax.types import Action, Array, Environment, EnvSpec, Key, LatentModel, Params, Policy, PyTree, Space, State, Step
+from dreamjax.rollout import Returns, population_returns, reactive, zero_action
+from dreamjax.types import (
+    Action,
+    Array,
+    Environment,
+    EnvSpec,
+    Key,
+    LatentModel,
+    Params,
+    Policy,
+    PyTree,
+    Space,
+    State,
+    Step,
+)
 
 
 class Dream(NamedTuple):
@@ -54,10 +69,10 @@ class DreamState(NamedTuple):
 def environment(model: LatentModel, params: Params, starts: PyTree, temperature: Array | float = 1.0) -> Environment:
     """Turn a world model into an environment.
 
-    An episode begins in the posterior of one of `starts`: embeddings of real first frames, as `model.encode` gives them,
-    stacked [S, ...]. Observations are the model's features. The episode ends where the model thinks that more likely
-    than not (a threshold, not a draw), and is cut at the step limit of the environment it models. A temperature above
-    1 makes the dream less certain, and so harder to exploit.
+    An episode begins in the posterior of one of `starts`: embeddings of real first frames, as `model.encode` gives
+    them, stacked [S, ...]. Observations are the model's features. The episode ends where the model thinks that more
+    likely than not (a threshold, not a draw), and is cut at the step limit of the environment it models. A temperature
+    above 1 makes the dream less certain, and so harder to exploit.
 
     Build it inside the function you jit, so that the parameters are arguments of the program and not constants in it.
 
@@ -87,3 +102,39 @@ def environment(model: LatentModel, params: Params, starts: PyTree, temperature:
         )
 
     return Environment(reset, step, spec)
+
+
+@partial(jax.jit, static_argnames=("model", "policy", "mesh"))
+def returns(
+    model: LatentModel,
+    policy: Policy,
+    params: Params,
+    starts: PyTree,
+    population: Params,
+    keys: Key,
+    temperature: Array | float = 1.0,
+    mesh: Mesh | None = None,
+) -> Returns:
+    """Let every policy of a population dream: all episodes and all their steps in one call.
+
+    The policies share the keys. With a mesh of one axis the population is split over its devices, each of which dreams
+    for its own part; nothing else is exchanged. `model` and `policy` are told apart by identity: make them once.
+
+    Shapes: starts [S, ...], population [N, ...], keys [E] -> [N, E].
+    Raises: ValueError if the devices do not divide the population.
+    """
+
+    def dreamed(params: Params, starts: PyTree, population: Params, keys: Key, temperature: Array) -> Returns:
+        return population_returns(environment(model, params, starts, temperature), reactive(policy), population, keys)
+
+    temperature = jnp.asarray(temperature, jnp.float32)
+    if mesh is None:
+        return dreamed(params, starts, population, keys, temperature)
+    count = jax.tree.leaves(population)[0].shape[0]
+    if count % mesh.size:
+        raise ValueError(f"{mesh.size} devices do not divide a population of {count}; use a multiple or fewer devices")
+    whole, split = PartitionSpec(), PartitionSpec(*mesh.axis_names)
+    specs = (whole, whole, split, whole, whole)
+    # The loops inside start from constants, which the check of varying axes takes for equal on all devices.
+    parallel = jax.shard_map(dreamed, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
+    return parallel(params, starts, population, keys, temperature)

@@ -195,7 +195,7 @@ def _check_population(cfg: EvolutionConfig, state: EvolutionState, population: P
 
 
 def _decompose(covariance: Array) -> tuple[Array, Array]:
-    """Eigenvectors [n, n], one a column, and roots [n] of the eigenvalues, of which float32 cannot resolve the least."""
+    """Eigenvectors [n, n], one a column, and roots [n] of the eigenvalues, none below what float32 resolves."""
     variances, basis = jnp.linalg.eigh(covariance)
     return basis, jnp.sqrt(jnp.maximum(variances, jnp.finfo(jnp.float32).eps * variances[-1]))
 

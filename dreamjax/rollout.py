@@ -93,12 +93,12 @@ def unroll(
     def advance(state: UnrollState, key: Key) -> tuple[UnrollState, Transition]:
         key_act, key_step, key_next = jax.random.split(key, 3)
         memory, action = agent.act(params, key_act, state.agent, state.step)
-        following = jax.lax.cond(
+        game, step = jax.lax.cond(
             state.step.is_last,
             lambda: environment.reset(key_next),
             lambda: environment.step(key_step, state.environment, action),
         )
-        return UnrollState(*following, memory), Transition(state.step, action)
+        return UnrollState(game, step, memory), Transition(state.step, action)
 
     return jax.lax.scan(advance, state, jax.random.split(key_steps, length))
 
@@ -149,14 +149,14 @@ def episodes(
             lane.steps + jnp.where(over, 0, 1),
         )
 
-    def alive(lanes: _Lane) -> Array:
-        return (~lanes.step.is_last).sum()
+    def more_than(count: int, lanes: _Lane) -> Array:
+        return (~lanes.step.is_last).sum() > count
 
     lanes = jax.vmap(begin)(jnp.arange(count), params, keys)
-    for size in _lane_counts(count, shrink, smallest):
+    sizes = _lane_counts(count, shrink, smallest)
+    for size, fewer in zip(sizes, [*sizes[1:], 0], strict=True):
         lanes = jax.tree.map(partial(jnp.take, indices=jnp.argsort(lanes.step.is_last)[:size], axis=0), lanes)
-        fewer = _lane_counts(size, shrink, smallest)[1:2] or [0]
-        lanes = jax.lax.while_loop(lambda lanes, n=fewer[0]: alive(lanes) > n, jax.vmap(advance), lanes)
+        lanes = jax.lax.while_loop(partial(more_than, fewer), jax.vmap(advance), lanes)
         results = Returns(
             results.total.at[lanes.number].set(lanes.total), results.steps.at[lanes.number].set(lanes.steps)
         )

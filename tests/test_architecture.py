@@ -24,15 +24,12 @@ RANK = {
     "types": 0,
     "nets": 1,
     "distributions": 1,
-    "returns": 1,
-    "optim": 1,
     "replay": 2,
     "rollout": 2,
     "dream": 2,
     "evolution": 2,
     "envs": 2,
     "worldmodels": 3,
-    "dreamerv3": 3,
     "run": 4,
 }
 LOOPS = 2  # the rank whose modules may import each other: a dream is rolled out
@@ -235,7 +232,8 @@ def test_functions_are_short(path: Path) -> None:
 def test_functions_take_few_parameters(path: Path) -> None:
     def count(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
         arguments = function.args
-        names = [a.arg for a in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]]
+        # Keyword-only ones are named where they are called, which is what the limit is for.
+        names = [a.arg for a in [*arguments.posonlyargs, *arguments.args]]
         return len(names) - (names[:1] in (["self"], ["cls"]))
 
     counts = {f"{f.name}:{f.lineno}": count(f) for f in functions(path)}

@@ -291,7 +291,9 @@ def _to_action(space: PyTree, action: Any, lanes: tuple[int, ...]) -> Action:
     checked = array if space.is_discrete else cast  # integers may wrap when cast; floats may round inside the bounds
     above = checked < space.high if space.is_discrete else checked <= space.high
     if not np.all((checked >= space.low) & above):
-        raise InvalidAction(f"action {action!r} lies outside [{space.low:g}, {space.high:g}]")
+        raise InvalidAction(
+            f"action {action!r} lies outside [{space.low:g}, {space.high:g}{')' if space.is_discrete else ']'}"
+        )
     return cast
 
 

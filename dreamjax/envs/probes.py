@@ -82,10 +82,10 @@ def dodge(
     """Live under falling projectiles: reward 1 for every step, a terminal end on contact, a time limit otherwise.
 
     The action is [] float32 in [-1, 1]: below -1/3 the player goes left, above 1/3 right, else it stays, as in the
-    Take Cover of Ha & Schmidhuber 2018 (appendix A.1 discretisation). Each step, with probability `rate`, something is
-    thrown from the top row: with probability `aim` at where the player is now, else at a uniform column. It falls
-    `speed` rows a step. An episode opens at a uniform column under projectiles already in the upper half. The return
-    is the number of steps survived, the fatal one included. Standing still is fatal at the first aimed throw.
+    Take Cover of Ha & Schmidhuber 2018. Each step, with probability `rate`, something is thrown from the top row: with
+    probability `aim` at where the player is now, else at a uniform column. It falls `speed` rows a step. An episode
+    opens at a uniform column under projectiles already in the upper half. The return is the number of steps survived,
+    the fatal one included. Standing still is fatal at the first aimed throw.
 
     "pixels" are [64, 64, 3] uint8 frames, as `draw_dodge` makes them; "state" is [1 + 2K] float32 in (-1, 1]: the
     player's column, K columns (from the middle, in half frames; 0 where nothing was thrown) and K flags of whether
@@ -115,11 +115,7 @@ def dodge(
         return state, Step(observe(state), jnp.float32(0), is_first=jnp.bool_(True), is_last=no, is_terminal=no)
 
     def step(key: Key, state: DodgeState, action: Array) -> tuple[DodgeState, Step]:
-        key_thrown, key_aim, key_column = jax.random.split(key, 3)
-        aimed = state.player + (PLAYER - PROJECTILE) // 2
-        uniform = jax.random.randint(key_column, (), 0, FRAME - PROJECTILE + 1)
-        column = jnp.where(jax.random.bernoulli(key_aim, aim), aimed, uniform)
-        thrown = jnp.where(jax.random.bernoulli(key_thrown, rate), column, ABSENT)
+        thrown = _throw(key, state.player, rate, aim)
         state = DodgeState(
             player=move_player(state.player, action),
             rows=state.rows,
@@ -134,6 +130,14 @@ def dodge(
     if observation == "state":
         space = Space((1 + 2 * len(rows),), np.float32, -1.0, 1.0)
     return Environment(reset, step, EnvSpec(space, Space((), np.float32, -1.0, 1.0), max_steps))
+
+
+def _throw(key: Key, player: Array, rate: float, aim: float) -> Array:
+    key_thrown, key_aim, key_column = jax.random.split(key, 3)
+    aimed = player + (PLAYER - PROJECTILE) // 2
+    uniform = jax.random.randint(key_column, (), 0, FRAME - PROJECTILE + 1)
+    column = jnp.where(jax.random.bernoulli(key_aim, aim), aimed, uniform)
+    return jnp.where(jax.random.bernoulli(key_thrown, rate), column, ABSENT)
 
 
 def move_player(player: Array, action: Array) -> Array:

@@ -41,8 +41,8 @@ class LSTM(nn.Module):
 
     def __call__(self, state: LSTMState, x: Array) -> LSTMState:
         """Take one step. Shapes: state [..., H], x [..., I] -> [..., H]."""
-        gates = jnp.concatenate([x, state.h], -1) @ self.kernel + self.bias
-        c, h, _ = _cell(gates, state.c)
+        gates = jnp.concatenate([x, state.h], -1) @ self.kernel
+        c, h, _ = _cell(gates + jnp.broadcast_to(self.bias, gates.shape), state.c)
         return LSTMState(c, h)
 
     def sequence(self, state: LSTMState, xs: Array, resets: Array) -> tuple[LSTMState, Array]:
@@ -68,7 +68,8 @@ def _sequence(kernel: Array, bias: Array, state: LSTMState, xs: Array, keep: Arr
 
 def _sequence_fwd(kernel: Array, bias: Array, state: LSTMState, xs: Array, keep: Array):  # type: ignore[no-untyped-def]
     recurrent = kernel[xs.shape[-1] :]
-    projected = xs @ kernel[: xs.shape[-1]] + bias  # one product for all steps
+    projected = xs @ kernel[: xs.shape[-1]]  # one product for all steps
+    projected += jnp.broadcast_to(bias, projected.shape)
 
     def step(state: LSTMState, data: tuple[Array, Array]):  # type: ignore[no-untyped-def]
         x, keep = data

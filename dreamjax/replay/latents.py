@@ -4,7 +4,7 @@ Latents are small (float16: 256 bytes a frame at 64 latents), so the frames them
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,7 @@ class Latents(NamedTuple):
     length: np.ndarray  # [E] int64, frames of each episode
 
     def first_frames(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Posterior of the first frames of the first `count` episodes: where dreams begin. Two of [count, Z] float32."""
+        """Posterior of the first frame of the first `count` episodes, where dreams begin: two of [count, Z]."""
         first = (np.cumsum(self.length) - self.length)[:count]
         return self.mean[first].astype(np.float32), self.log_variance[first].astype(np.float32)
 
@@ -63,13 +63,9 @@ def chunks(latents: Latents, seed: int, streams: int, length: int, start_step: i
         for i in range(skip, per_epoch):
             index = np.arange(i * length, (i + 1) * length + 1)[:, None] + width * np.arange(streams)
             chosen = frames[index]
-            yield Chunk(
-                latents.mean[chosen],
-                latents.log_variance[chosen],
-                latents.action[chosen],
-                is_first[index],
-                np.array(i == 0),
-            )
+            coded: tuple[Any, ...] = (latents.mean[chosen], latents.log_variance[chosen], latents.action[chosen])
+            flags: tuple[Any, ...] = (is_first[index], np.array(i == 0))
+            yield Chunk(*coded, *flags)
         epoch, skip = epoch + 1, 0
 
 

@@ -159,6 +159,12 @@ _RESULT_FIELDS = {
 _ROW_FIELDS = ("name", "mean", "std", "n", "unit", "published")
 
 
+def result_row(name: str, values: np.ndarray, unit: str, published: float | str | None = None) -> dict[str, Any]:
+    """One row of a result: mean and population standard deviation of values [n], of episodes or repeats."""
+    mean, std = float(np.mean(values)), float(np.std(values))
+    return {"name": name, "mean": mean, "std": std, "n": len(values), "unit": unit, "published": published}
+
+
 def write_result(
     path: str | os.PathLike[str],
     experiment: str,

@@ -1,7 +1,9 @@
 """Playing host environments with an agent: several games at once, one batched call per step."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -12,6 +14,8 @@ import numpy as np
 from dreamjax import rollout
 from dreamjax.envs.gymnasium import host_reset, host_step
 from dreamjax.envs.vizdoom import GameCrashed
+from dreamjax.run.atomic import replacing
+from dreamjax.run.progress import progress
 from dreamjax.types import Array, Key, LatentModel, Params, Policy, PyTree, Step
 
 _CRASHES = 3  # of one episode, before giving up
@@ -127,5 +131,51 @@ class _Table:
 def _nothing(env: gymnasium.Env) -> Step:
     """A step to fill the batch with while a game has no episode; what the agent makes of it is thrown away."""
     space = env.observation_space
-    yes, no = np.array(True), np.array(False)
-    return Step(np.zeros(space.shape or (), space.dtype), np.float32(0), yes, no, no)
+    blank: dict[str, Any] = {"observation": np.zeros(space.shape or (), space.dtype), "reward": np.float32(0)}
+    flags: dict[str, Any] = {"is_first": np.array(True), "is_last": np.array(False), "is_terminal": np.array(False)}
+    return Step(**blank, **flags)
+
+
+def play_actions(
+    make_env: Callable[[], gymnasium.Env], actions: Callable[[int], np.ndarray], seeds: Iterable[int]
+) -> Iterator[Played]:
+    """Play one episode per seed with the actions that were fixed before it, [steps, ...]: random play, replays."""
+    env = make_env()
+    try:
+        for seed in seeds:
+            step, total = host_reset(env, seed), 0.0
+            steps = 0
+            for action in actions(seed):
+                step = host_step(env, action)
+                total += float(step.reward)
+                steps += 1
+                if step.is_last:
+                    break
+            yield Played(seed, total, steps, bool(step.is_terminal), None)
+    finally:
+        env.close()
+
+
+def returns(
+    path: Path, seeds: Sequence[int], label: str, player: Callable[[list[int]], Iterator[Played]]
+) -> np.ndarray:
+    """Sum of rewards of each seed's episode: those noted in the file at `path`, and the others as `player` plays them.
+
+    Every episode is noted when it ends, so nothing is played twice. Shapes: -> [len(seeds)].
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    noted = [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may have cut off the last one
+    with replacing(path) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in noted))
+    totals = {row["seed"]: row["return"] for row in noted}
+    missing = [seed for seed in seeds if seed not in totals]
+    with progress(len(seeds), label, initial=len(seeds) - len(missing), unit="episode") as bar, path.open("a") as file:
+        for played in player(missing):
+            row = {"seed": played.seed, "return": played.total, "steps": played.steps, "terminal": played.terminated}
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            totals[played.seed] = played.total
+            bar.update()
+            bar.set_postfix(mean=f"{np.mean([totals[seed] for seed in seeds if seed in totals]):.0f}")
+    return np.array([totals[seed] for seed in seeds])

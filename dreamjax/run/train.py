@@ -28,6 +28,8 @@ def train(
 
     `batches(step)` yields the data of update `step` and of those after it. If it and `update` depend on nothing but the
     step and the state, the result is the same however often the training was interrupted.
+
+    Raises: ValueError if the data end before the updates do.
     """
     checkpoints = Checkpoints(run.path / "checkpoints" / name)
     found = checkpoints.restore(jax.eval_shape(lambda: state))
@@ -37,7 +39,12 @@ def train(
     if begin >= updates:
         return state
     with run.stage(name) as stage, progress(updates, name, initial=begin, unit="update") as bar:
-        for step, batch in zip(range(begin, updates), batches(begin), strict=False):
+        data = batches(begin)
+        for step in range(begin, updates):
+            try:
+                batch = next(data)
+            except StopIteration:
+                raise ValueError(f"the data of stage {name!r} ended before update {step + 1} of {updates}") from None
             state, metrics = update(state, batch)
             done = step + 1
             bar.update()

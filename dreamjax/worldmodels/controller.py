@@ -22,8 +22,9 @@ class ControllerConfig:
 def make(cfg: ControllerConfig) -> Policy:
     """Build C as a `Policy`.
 
-    Doom: action = tanh(w . features), a scalar in [-1, 1], without bias (1,088 parameters). CarRacing: tanh(W features + b)
-    with the second output moved from [-1, 1] to [0, 1] (gas) and the third cut off below 0 (brake) (867 parameters).
+    Doom: action = tanh(w . features), a scalar in [-1, 1], without bias (1,088 parameters). CarRacing:
+    tanh(W features + b), the second output moved from [-1, 1] to [0, 1] (gas) and the third cut off below 0 (brake)
+    (867 parameters).
     All-zero parameters, where evolution starts, do nothing in Doom and give half gas in CarRacing.
 
     Raises: ValueError for an unknown game.

@@ -4,7 +4,7 @@ Source: Ha & Schmidhuber 2018, appendix A.2 and A.4, and its published code wher
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -93,12 +93,12 @@ def step(cfg: MemoryConfig, params: Params, state: LSTMState, z: Array, action: 
 
     Shapes: state [..., H], z [..., Z], action [..., A], is_first [...] bool -> state [..., H].
     """
-    return Network(cfg).apply({"params": params}, state, _inputs(cfg, z, action, is_first), method="step")
+    return _apply(cfg, params, "step", state, _inputs(cfg, z, action, is_first))
 
 
 def predict(cfg: MemoryConfig, params: Params, h: Array) -> Prediction:
     """Expect the next frame and the end of the episode. Shapes: h [..., H]."""
-    return Network(cfg).apply({"params": params}, h, method="predict")
+    return _apply(cfg, params, "predict", h)
 
 
 def loss(
@@ -115,7 +115,7 @@ def loss(
     state = jax.tree.map(lambda leaf: jnp.where(data.fresh, 0.0, leaf), state)
     z = gaussian_sample(key, data.mean.astype(jnp.float32), data.log_variance.astype(jnp.float32))
     xs = _inputs(cfg, z, data.action.astype(jnp.float32), data.is_first)[:-1]
-    state, hs = Network(cfg).apply({"params": params}, state, xs, data.is_first[:-1], method="sequence")
+    state, hs = _apply(cfg, params, "sequence", state, xs, data.is_first[:-1])
     prediction = predict(cfg, params, hs)
     nll = -mixture_log_prob(prediction.latent, z[1:]).mean()
     metrics = {"nll": nll}
@@ -135,6 +135,10 @@ def loss(
     # What is left when the next posterior's mean is known exactly: the entropy of the draw itself.
     floor = (0.5 * (jnp.log(2 * jnp.pi) + 1.0) + 0.5 * data.log_variance[1:].astype(jnp.float32)).mean()
     return total, (jax.lax.stop_gradient(state), metrics | {"loss": total, "nll_floor": floor})
+
+
+def _apply(cfg: MemoryConfig, params: Params, method: str, *args: Any) -> Any:
+    return Network(cfg).apply({"params": params}, *args, method=method)
 
 
 def _inputs(cfg: MemoryConfig, z: Array, action: Array, is_first: Array) -> Array:

@@ -68,8 +68,8 @@ class WorldModelState(NamedTuple):
 def make(cfg: WorldModelConfig) -> LatentModel:
     """Bind a configuration.
 
-    `observe` and `imagine` first let M take in (z, a) of the step before, then draw the new z: from V's posterior of the
-    real frame or from M's mixture density. So the controller acts on z_t and on the state of M that predicted it.
+    `observe` and `imagine` first let M take in (z, a) of the step before, then draw the new z: from V's posterior of
+    the real frame or from M's mixture density. So the controller acts on z_t and on the state of M that predicted it.
     A dreamed episode that M can end pays 1 for every step, as Take Cover does; without a done head there is no reward.
     """
 

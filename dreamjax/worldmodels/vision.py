@@ -5,6 +5,7 @@ Source: Ha & Schmidhuber 2018, appendix A.1, and its published code where the tw
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -101,7 +102,7 @@ def loss(cfg: VisionConfig, params: Params, key: Key, frames: Array) -> tuple[Ar
     return total, {"loss": total, "reconstruction": reconstruction, "kl": kl.mean()}
 
 
-def _apply(cfg: VisionConfig, params: Params, x: Array, method: str) -> Array | POSTERIOR:
+def _apply(cfg: VisionConfig, params: Params, x: Array, method: str) -> Any:
     return Autoencoder(cfg.latent_size).apply({"params": params}, x, method=method)
 
 

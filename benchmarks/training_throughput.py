@@ -1,0 +1,179 @@
+"""How fast V and M train: the jitted train steps against the same layers in PyTorch, on the same cores, in one run.
+
+    python benchmarks/training_throughput.py            about five minutes on two cores
+    python benchmarks/training_throughput.py --smoke    seconds, to see that it runs; writes nothing
+
+V: batches of 100 frames, as published; beside it V in plain Flax, whose convolutions XLA lowers as it likes. M: 32
+streams of 64 steps, as the experiment's preset for a CPU. PyTorch's LSTM is its fused one, which does not even reset
+the state at the first frame of an episode as ours does. All include the optimiser.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import jax
+import numpy as np
+import torch
+from torch import nn
+
+from dreamjax.nets import conv
+from dreamjax.replay.latents import Chunk
+from dreamjax.run.folder import result_row, write_result
+from dreamjax.run.timing import measure
+from dreamjax.worldmodels import learner, memory, vision
+
+RESULTS = Path(__file__).parent / "results" / "training_throughput.json"
+
+
+def ours_vision(frames: np.ndarray) -> Callable[[], jax.Array]:
+    """Return a function that trains our V by one step."""
+    state = learner.vision_init(vision.VisionConfig(), learner.VISION_OPTIMIZER, jax.random.key(0))
+
+    def step() -> jax.Array:
+        nonlocal state
+        state, metrics = learner.vision_step(
+            vision.VisionConfig(), learner.VISION_OPTIMIZER, jax.random.key(1), state, frames
+        )
+        return metrics["loss"]
+
+    return step
+
+
+def plain_vision(frames: np.ndarray) -> Callable[[], jax.Array]:
+    """Return the same, with XLA's own convolutions."""
+    state = learner.vision_init(vision.VisionConfig(), learner.VISION_OPTIMIZER, jax.random.key(0))
+    update = partial(learner.vision_step.__wrapped__, vision.VisionConfig(), learner.VISION_OPTIMIZER)
+    update = jax.jit(update, donate_argnums=1)
+    native = {
+        "_forward_cpu": conv._forward_native,
+        "_transpose_cpu": conv._transpose_native,
+        "_kernel_gradient_cpu": conv._kernel_gradient_native,
+    }
+    with mock.patch.multiple(conv, **native):
+        update = update.lower(jax.random.key(1), state, frames).compile()
+
+    def step() -> jax.Array:
+        nonlocal state
+        state, metrics = update(jax.random.key(1), state, frames)
+        return metrics["loss"]
+
+    return step
+
+
+def torch_vision(frames: np.ndarray) -> Callable[[], torch.Tensor]:
+    """Return a function that trains V in PyTorch by one step."""
+    relu = nn.ReLU()
+    encoder = nn.Sequential(
+        *(nn.Conv2d(3, 32, 4, 2), relu, nn.Conv2d(32, 64, 4, 2), relu),
+        *(nn.Conv2d(64, 128, 4, 2), relu, nn.Conv2d(128, 256, 4, 2), relu, nn.Flatten()),
+    )
+    mean_layer, log_variance_layer, dec_fc = nn.Linear(1024, 64), nn.Linear(1024, 64), nn.Linear(64, 1024)
+    decoder = nn.Sequential(
+        *(nn.ConvTranspose2d(1024, 128, 5, 2), relu, nn.ConvTranspose2d(128, 64, 5, 2), relu),
+        *(nn.ConvTranspose2d(64, 32, 6, 2), relu, nn.ConvTranspose2d(32, 3, 6, 2), nn.Sigmoid()),
+    )
+    modules = nn.ModuleList([encoder, mean_layer, log_variance_layer, dec_fc, decoder])
+    optimizer = torch.optim.Adam(modules.parameters(), 1e-4)
+    stored = torch.tensor(frames).permute(0, 3, 1, 2).contiguous()
+
+    def step() -> torch.Tensor:
+        x = stored.float() / 255
+        hidden = encoder(x)
+        mean, log_variance = mean_layer(hidden), log_variance_layer(hidden)
+        z = mean + torch.exp(log_variance / 2) * torch.randn_like(mean)
+        error = ((decoder(dec_fc(z)[:, :, None, None]) - x) ** 2).sum((1, 2, 3)).mean()
+        kl = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum(1)
+        loss = error + kl.clamp(min=32).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def ours_memory(data: Chunk) -> Callable[[], jax.Array]:
+    """Return a function that trains our M by one step."""
+    cfg, opt = memory.MemoryConfig(), learner.MEMORY_OPTIMIZER
+    state = learner.memory_init(cfg, opt, jax.random.key(0), data.mean.shape[1])
+
+    def step() -> jax.Array:
+        nonlocal state
+        state, metrics = learner.memory_step(cfg, opt, jax.random.key(1), state, data)
+        return metrics["loss"]
+
+    return step
+
+
+def torch_memory(data: Chunk) -> Callable[[], torch.Tensor]:
+    """Return a function that trains M in PyTorch by one step."""
+    lstm, output = nn.LSTM(66, 512), nn.Linear(512, 961)
+    parameters = [*lstm.parameters(), *output.parameters()]
+    optimizer = torch.optim.Adam(parameters, 1e-3)
+    mean, log_variance = torch.tensor(data.mean), torch.tensor(data.log_variance)
+    action, first = torch.tensor(data.action)[..., None], torch.tensor(data.is_first)[..., None].float()
+    streams = data.mean.shape[1]
+    carry = (torch.zeros(1, streams, 512), torch.zeros(1, streams, 512))
+
+    def step() -> torch.Tensor:
+        nonlocal carry
+        z = mean.float() + torch.exp(log_variance.float() / 2) * torch.randn(mean.shape)
+        hs, carry = lstm(torch.cat([z, action.float(), first], 2)[:-1], tuple(part.detach() for part in carry))
+        y = output(hs)
+        logits, means, log_stds = y[..., :960].reshape(*y.shape[:2], 3, 5, 64).unbind(2)
+        standard = (z[1:, :, None] - means) * torch.exp(-log_stds)
+        log_normal = -0.5 * standard**2 - log_stds - 0.5 * np.log(2 * np.pi)
+        nll = -torch.logsumexp(torch.log_softmax(logits, 2) + log_normal, 2).mean()
+        done = first[1:, :, 0]
+        entropy = nn.functional.binary_cross_entropy_with_logits(y[..., 960], done, reduction="none")
+        loss = nll + ((1 + 9 * done) * entropy).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_value_(parameters, 1.0)
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def main(smoke: bool) -> None:
+    """Measure and write."""
+    begun = time.monotonic()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    rng = np.random.default_rng(0)
+    repeats = 1 if smoke else 9
+    frames = rng.integers(0, 256, (4 if smoke else 100, 64, 64, 3), np.uint8)
+    steps, streams = (4, 2) if smoke else (64, 32)
+    shape = (steps + 1, streams)
+    chunk = Chunk(
+        rng.normal(size=(*shape, 64)).astype(np.float16),
+        np.full((*shape, 64), -1, np.float16),
+        rng.uniform(-1, 1, shape).astype(np.float16),
+        rng.random(shape) < 0.003,
+        np.array(False),
+    )
+    v = measure({"ours": ours_vision(frames), "plain": plain_vision(frames), "torch": torch_vision(frames)}, repeats)
+    m = measure({"ours": ours_memory(chunk), "torch": torch_memory(chunk)}, repeats)
+    rows = []
+    for part, unit, amount, timings in (("V", "frames/s", len(frames), v), ("M", "frames/s", steps * streams, m)):
+        rate = {name: timing.rate(amount) for name, timing in timings.items()}
+        rows += [result_row(f"{part}, {name}", values, unit) for name, values in rate.items()]
+        rows += [
+            result_row(f"{part}, ours / {name}", rate["ours"] / values, "x")
+            for name, values in rate.items()
+            if name != "ours"
+        ]
+        rows.append(result_row(f"{part}, compilation", np.array([timings["ours"].first_s]), "s"))
+    print("\n".join(f"{row['name']:24} {row['mean']:10.2f} ± {row['std']:.2f} {row['unit']}" for row in rows))
+    if not smoke:
+        command = "python benchmarks/training_throughput.py"
+        write_result(RESULTS, "training_throughput", "full", command, [0], time.monotonic() - begun, rows)
+
+
+if __name__ == "__main__":
+    main("--smoke" in sys.argv[1:])

@@ -1,0 +1,58 @@
+"""Turning recorded episodes into latents, once, with a file for every few episodes."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from dreamjax.replay import episodes, latents
+from dreamjax.replay.latents import Latents
+from dreamjax.run.atomic import replacing
+from dreamjax.run.folder import RunFolder
+from dreamjax.run.progress import progress
+from dreamjax.types import PyTree
+
+_BATCH = 256  # frames per call
+_GROUP = 50  # episodes per file
+
+
+def encode(run: RunFolder, store: episodes.Store, posterior: Callable[[np.ndarray], tuple[PyTree, PyTree]]) -> Latents:
+    """Encode every frame of a store, but for the episodes that an earlier call has done.
+
+    `posterior` (jitted) takes uint8 frames [256, 64, 64, 3] to mean and log variance, [256, Z] each. The files go to
+    `latents/` in the run folder, float16.
+
+    Raises: EpisodeError for an episode that cannot be read, ValueError if the files there were made from other ones.
+    """
+    paths = [run.path / "latents" / f"{first:06}.npz" for first in range(0, len(store), _GROUP)]
+    missing = [i for i, path in enumerate(paths) if not path.exists()]
+    if missing:
+        with run.stage("encode") as stage:
+            for i in progress(missing, "encode", initial=len(paths) - len(missing), unit="file"):
+                read = [episodes.read(path) for path in store.paths[i * _GROUP : (i + 1) * _GROUP]]
+                mean, log_variance = _batched(posterior, np.concatenate([episode.observation for episode in read]))
+                part = Latents(
+                    mean,
+                    log_variance,
+                    np.concatenate([episode.action for episode in read]),
+                    np.array([len(episode.action) for episode in read]),
+                )
+                with replacing(paths[i]) as temporary:
+                    np.savez(temporary, allow_pickle=False, **part._asdict())
+                stage.tick()
+    parts = []
+    for path in paths:
+        with np.load(path) as arrays:
+            parts.append(Latents(**arrays))
+    whole = latents.concatenate(parts)
+    if not np.array_equal(whole.length, store.lengths):
+        raise ValueError(f"{run.path / 'latents'} holds the latents of other episodes; delete it to encode these")
+    return whole
+
+
+def _batched(
+    posterior: Callable[[np.ndarray], tuple[PyTree, PyTree]], frames: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    padded = np.concatenate([frames, np.zeros((-len(frames) % _BATCH, *frames.shape[1:]), frames.dtype)])
+    parts = [posterior(padded[i : i + _BATCH]) for i in range(0, len(padded), _BATCH)]
+    mean, log_variance = (np.concatenate(part)[: len(frames)] for part in zip(*parts, strict=True))
+    return mean.astype(np.float16), log_variance.astype(np.float16)

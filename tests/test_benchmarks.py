@@ -1,0 +1,20 @@
+"""Every benchmark runs in its smallest form. Speeds are not tested here; what was measured is in benchmarks/results."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("name", ["dream_throughput", "training_throughput"])
+def test_benchmark_runs(name: str) -> None:
+    command = [sys.executable, str(REPO / "benchmarks" / f"{name}.py"), "--smoke"]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "/s" in done.stdout
+    committed = json.loads((REPO / "benchmarks" / "results" / f"{name}.json").read_text())
+    assert committed["command"].startswith(f"python benchmarks/{name}.py")

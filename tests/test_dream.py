@@ -1,0 +1,260 @@
+"""Dreams of a model whose every number is known, and of one built like Doom's on several devices."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from dreamjax import dream, rollout
+from dreamjax.envs.gymnasium import to_gymnasium
+from dreamjax.types import Action, Array, EnvSpec, Key, LatentModel, Outcome, Params, Policy, Space
+
+MAX_STEPS = 6
+CONTINUES = [1.0, 0.9, 0.51, 0.5, 0.49, 0.0]  # of counts 0 to 5 and above: 4 is the first that ends a dream
+
+
+class Count(NamedTuple):
+    count: Array  # [] float32
+    mark: Array  # [] float32, what the start of the episode said besides
+
+
+def counter() -> LatentModel:
+    """Imagining adds action * temperature to the count. The reward is ten times the count, plus the mark."""
+
+    def observe(params: Params, key: Key, state: Count, action: Action, embedding: tuple, is_first: Array) -> Count:
+        count, mark = embedding
+        untouched = is_first & (state.count == -1) & (action == 0)
+        return Count(jnp.where(untouched, count, jnp.nan), mark)
+
+    def imagine(params: Params, key: Key, state: Count, action: Action, temperature: Array | float) -> Count:
+        return Count(state.count + params["step"] * action * temperature, state.mark)
+
+    def outcome(params: Params, state: Count) -> Outcome:
+        table = jnp.array(CONTINUES)
+        return Outcome(10 * state.count + state.mark, table[jnp.clip(state.count.astype(jnp.int32), 0, 5)])
+
+    return LatentModel(
+        init=lambda key: {"step": jnp.float32(1)},
+        start=lambda params: Count(jnp.float32(-1), jnp.float32(-1)),
+        encode=lambda params, observation: (observation, jnp.float32(0)),
+        observe=observe,
+        imagine=imagine,
+        features=lambda state: jnp.stack([state.count, state.mark]),
+        outcome=outcome,
+        decode=lambda params, state: state.count,
+        spec=EnvSpec(Space(()), Space((), np.float32, -1.0, 1.0), MAX_STEPS),
+    )
+
+
+MODEL = counter()
+PARAMS = {"step": jnp.float32(1)}
+STARTS = (jnp.array([0.0, 1.0, 2.0]), jnp.array([0.25, 0.5, 0.75]))  # counts, and a mark for each
+LINEAR = Policy(lambda key: jnp.zeros(2), lambda params, key, features: params[0] * features[0] + params[1])
+
+
+def one_start(i: int) -> tuple[Array, Array]:
+    return STARTS[0][i : i + 1], STARTS[1][i : i + 1]
+
+
+def follow(environment: Any, actions: list[float]) -> list[tuple]:
+    """Count, mark, reward, is_first, is_last, is_terminal of every step."""
+    state, step = environment.reset(jax.random.key(0))
+    steps = [step]
+    for t, action in enumerate(actions):
+        state, step = environment.step(jax.random.key(t + 1), state, jnp.float32(action))
+        steps.append(step)
+    return [(*s.observation.tolist(), *(float(x) for x in s[1:])) for s in steps]
+
+
+def test_an_episode_of_a_dream_ends_where_the_model_thinks_it_is_over() -> None:
+    """At 0.5 it goes on, below it ends. The reward is that of the state which the action leads to."""
+    environment = dream.environment(MODEL, PARAMS, one_start(1))
+    assert follow(environment, [1, 0, 1, 1]) == [
+        (1, 0.5, 0, 1, 0, 0),
+        (2, 0.5, 20.5, 0, 0, 0),
+        (2, 0.5, 20.5, 0, 0, 0),
+        (3, 0.5, 30.5, 0, 0, 0),
+        (4, 0.5, 40.5, 0, 1, 1),
+    ]
+
+
+def test_the_step_limit_is_last_but_not_terminal() -> None:
+    environment = dream.environment(MODEL, PARAMS, one_start(0))
+    steps = follow(environment, [0] * MAX_STEPS)
+    assert [step[-2:] for step in steps] == [(0, 0)] * MAX_STEPS + [(1, 0)]
+    steps = follow(environment, [0, 0, 1, 1, 1, 1])
+    assert steps[-1][-2:] == (1, 1) and steps[-2][-2:] == (0, 0), "an end at the limit is still one"
+
+
+def test_the_parameters_and_the_temperature_reach_the_model() -> None:
+    environment = dream.environment(MODEL, {"step": jnp.float32(0.5)}, one_start(0), temperature=3.0)
+    assert [step[0] for step in follow(environment, [1, 1])] == [0, 1.5, 3]
+
+
+def test_a_dream_says_what_it_emits_and_takes() -> None:
+    spec = dream.environment(MODEL, PARAMS, STARTS).spec
+    assert spec == EnvSpec(Space((2,)), MODEL.spec.action, MAX_STEPS)
+
+
+def test_every_start_is_used_equally_often() -> None:
+    """What belongs to one start stays together."""
+    environment = dream.environment(MODEL, PARAMS, STARTS)
+    keys = jax.random.split(jax.random.key(0), 6000)
+    _, step = jax.jit(jax.vmap(environment.reset))(keys)
+    counts, marks = np.asarray(step.observation).T
+    np.testing.assert_array_equal(marks, (counts + 1) / 4)
+    frequencies = [(counts == start).mean() for start in (0, 1, 2)]
+    np.testing.assert_allclose(frequencies, 1 / 3, atol=4 * (2 / 9 / 6000) ** 0.5)
+
+
+def test_an_imagined_action_belongs_to_the_state_before_it() -> None:
+    start = Count(jnp.float32(2), jnp.float32(7))
+    dreamed = dream.imagine(MODEL, LINEAR, (PARAMS, jnp.array([0.5, 1.0])), jax.random.key(0), start, 3)
+    np.testing.assert_array_equal(dreamed.states.count, [2, 4, 7, 11.5])  # x + (x / 2 + 1)
+    np.testing.assert_array_equal(dreamed.actions, [2, 3, 4.5])
+    np.testing.assert_array_equal(dreamed.states.mark, [7] * 4)
+    hot = dream.imagine(MODEL, LINEAR, (PARAMS, jnp.array([0.0, 1.0])), jax.random.key(0), start, 2, 10.0)
+    np.testing.assert_array_equal(hot.states.count, [2, 12, 22])
+
+
+def test_gradients_flow_through_imagined_states_and_actions() -> None:
+    """x_H = x_0 (1 + s w)^H, by the policy's w and by the model's s and start x_0."""
+    horizon, w, s, x = 4, 0.3, 0.5, 2.0
+
+    def last(w: Array, s: Array, x: Array) -> Array:
+        params = ({"step": s}, jnp.stack([w, jnp.float32(0)]))
+        dreamed = dream.imagine(MODEL, LINEAR, params, jax.random.key(0), Count(x, jnp.float32(0)), horizon)
+        return dreamed.states.count[-1]
+
+    got = jax.grad(last, (0, 1, 2))(*map(jnp.float32, (w, s, x)))
+    base = (1 + s * w) ** (horizon - 1)
+    np.testing.assert_allclose(got, [x * horizon * base * s, x * horizon * base * w, base * (1 + s * w)], rtol=1e-5)
+
+
+def test_every_imagined_step_has_a_key_of_its_own() -> None:
+    def imagine(params: Params, key: Key, state: Count, action: Action, temperature: Array | float) -> Count:
+        return Count(jax.random.uniform(key), action)
+
+    policy = Policy(lambda key: (), lambda params, key, features: jax.random.uniform(key))
+    model = MODEL._replace(imagine=imagine)
+    dreamed = dream.imagine(model, policy, (PARAMS, ()), jax.random.key(0), MODEL.start(PARAMS), 50)
+    assert len(np.unique(jnp.concatenate([dreamed.states.count[1:], dreamed.actions]))) == 100
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_returns_equal_a_loop_over_policies_and_keys(temperature: float) -> None:
+    population = jnp.array([[0.0, 1.0], [0.5, 0.0], [0.25, 0.25], [0.0, 0.0], [0.0, 0.5]])
+    keys = jax.random.split(jax.random.key(1), 8)
+    got = dream.returns(MODEL, LINEAR, PARAMS, STARTS, population, keys, temperature)
+    environment = dream.environment(MODEL, PARAMS, STARTS, temperature)
+    step = jax.jit(environment.step)
+    for n, policy in enumerate(population):
+        for e, key in enumerate(keys):
+            state, arrived = environment.reset(jax.random.fold_in(key, 0))
+            total, steps = 0.0, 0
+            while not arrived.is_last:
+                action = LINEAR.act(policy, None, arrived.observation)
+                state, arrived = step(jax.random.key(0), state, action)
+                total, steps = total + float(arrived.reward), steps + 1
+            assert (float(got.total[n, e]), int(got.steps[n, e])) == (total, steps)
+    assert {MAX_STEPS} < set(got.steps.flatten().tolist())
+
+
+def test_without_a_temperature_it_is_one() -> None:
+    keys, population = jax.random.split(jax.random.key(1), 3), jnp.array([[0.0, 0.5]])
+    default = dream.returns(MODEL, LINEAR, PARAMS, STARTS, population, keys)
+    one = dream.returns(MODEL, LINEAR, PARAMS, STARTS, population, keys, 1.0)
+    np.testing.assert_array_equal(default.total, one.total)
+
+
+def test_a_dream_passes_gymnasiums_own_checks() -> None:
+    env = to_gymnasium(dream.environment(MODEL, PARAMS, STARTS))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # Features have no bounds, and what was not made by gymnasium.make has no spec.
+        warnings.filterwarnings("ignore", message=".*(infinity|no spec|render modes).*")
+        check_env(env, skip_render_check=True)
+    observation, _ = env.reset(seed=3)
+    ended = [env.step(np.float32(1.0))[1:4] for _ in range(4 - int(observation[0]))][-1]
+    assert ended == (40 + float(observation[1]), True, False)
+    env.reset()
+    cut = [env.step(np.float32(0.0))[2:4] for _ in range(MAX_STEPS)]
+    assert cut == [(False, False)] * (MAX_STEPS - 1) + [(False, True)]
+
+
+# A world model built like Doom's, on eight virtual devices.
+
+SCRIPT = """
+import json, sys
+import jax, jax.numpy as jnp
+from dreamjax import dream
+from dreamjax.run.devices import population_mesh
+from dreamjax.worldmodels import controller, memory, model
+from dreamjax.worldmodels.memory import MemoryConfig
+from dreamjax.worldmodels.model import WorldModelConfig, WorldModelParams
+from dreamjax.worldmodels.vision import VisionConfig
+
+world = WorldModelConfig(VisionConfig(4), MemoryConfig(latent_size=4, hidden_size=16, mixtures=2), max_steps=40)
+made, policy = model.make(world), controller.make(controller.ControllerConfig(features=model.feature_size(world)))
+key_memory, key_starts, key_population, key_dream = jax.random.split(jax.random.key(0), 4)
+params = memory.init(world.memory, key_memory)
+params["output"]["kernel"] = params["output"]["kernel"].at[:, -1].multiply(5.0)  # ends that depend on the state
+params["output"]["bias"] = params["output"]["bias"].at[-1].set(-1.0)
+starts = tuple(jax.random.normal(key_starts, (2, 5, 4)))
+population = {"kernel": jax.random.normal(key_population, (24, model.feature_size(world)))}
+keys = jax.random.split(key_dream, 4)
+arguments = (made, policy, WorldModelParams({}, params), starts)
+played = {
+    str(count): dream.returns(*arguments, population, keys, 1.15, mesh).steps.tolist()
+    for count, mesh in ((1, None), (2, population_mesh(2)), (8, population_mesh()))
+}
+fewer = jax.tree.map(lambda leaf: leaf[:12], population)
+try:
+    dream.returns(*arguments, fewer, keys, 1.15, population_mesh())
+except ValueError as error:
+    played["error"] = str(error)
+print(json.dumps(played))
+"""
+
+
+@pytest.fixture(scope="module")
+def on_eight_devices() -> dict[str, Any]:
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "PYTHONPATH": os.getcwd(),
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("devices", ["2", "8"])
+def test_a_generation_split_over_devices_dreams_the_same(on_eight_devices: dict[str, Any], devices: str) -> None:
+    whole, split = np.array(on_eight_devices["1"]), np.array(on_eight_devices[devices])
+    assert whole.shape == (24, 4) and len(np.unique(whole)) > 10
+    np.testing.assert_array_equal(split, whole)
+
+
+def test_devices_that_do_not_divide_the_population_are_refused(on_eight_devices: dict[str, Any]) -> None:
+    assert "8 devices do not divide a population of 12" in on_eight_devices["error"]
+
+
+def test_a_dream_is_rolled_out_like_any_environment() -> None:
+    """Auto-reset and all: the loop of the real world, which knows nothing of dreams."""
+    environment = dream.environment(MODEL, PARAMS, one_start(2))
+    unrolled = jax.jit(partial(rollout.unroll, environment, rollout.reactive(LINEAR)), static_argnums=2)
+    _, path = unrolled(jnp.array([0.0, 1.0]), jax.random.key(0), 7)
+    np.testing.assert_array_equal(path.step.observation[:, 0], [2, 3, 4, 2, 3, 4, 2])
+    np.testing.assert_array_equal(path.step.reward, [0, 30.75, 40.75, 0, 30.75, 40.75, 0])
+    np.testing.assert_array_equal(path.step.is_first, [1, 0, 0, 1, 0, 0, 1])

@@ -1,0 +1,111 @@
+"""Every experiment runs in its smallest form, from nothing to its summary, and survives being killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+DOOM = REPO / "experiments" / "doom_take_cover.py"
+
+
+def start(script: Path, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, str(script), *arguments],
+        cwd=REPO,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    return output
+
+
+def kill_when(process: subprocess.Popen, path: Path) -> None:
+    """SIGKILL the process and all it started as soon as `path` is there."""
+    while process.poll() is None and not path.exists():
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()[0]
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def outcome(folder: Path) -> tuple[dict, dict]:
+    """Everything that was measured in a run: metrics by stage and step, and the rows of the result."""
+    metrics: dict[tuple[str, int], dict] = {}
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        row.pop("seconds")
+        metrics[row["stage"], row["step"]] = row
+    rows = {row["name"]: row for row in json.loads((folder / "result.json").read_text())["rows"]}
+    return metrics, rows
+
+
+@pytest.fixture(scope="module")
+def doom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("doom") / "run"
+    finish(start(DOOM, "--preset", "smoke", "--folder", str(folder)))
+    return folder
+
+
+def test_doom_take_cover_leaves_a_whole_run_folder(doom: Path) -> None:
+    metrics, rows = outcome(doom)
+    assert {stage for stage, _ in metrics} == {"vision", "memory", "evolve"}
+    assert list(rows) == ["real", "dream", "random_held", "random_every_tic"]
+    assert all(0 < row["mean"] <= 120 for row in rows.values())
+    for name in ("summary.html", "learning.png", "fitness.png", "reconstructions.png", "dream_and_real.mp4"):
+        assert (doom / name).stat().st_size > 1000, name
+
+
+def test_doom_take_cover_killed_in_every_stage_ends_in_the_same_numbers(doom: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    marks = (
+        "episodes/episode_000001.npz",
+        "checkpoints/vision/2",
+        "latents",
+        "checkpoints/memory/2",
+        "checkpoints/evolve",
+        "evaluation/real.jsonl",
+    )
+    for mark in marks:
+        kill_when(start(DOOM, "--preset", "smoke", "--folder", str(folder)), folder / mark)
+    finish(start(DOOM, "--preset", "smoke", "--folder", str(folder)))
+    assert outcome(folder) == outcome(doom)
+    with np.load(folder / "agent.npz") as ours, np.load(doom / "agent.npz") as theirs:
+        assert all(np.array_equal(ours[name], theirs[name]) for name in theirs.files)
+
+
+def test_a_finished_run_repeats_nothing_and_another_configuration_is_refused(doom: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in doom.glob("checkpoints/*/*")}
+    output = finish(start(DOOM, "--preset", "smoke", "--folder", str(doom)))
+    assert "summary.html" in output
+    assert before == {path: path.stat().st_mtime_ns for path in doom.glob("checkpoints/*/*")}
+    refused = start(DOOM, "--preset", "smoke", "--folder", str(doom), "--temperature", "1.3")
+    output, _ = refused.communicate()
+    assert refused.returncode != 0
+    assert "temperature" in output and "1.3" in output and "1.15" in output
+
+
+def test_a_stored_agent_plays_without_training(doom: Path, tmp_path: Path) -> None:
+    arguments = ("--evaluate", str(doom), "--episodes", "1", "--folder", str(tmp_path / "out"), "--preset", "smoke")
+    output = finish(start(DOOM, *arguments))
+    assert "tics survived, 1 episodes" in output
+    assert (tmp_path / "out" / "dream_and_real.mp4").exists()
+
+
+def test_an_unknown_preset_is_refused() -> None:
+    process = start(DOOM, "--preset", "gigantic")
+    output, _ = process.communicate()
+    assert process.returncode != 0
+    assert "gigantic" in output and "paper" in output

@@ -1,0 +1,72 @@
+"""C: sizes, squashing and what zero parameters do. The published test vectors are in test_interop."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamjax.worldmodels import controller
+from dreamjax.worldmodels.controller import ControllerConfig
+from dreamjax.worldmodels.model import CAR_RACING, DOOM, feature_size
+from dreamjax.worldmodels.vision import parameter_count
+
+DODGER = ControllerConfig("doom", 6)
+DRIVER = ControllerConfig("carracing", 6)
+KEY = jax.random.key(0)
+
+
+def features(seed: int = 0, count: int = 6) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), (count,))
+
+
+@pytest.mark.parametrize(("world", "game", "count"), [(CAR_RACING, "carracing", 867), (DOOM, "doom", 1088)])
+def test_parameter_count_is_the_published_one(world, game, count):
+    assert parameter_count(controller.make(ControllerConfig(game, feature_size(world))).init(KEY)) == count
+    assert ControllerConfig() == ControllerConfig("doom", feature_size(DOOM))
+
+
+def test_zero_parameters_stand_still_in_doom_and_give_half_gas_in_carracing():
+    for cfg, expected in ((DODGER, 0.0), (DRIVER, [0.0, 0.5, 0.0])):
+        policy = controller.make(cfg)
+        np.testing.assert_array_equal(policy.act(policy.init(KEY), KEY, features()), np.float32(expected))
+
+
+def test_doom_action_is_the_squashed_inner_product():
+    w, x = np.asarray(features(1)), np.asarray(features())
+    action = controller.make(DODGER).act({"kernel": jnp.asarray(w)}, KEY, jnp.asarray(x))
+    assert action.shape == () and float(action) == pytest.approx(np.tanh(np.float64(w) @ np.float64(x)), abs=1e-6)
+
+
+def test_carracing_actions_are_squashed_each_in_its_own_way():
+    rng = np.random.default_rng(0)
+    act = controller.make(DRIVER).act
+    for sign in (-1, 1):
+        w, b, x = rng.normal(size=(6, 3)), np.array([0.3, -0.2, sign * 4.0]), np.asarray(features())
+        steer, gas, brake = np.tanh(x @ w + b)
+        got = act({"bias": jnp.float32(b), "kernel": jnp.float32(w)}, KEY, jnp.asarray(x))
+        np.testing.assert_allclose(got, [steer, (gas + 1) / 2, max(brake, 0)], atol=1e-6)
+
+
+@pytest.mark.parametrize(("direction", "expected"), [(1.0, [1, 1, 1]), (-1.0, [-1, 0, 0])])
+def test_actions_stay_in_their_ranges(direction, expected):
+    params = {"bias": jnp.full(3, direction * 100), "kernel": jnp.zeros((6, 3))}
+    np.testing.assert_array_equal(controller.make(DRIVER).act(params, KEY, features()), expected)
+    params = {"kernel": jnp.full(6, direction * 100)}
+    assert controller.make(DODGER).act(params, KEY, jnp.ones(6)) == direction
+
+
+@pytest.mark.parametrize("cfg", [DODGER, DRIVER], ids=["doom", "carracing"])
+def test_a_population_acts_at_once(cfg):
+    policy = controller.make(cfg)
+    leaves, tree = jax.tree.flatten(policy.init(KEY))
+    population = jax.tree.unflatten(tree, [jax.random.normal(jax.random.key(7), (4, *x.shape)) for x in leaves])
+    keys, seen = jax.random.split(jax.random.key(1), 4), jnp.stack([features(i) for i in range(4)])
+    together = jax.vmap(policy.act)(population, keys, seen)
+    for i in range(4):
+        alone = policy.act(jax.tree.map(lambda leaf, i=i: leaf[i], population), KEY, seen[i])
+        np.testing.assert_allclose(together[i], alone, atol=1e-6)
+
+
+def test_an_unknown_game_is_refused():
+    with pytest.raises(ValueError, match="game must be 'doom' or 'carracing', got 'pong'"):
+        controller.make(ControllerConfig("pong"))
