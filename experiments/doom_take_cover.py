@@ -35,7 +35,13 @@ from dreamjax.replay import episodes, latents
 from dreamjax.replay.latents import Latents
 from dreamjax.run import plots
 from dreamjax.run.agent import StoredAgent, load_agent, save_agent
-from dreamjax.run.collect import Actions, collect, every_tic_random_actions, held_random_actions
+from dreamjax.run.collect import (
+    Actions,
+    collect,
+    every_tic_random_actions,
+    held_random_actions,
+    wandering_random_actions,
+)
 from dreamjax.run.devices import population_mesh
 from dreamjax.run.encode import encode
 from dreamjax.run.films import film_dream, film_game, write_films
@@ -65,6 +71,7 @@ class Config:
     # collect
     episodes: int = 10_000  # kept
     min_frames: int = 101  # shorter episodes are dropped
+    policy: Literal["held", "wandering"] = "held"  # random play; see dreamjax.run.collect
     workers: int = 64
     # vision
     vision_batch: int = 100
@@ -91,19 +98,21 @@ class Config:
     checkpoint_every: int = 500  # updates of V and M; evolution keeps every fifth generation
 
 
+RANDOM = {"held": held_random_actions, "wandering": wandering_random_actions}
 PAPER = Config()
 CPU = replace(
     PAPER,
     preset="cpu",
     episodes=2000,
     workers=2,
+    policy="wandering",
     vision_batch=32,
-    vision_updates=6000,
-    vision_optimizer=OptimizerConfig(1e-3, 1e-5, 0.9993),
+    vision_updates=9000,
+    vision_optimizer=OptimizerConfig(1e-3, 1e-5, 0.9996),
     streams=32,
     length=64,
-    memory_updates=4000,
-    memory_optimizer=OptimizerConfig(1e-3, 1e-5, 0.999, clip=1.0),
+    memory_updates=8000,
+    memory_optimizer=OptimizerConfig(1e-3, 1e-5, 0.9996, clip=1.0),
     dream_episodes=8,
     generations=150,
     evaluate_every=10,
@@ -162,9 +171,8 @@ def collect_stage(cfg: Config, run: RunFolder) -> episodes.Store:
             if made % 100 == 0:
                 stage.tick()
 
-        store = collect(
-            folder, make, cfg.episodes, cfg.seed, min_length=cfg.min_frames, workers=cfg.workers, progress=report
-        )
+        fill = partial(collect, folder, make, cfg.episodes, cfg.seed, policy=RANDOM[cfg.policy])
+        store = fill(min_length=cfg.min_frames, workers=cfg.workers, progress=report)
         run.finish_stage("collect", {"episodes": len(store), "frames": store.frames})
     return store
 
@@ -308,7 +316,7 @@ def report_stage(
         frames, np.asarray(vision.decode(WORLD.vision, agent.model.vision, mean)), run.path / "reconstructions.png"
     )
     films(cfg, agent, run.path)
-    command = f"python experiments/doom_take_cover.py --preset {cfg.preset}"
+    command = " ".join(["python experiments/doom_take_cover.py", *run.read_json("arguments.json")])
     wall = sum(record["seconds"] for record in run.stage_records())
     write_result(run.path / "result.json", "doom_take_cover", cfg.preset, command, [cfg.seed], wall, rows)
     write_summary(
@@ -325,9 +333,10 @@ def report_stage(
     )
 
 
-def train_agent(cfg: Config, folder: Path) -> None:
+def train_agent(cfg: Config, folder: Path, arguments: list[str]) -> None:
     """Run all stages."""
     run = RunFolder(folder, cfg)
+    run.write_json("arguments.json", arguments)
     key_vision, key_memory, key_evolve = jax.random.split(jax.random.key(cfg.seed), 3)
     with MetricsLog(folder) as log:
         store = collect_stage(cfg, run)
@@ -382,7 +391,7 @@ def main(arguments: list[str]) -> None:
             cfg, args.evaluate, args.episodes, args.folder or Path("runs") / "doom_take_cover" / "evaluation"
         )
     else:
-        train_agent(cfg, folder)
+        train_agent(cfg, folder, ["--preset", args.preset, *rest])
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ def test_returns_equal_a_loop_over_policies_and_keys(temperature: float) -> None
 
 def test_without_a_temperature_it_is_one() -> None:
     keys, population = jax.random.split(jax.random.key(1), 3), jnp.array([[0.0, 0.5]])
-    default = dream.returns(MODEL, LINEAR, PARAMS, STARTS, population, keys)
+    default = dream.returns(MODEL, LINEAR, PARAMS, STARTS, population, jax.random.clone(keys))
     one = dream.returns(MODEL, LINEAR, PARAMS, STARTS, population, keys, 1.0)
     np.testing.assert_array_equal(default.total, one.total)
 
@@ -243,7 +243,7 @@ def on_eight_devices() -> dict[str, Any]:
 def test_a_generation_split_over_devices_dreams_the_same(on_eight_devices: dict[str, Any], devices: str) -> None:
     whole, split = np.array(on_eight_devices["1"]), np.array(on_eight_devices[devices])
     assert whole.shape == (24, 4) and len(np.unique(whole)) > 10
-    np.testing.assert_array_equal(split, whole)
+    np.testing.assert_array_equal(split, whole)  # no tolerance: an episode is computed alike in any number of lanes
 
 
 def test_devices_that_do_not_divide_the_population_are_refused(on_eight_devices: dict[str, Any]) -> None:

@@ -202,11 +202,13 @@ def test_population_returns_play_every_policy_with_every_key(lanes: tuple[Array,
     agent = Agent(
         lambda params: plain.start(params["factor"]), lambda params, *rest: plain.act(params["factor"], *rest)
     )
-    got = jax.jit(partial(population_returns, environment, agent))(population, keys[:6])
+    keys = jax.random.clone(keys[:6])
+    got = jax.jit(partial(population_returns, environment, agent))(population, keys)
     assert got.total.shape == got.steps.shape == (4, 6)
     np.testing.assert_array_equal(got.total[1], got.total[3])
     for n in range(3):
-        alone = jax.jit(partial(episodes, environment, plain))(jnp.repeat(population["factor"][n], 6), keys[:6])
+        factors = jnp.repeat(population["factor"][n], 6)
+        alone = jax.jit(partial(episodes, environment, plain))(factors, jax.random.clone(keys))
         assert_equal(jax.tree.map(lambda leaf, n=n: leaf[n], got), alone)
     assert len(np.unique(got.total[:3])) > 6
 

@@ -114,7 +114,7 @@ def _kernel_gradient_native(x: Array, y: Array, k: int, stride: int) -> Array:
 def _forward_cpu(x: Array, kernel: Array, stride: int) -> Array:
     k, _, channels, _ = kernel.shape
     if channels * stride * stride > 16:  # enough channels for XLA's own strided convolution to be a good one
-        # Without any padding XLA takes a path that is up to twice as slow for some sizes; the output is cropped instead.
+        # Without any padding XLA takes a path that is up to twice as slow for some sizes; so pad, and crop the output.
         h, w = ((size - k) // stride + 1 for size in x.shape[1:3])
         padding = ((0, 1), (0, 1))
         y = lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=_LAYOUT)

@@ -35,12 +35,25 @@ def held_random_actions(rng: np.random.Generator, length: int) -> np.ndarray:
     An action a ~ U(-1, 1) is held. On every frame whose number is divisible by r, both are drawn anew, a and
     r ~ U{1, ..., 10}, which is not quite the same as holding for r frames.
     """
+    return _hold(rng, length, _LONGEST_HOLD)
+
+
+def wandering_random_actions(rng: np.random.Generator, length: int) -> np.ndarray:
+    """`held_random_actions` in every other episode, and in the others the same with holds of up to 40 frames.
+
+    The published policy stays near the middle of Take Cover's room. A model that has seen nothing else dreams that the
+    walls are safe, and what is evolved in such a dream walks to a wall and dies there.
+    """
+    return _hold(rng, length, _LONGEST_HOLD if rng.random() < 0.5 else 4 * _LONGEST_HOLD)
+
+
+def _hold(rng: np.random.Generator, length: int, longest: int) -> np.ndarray:
     actions = np.empty(length, np.float32)
-    hold = rng.integers(1, _LONGEST_HOLD + 1)
+    hold = rng.integers(1, longest + 1)
     for frame in range(length):
         if frame % hold == 0:
             action = rng.uniform(-1.0, 1.0)
-            hold = rng.integers(1, _LONGEST_HOLD + 1)
+            hold = rng.integers(1, longest + 1)
         actions[frame] = action
     return actions
 

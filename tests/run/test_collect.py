@@ -14,7 +14,13 @@ import pytest
 
 from dreamjax.envs.vizdoom import GameCrashed, TakeCover
 from dreamjax.replay import episodes
-from dreamjax.run.collect import collect, every_tic_random_actions, held_random_actions, record
+from dreamjax.run.collect import (
+    collect,
+    every_tic_random_actions,
+    held_random_actions,
+    record,
+    wandering_random_actions,
+)
 
 # On the highest skill most episodes last 50 to 130 tics, so that many are too short and some are cut.
 MAKE_ENV = partial(TakeCover, skill=5, max_steps=110)
@@ -235,3 +241,15 @@ def test_a_crashed_attempt_is_repeated(reference: Path, tmp_path: Path) -> None:
     collect(tmp_path, make_env, 1, **SETTINGS)
     [path] = tmp_path.glob("episode_*")
     assert path.read_bytes() == (reference / path.name).read_bytes()
+
+
+def test_wandering_holds_longer_in_half_of_the_episodes() -> None:
+    def longest_run(actions: np.ndarray) -> int:
+        changes = np.flatnonzero(np.diff(actions)) + 1
+        return int(np.diff([0, *changes, len(actions)]).max())
+
+    runs = [longest_run(wandering_random_actions(np.random.default_rng(seed), 2000)) for seed in range(200)]
+    published = longest_run(held_random_actions(np.random.default_rng(0), 2000))
+    long = sum(run > 2 * published for run in runs)
+    assert published <= 2 * 10
+    assert 70 < long < 130

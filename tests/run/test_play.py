@@ -2,8 +2,8 @@
 
 import json
 import os
+import select
 import signal
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -111,9 +111,10 @@ class Fragile(TakeCover):
         if self.steps % 10 == 0 and self.crashes:
             self.crashes -= 1
             [engine] = engines()
+            watch = os.pidfd_open(engine)
             os.kill(engine, signal.SIGKILL)
-            while Path(f"/proc/{engine}/stat").read_text().rsplit(")")[-1].split()[0] != "Z":
-                time.sleep(0.01)
+            select.select([watch], [], [])  # until it is gone
+            os.close(watch)
         return super().step(action)
 
 

@@ -159,7 +159,7 @@ def test_parameters_of_another_size_are_not_written():
         ValueError, match=r"array 2 of M \(output kernel\) should have the shape \[4, 28\], got \[4, 19\]"
     ):
         interop.memory_to_published(replace(SMALL_DOOM, mixtures=3), params)
-    with pytest.raises(ValueError, match="the parameters of V are enc_conv1, .*, got lstm, output"):
+    with pytest.raises(ValueError, match=r"the parameters of V are enc_conv1, .*, got lstm, output"):
         interop.vision_to_published(DOOM.vision, params)
 
 
