@@ -1,6 +1,5 @@
 """Every benchmark runs in its smallest form. Speeds are not tested here; what was measured is in benchmarks/results."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,5 +15,3 @@ def test_benchmark_runs(name: str) -> None:
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "/s" in done.stdout
-    committed = json.loads((REPO / "benchmarks" / "results" / f"{name}.json").read_text())
-    assert committed["command"].startswith(f"python benchmarks/{name}.py")

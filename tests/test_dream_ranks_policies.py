@@ -5,6 +5,7 @@ remember. Everything else is the code of the Doom experiment: M, its learner, ch
 place of V stands a posterior that is known.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import pytest
 from dreamjax import dream, evolution, rollout
 from dreamjax.evolution import EvolutionConfig
 from dreamjax.replay.latents import Latents, chunks
+from dreamjax.rollout import Returns
 from dreamjax.types import Action, Agent, Array, Environment, EnvSpec, Key, LatentModel, Params, Policy, Space, Step
 from dreamjax.worldmodels import learner, model
 from dreamjax.worldmodels.learner import OptimizerConfig
@@ -33,8 +35,9 @@ WORLD = WorldModelConfig(
     max_steps=MAX_STEPS,
 )
 OPTIMIZER = OptimizerConfig(1e-2, 1e-3, 0.998, clip=1.0)
-EVOLUTION = EvolutionConfig(population_size=12, sigma=0.3)
-STREAMS, LENGTH, UPDATES, GENERATIONS = 32, 32, 600, 12
+EVOLUTION = EvolutionConfig(population_size=8, sigma=0.3)
+STREAMS, LENGTH, UPDATES, GENERATIONS = 32, 32, 600, 25
+LANES = 16  # few of them compile quickly, as they are never repacked; so episodes are played in rounds
 FEATURES = model.feature_size(WORLD)
 
 
@@ -126,14 +129,21 @@ def learn(key: Key, data: Latents) -> WorldModelParams:
     return WorldModelParams({}, state.params)
 
 
+def mean_returns(play: Callable[[Params, Key], Returns], policies: Params, key: Key, rounds: int) -> Array:
+    """Mean return of each policy, in calls of `LANES` episodes. Shapes: policies [N, ...] -> [N]."""
+    count = LANES // len(policies["b"])
+    keys = jax.random.split(key, (rounds, count))
+    return jnp.concatenate([play(policies, some).total for some in keys], 1).mean(1)
+
+
 def evolve(key: Key, params: WorldModelParams, starts: tuple[Array, Array]) -> Params:
     """The mean of a search that never meets the world."""
     search = evolution.init(EVOLUTION, STILL)
     for number in range(GENERATIONS):
         key_ask, key_dream = jax.random.split(jax.random.fold_in(key, number))
         search, population = evolution.ask(EVOLUTION, key_ask, search)
-        dreamed = dream.returns(MODEL, POLICY, params, starts, population, jax.random.split(key_dream, 6))
-        search, _ = evolution.tell(EVOLUTION, search, population, dreamed.total.mean(1))
+        fitness = mean_returns(partial(dream.returns, MODEL, POLICY, params, starts), population, key_dream, 6)
+        search, _ = evolution.tell(EVOLUTION, search, population, fitness)
     return evolution.mean(EVOLUTION, search)
 
 
@@ -153,10 +163,10 @@ def run(seed: int) -> Scores:
     starts = data.first_frames(100)
     evolved = evolve(key_evolve, params, starts)
     policies = jax.tree.map(lambda *leaves: jnp.stack(leaves), *POLICIES.values(), evolved)
-    dreamed = dream.returns(MODEL, POLICY, params, starts, policies, jax.random.split(key_dream, 24))
+    dreamed = mean_returns(partial(dream.returns, MODEL, POLICY, params, starts), policies, key_dream, 24)
     play = jax.jit(partial(rollout.population_returns, walk(), rollout.agent(MODEL, params, POLICY)))
-    real = play(policies, jax.random.split(key_play, 24))
-    return Scores(data.length.mean(), *(np.asarray(returns.total.mean(1)) for returns in (dreamed, real)))
+    real = mean_returns(play, policies, key_play, 24)
+    return Scores(data.length.mean(), np.asarray(dreamed), np.asarray(real))
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +178,7 @@ def test_the_dream_ranks_policies_as_the_world_does(scores: Scores) -> None:
     """By clear margins, and it is not far off in how long they live."""
     assert (scores.real[1:] > 1.25 * scores.real[:-1]).all(), scores
     assert (scores.dreamed[1:] > 1.25 * scores.dreamed[:-1]).all(), scores
-    np.testing.assert_allclose(scores.dreamed, scores.real, rtol=0.35)
+    np.testing.assert_allclose(scores.dreamed, scores.real, rtol=0.3)
 
 
 def test_what_was_evolved_in_the_dream_lives_in_the_world(scores: Scores) -> None:

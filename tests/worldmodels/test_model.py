@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dreamjax import dream
+from dreamjax.distributions import mixture_sample
 from dreamjax.nets.lstm import LSTMState
 from dreamjax.types import Space
 from dreamjax.worldmodels import memory, model, vision
@@ -131,6 +132,16 @@ def test_observing_and_imagining_advance_memory_alike(cfg, was_first):
     dreamt = bound.imagine(params, jax.random.key(1), state, action, 1.0)
     chex.assert_trees_all_equal(seen._replace(z=dreamt.z), dreamt)
     chex.assert_trees_all_close(advanced(cfg, params, state, action), LSTMState(dreamt.c, dreamt.h), atol=1e-6)
+
+
+@both
+def test_a_dreamt_latent_is_what_memory_expects_after_the_action(cfg):
+    bound, params = model.make(cfg), draw_params(cfg)
+    _, action = normals(cfg, 0)
+    lstm = advanced(cfg, params, somewhere(cfg), action)
+    expected = mixture_sample(jax.random.key(0), memory.predict(cfg.memory, params.memory, lstm.h).latent, 1.3)
+    dreamt = bound.imagine(params, jax.random.key(0), somewhere(cfg), action, 1.3)
+    chex.assert_trees_all_close(dreamt.z, expected, atol=1e-5)
 
 
 def test_memory_hears_that_the_episode_has_just_begun():
