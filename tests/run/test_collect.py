@@ -168,10 +168,11 @@ def alive(group: int) -> list[Path]:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_collection_resumes_to_the_same_files(reference: Path, tmp_path: Path, how: signal.Signals) -> None:
     code = (
-        "import sys\nfrom functools import partial\nfrom dreamjax.envs.vizdoom import TakeCover\n"
+        "import time\nfrom functools import partial\nfrom dreamjax.envs.vizdoom import TakeCover\n"
         "from dreamjax.run.collect import collect\n"
         f"collect({str(tmp_path)!r}, partial(TakeCover, skill=5, max_steps=110), 8, workers=2, **{SETTINGS!r},\n"
-        "        progress=lambda kept, made: print(kept, flush=True))\n"
+        # Waits at the third episode for the signal, which would otherwise race with the other five.
+        "        progress=lambda kept, made: (print(kept, flush=True), time.sleep(600 * (kept >= 3))))\n"
     )
     environment = os.environ | {"PYTHONPATH": os.getcwd()}
     process = subprocess.Popen(
