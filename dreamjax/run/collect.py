@@ -41,8 +41,8 @@ def held_random_actions(rng: np.random.Generator, length: int) -> np.ndarray:
 def wandering_random_actions(rng: np.random.Generator, length: int) -> np.ndarray:
     """`held_random_actions` in every other episode, and in the others the same with holds of up to 40 frames.
 
-    The published policy stays near the middle of Take Cover's room. A model that has seen nothing else dreams that the
-    walls are safe, and what is evolved in such a dream walks to a wall and dies there.
+    Longer holds reach the walls of Take Cover's room more often. A controller evolved in the dream of a model without
+    them was seen to walk to a wall, survive there in the dream, and die there in the game.
     """
     return _hold(rng, length, _LONGEST_HOLD if rng.random() < 0.5 else 4 * _LONGEST_HOLD)
 
