@@ -42,7 +42,7 @@ from dreamjax.run.collect import (
     held_random_actions,
     wandering_random_actions,
 )
-from dreamjax.run.devices import population_mesh
+from dreamjax.run.devices import keep_freed_memory, population_mesh
 from dreamjax.run.encode import encode
 from dreamjax.run.films import film_dream, film_game, write_films
 from dreamjax.run.folder import RunFolder, result_row, write_result
@@ -341,7 +341,8 @@ def train_agent(cfg: Config, folder: Path, arguments: list[str]) -> None:
     with MetricsLog(folder) as log:
         store = collect_stage(cfg, run)
         vision_params = vision_stage(cfg, run, log, key_vision, store)
-        data = encode(run, store, jax.jit(partial(vision.encode, WORLD.vision, vision_params)))
+        posterior = partial(jax.jit(vision.encode, static_argnums=0), WORLD.vision, vision_params)
+        data = encode(run, store, posterior)
         memory_params = memory_stage(cfg, run, log, key_memory, data)
         params = model.WorldModelParams(vision_params, memory_params)
         starts = data.first_frames(cfg.starts)
@@ -383,6 +384,7 @@ class Arguments:
 
 def main(arguments: list[str]) -> None:
     """Read the command line; what is not in `Arguments` belongs to `Config`."""
+    keep_freed_memory()
     args, rest = tyro.cli(Arguments, args=arguments, return_unknown_args=True)
     cfg = tyro.cli(Config, args=rest, default=PRESETS[args.preset])
     folder = args.folder or Path("runs") / "doom_take_cover" / args.preset
