@@ -31,7 +31,7 @@ demo: $(VENV)/experiments.stamp ## train a world model of Doom, evolve a control
 	@$(BIN)/python experiments/doom_take_cover.py --preset demo
 	@echo "Look in the run folder named above: the summary, the plots, and the videos of the game and of its dream."
 
-table: $(VENV)/test.stamp ## put what the experiments measured into the README
+table: $(VENV)/test.stamp ## put what experiments and benchmarks measured into the README
 	@$(BIN)/python -m dreamjax.run.readme
 
 benchmarks: $(VENV)/test.stamp ## run every benchmark; each writes its rows to benchmarks/results

@@ -4,8 +4,9 @@
     python benchmarks/training_throughput.py --smoke    seconds, to see that it runs; writes nothing
 
 V: batches of 100 frames, as published; beside it V in plain Flax, whose convolutions XLA lowers as it likes. M: 32
-streams of 64 steps, as the experiment's preset for a CPU. PyTorch's LSTM is its fused one, which does not even reset
-the state at the first frame of an episode as ours does. All include the optimiser.
+streams of 64 steps. PyTorch's LSTM is its fused one, which does not even reset the state at the first frame of an
+episode as ours does. All include the optimiser, and all keep the memory that they
+free (`dreamjax.run.devices`).
 """
 
 import os
@@ -23,6 +24,7 @@ from torch import nn
 
 from dreamjax.nets import conv
 from dreamjax.replay.latents import Chunk
+from dreamjax.run.devices import keep_freed_memory
 from dreamjax.run.folder import result_row, write_result
 from dreamjax.run.timing import measure
 from dreamjax.worldmodels import learner, memory, vision
@@ -144,6 +146,7 @@ def torch_memory(data: Chunk) -> Callable[[], torch.Tensor]:
 def main(smoke: bool) -> None:
     """Measure and write."""
     begun = time.monotonic()
+    keep_freed_memory()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     rng = np.random.default_rng(0)
     repeats = 1 if smoke else 9

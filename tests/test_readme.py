@@ -1,19 +1,23 @@
-"""The README's table is what the result files say, its code runs, and the files it names are there."""
+"""The README's tables are what the result files say, its code runs, and the files it names are there."""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from dreamjax.run.folder import results_table
+from dreamjax.run.readme import TABLES
 
 REPO = Path(__file__).resolve().parents[1]
 TEXT = (REPO / "README.md").read_text()
 
 
-def test_results_table_is_up_to_date() -> None:
-    paths = sorted(REPO.glob("experiments/results/*/result.json"))
-    written = TEXT.split("<!-- results -->\n")[1].split("<!-- /results -->")[0]
+@pytest.mark.parametrize(("name", "pattern"), TABLES.items())
+def test_tables_are_up_to_date(name: str, pattern: str) -> None:
+    paths = sorted(REPO.glob(pattern))
+    written = TEXT.split(f"<!-- {name} -->\n")[1].split(f"<!-- /{name} -->")[0]
     assert written == results_table(paths), "run `make table`"
 
 

@@ -1,20 +1,23 @@
-"""Puts what the experiments measured into the README: `python -m dreamjax.run.readme`, from the top of a checkout."""
+"""Puts what was measured into the README: `python -m dreamjax.run.readme`, from the top of a checkout."""
 
 from pathlib import Path
 
 from dreamjax.run.atomic import replacing
 from dreamjax.run.folder import results_table
 
-BEGIN, END = "<!-- results -->\n", "<!-- /results -->"
+TABLES = {"results": "experiments/results/*/result.json", "speed": "benchmarks/results/*.json"}
 
 
 def main() -> None:
-    """Replace the table between the two marks."""
+    """Replace each table between its two marks."""
     readme = Path("README.md")
-    head, rest = readme.read_text().split(BEGIN)
-    table = results_table(sorted(Path("experiments/results").glob("*/result.json")))
+    text = readme.read_text()
+    for name, pattern in TABLES.items():
+        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        head, rest = text.split(begin)
+        text = head + begin + results_table(sorted(Path().glob(pattern))) + end + rest.split(end)[1]
     with replacing(readme) as temporary:
-        temporary.write_text(head + BEGIN + table + END + rest.split(END)[1])
+        temporary.write_text(text)
 
 
 if __name__ == "__main__":
