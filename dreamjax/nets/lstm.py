@@ -79,8 +79,8 @@ def _sequence_fwd(kernel: Array, bias: Array, state: LSTMState, xs: Array, keep:
 
     def step(state: LSTMState, data: tuple[Array, Array]):  # type: ignore[no-untyped-def]
         x, keep = data
-        gates = weights @ jnp.concatenate([x.T, state.h * keep])
-        c, h, gates = _cell(jnp.split(gates + jnp.broadcast_to(column, gates.shape), 4), state.c * keep)
+        y = weights @ jnp.concatenate([x.T, state.h * keep])
+        c, h, gates = _cell(jnp.split(y + jnp.broadcast_to(column, y.shape), 4), state.c * keep)
         return LSTMState(c, h), (h.T, c, gates)
 
     last, (hs, cs, gates) = jax.lax.scan(step, LSTMState(state.c.T, state.h.T), (xs, keep[:, None]))
