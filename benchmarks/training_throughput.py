@@ -1,12 +1,11 @@
 """How fast V and M train: the jitted train steps against the same layers in PyTorch, on the same cores, in one run.
 
-    python benchmarks/training_throughput.py            about five minutes on two cores
+    python benchmarks/training_throughput.py            one or two minutes on two cores
     python benchmarks/training_throughput.py --smoke    seconds, to see that it runs; writes nothing
 
 V: batches of 100 frames, as published; beside it V in plain Flax, whose convolutions XLA lowers as it likes. M: 32
 streams of 64 steps. PyTorch's LSTM is its fused one, which does not even reset the state at the first frame of an
-episode as ours does. All include the optimiser, and all keep the memory that they
-free (`dreamjax.run.devices`).
+episode as ours does. All include the optimiser, and all keep the memory that they free (`dreamjax.run.devices`).
 """
 
 import os
