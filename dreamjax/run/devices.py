@@ -26,7 +26,8 @@ def keep_freed_memory() -> None:
     """Let this process keep the memory it frees, for what it allocates next. Call it before the work begins.
 
     jax's CPU backend allocates the temporaries of a program at every call. glibc returns pieces that large to the
-    kernel at once, which has to map and clear every page of them again: seen to take nearly a fifth of the CPU time of V's training.
+    kernel at once, which has to map and clear every page of them again: seen to take nearly a fifth of the CPU time of
+    V's training.
     With other C libraries, which have no such setting, nothing changes.
     """
     if platform.libc_ver()[0] != "glibc":
