@@ -1,4 +1,4 @@
-"""World models in JAX, as pure functions: World Models (Ha & Schmidhuber 2018).
+"""World models in JAX, as pure functions: World Models (Ha & Schmidhuber 2018), DreamerV3 (Hafner et al. 2023).
 
 Everything goes round one loop::
 
@@ -7,9 +7,9 @@ Everything goes round one loop::
      +--- policy <--- evolution.tell <--- returns <--- dream(model, policy)
 
 `types` holds the contracts that the rest is written against. `rollout` acts in an environment, `dream` in a
-world model, which is itself an environment; `worldmodels` builds a `LatentModel` and a `Policy` for them. `nets` and
-`distributions` are the shared mathematics, `replay` the data, `evolution` CMA-ES over the parameters of any policy,
-`envs` the games. `run`, the only part that touches disk and screen, is for experiments.
+world model, which is itself an environment; `worldmodels` and `dreamerv3` each build a `LatentModel` and a `Policy` for
+them. `nets`, `distributions`, `returns` and `optim` are the mathematics, `replay` the data, `evolution` CMA-ES over the
+parameters of any policy, `envs` the games. `run`, the only part that touches disk and screen, is for experiments.
 
 Modules are imported when they are first used: `import dreamjax` alone does not start JAX.
 """
@@ -22,10 +22,13 @@ __version__ = "0.1.0"
 __all__ = [
     "distributions",
     "dream",
+    "dreamerv3",
     "envs",
     "evolution",
     "nets",
+    "optim",
     "replay",
+    "returns",
     "rollout",
     "run",
     "types",

@@ -62,3 +62,91 @@ def mixture_sample(key: Key, mixture: MixtureDensity, temperature: Array | float
         cumulative += weights[..., k, :]
     noise = jnp.sqrt(2.0) * jax.lax.erf_inv(uniform[1])
     return mean + jnp.exp(log_std) * jnp.sqrt(temperature) * noise
+
+
+def symlog(x: Array) -> Array:
+    """Compress large values symmetrically: sign(x) ln(1 + |x|). Source: Hafner et al. 2023, equation 10."""
+    return jnp.sign(x) * jnp.log1p(jnp.abs(x))
+
+
+def symexp(x: Array) -> Array:
+    """Invert `symlog`."""
+    return jnp.sign(x) * jnp.expm1(jnp.abs(x))
+
+
+def symexp_bins(count: int) -> Array:
+    """Values that a two-hot distribution chooses from, evenly spaced in symlog from -20 to 20, exactly antisymmetric.
+
+    Shapes: -> [count]. Source: Hafner et al. 2023, "symexp twohot", and its published code.
+    """
+    half = symexp(jnp.linspace(-20.0, 0.0, (count + 1) // 2, dtype=jnp.float32))
+    return jnp.concatenate([half, -half[: count // 2][::-1]])
+
+
+def twohot_mean(logits: Array, bins: Array) -> Array:
+    """Expected value, [..., N] -> [...].
+
+    Bins of opposite sign are added before anything else: they are huge, and a uniform distribution must give 0.
+    """
+    probs = jax.nn.softmax(logits.astype(jnp.float32))
+    weighted = probs * jnp.broadcast_to(bins, probs.shape)
+    count = bins.shape[0]
+    below, above = weighted[..., : count // 2], weighted[..., (count + 1) // 2 :]
+    middle = weighted[..., count // 2] if count % 2 else 0.0
+    return middle + (below[..., ::-1] + above).sum(-1)
+
+
+def twohot_loss(logits: Array, target: Array, bins: Array) -> Array:
+    """Cross entropy with the two bins around the target, which share its weight by distance; nats.
+
+    Beyond the outermost bins all weight is on these. Shapes: logits [..., N], target [...] -> [...].
+    """
+    count = bins.shape[0]
+    target = target.astype(jnp.float32)
+    beyond = (jnp.broadcast_to(bins, logits.shape) <= target[..., None]).sum(-1)
+    below, above = jnp.clip(beyond - 1, 0, count - 1), jnp.clip(beyond, 0, count - 1)
+    outside = below == above
+    to_below = jnp.where(outside, 1.0, jnp.abs(bins[below] - target))
+    to_above = jnp.where(outside, 1.0, jnp.abs(bins[above] - target))
+    share = (to_above / (to_below + to_above))[..., None]
+    wanted = jax.nn.one_hot(below, count) * share + jax.nn.one_hot(above, count) * (1.0 - share)
+    return -(wanted * jax.nn.log_softmax(logits.astype(jnp.float32))).sum(-1)
+
+
+def unimix(logits: Array, share: float) -> Array:
+    """Log probabilities of a categorical distribution of which `share` is uniform, in float32.
+
+    Shapes: logits [..., K] -> [..., K].
+    Source: Hafner et al. 2023, "1% unimix".
+    """
+    logits = logits.astype(jnp.float32)
+    if not share:
+        return jax.nn.log_softmax(logits)
+    return jnp.log((1.0 - share) * jax.nn.softmax(logits) + share / logits.shape[-1])
+
+
+def onehot_sample(key: Key, logits: Array) -> Array:
+    """Draw a one-hot vector whose gradient is that of the probabilities. Shapes: [..., K] -> [..., K] float32."""
+    probs = jax.nn.softmax(logits)
+    drawn = jax.nn.one_hot(jax.random.categorical(key, logits), logits.shape[-1])
+    return jax.lax.stop_gradient(drawn) + (probs - jax.lax.stop_gradient(probs))
+
+
+def categorical_entropy(log_probs: Array) -> Array:
+    """Entropy in nats. Shapes: [..., K] -> [...]."""
+    return -(jnp.exp(log_probs) * log_probs).sum(-1)
+
+
+def categorical_kl(log_p: Array, log_q: Array) -> Array:
+    """KL divergence of p from q in nats. Shapes: log probabilities [..., K] -> [...]."""
+    return (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
+
+
+def normal_log_prob(mean: Array, std: Array, x: Array) -> Array:
+    """Log density in nats. Shapes: [...] -> [...]."""
+    return -0.5 * ((x - mean) / std) ** 2 - jnp.log(std) - 0.5 * jnp.log(2 * jnp.pi)
+
+
+def normal_entropy(std: Array) -> Array:
+    """Entropy in nats. Shapes: [...] -> [...]."""
+    return 0.5 * jnp.log(2 * jnp.pi * std**2) + 0.5

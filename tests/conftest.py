@@ -44,12 +44,6 @@ def _reference(folder: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def golden() -> Path:
-    """Inputs and outputs of the published DreamerV3 code, as .npz files; too large to live in this repository."""
-    return _reference("golden")
-
-
-@pytest.fixture(scope="session")
 def world_models_data() -> Path:
     """Weights and logs published with World Models; too large to live in this repository."""
     return _reference("reference/world-models-data")

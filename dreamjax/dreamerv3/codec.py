@@ -1,0 +1,177 @@
+"""Encoder and decoder: observations of any mixture of pictures, vectors and discrete values, to tokens and back.
+
+Source: Hafner et al. 2023, "World model learning", and its published code, whose parameter names are used.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamjax.distributions import symlog
+from dreamjax.dreamerv3.config import CodecConfig
+from dreamjax.nets.dense import MLP, BlockLinear, Linear, RMSNorm
+from dreamjax.nets.image import Conv, UpsampleConv, max_pool
+from dreamjax.types import Array, Space
+
+Spaces = tuple[tuple[str, Space], ...]  # named spaces in the order of the environment
+
+
+def named(spaces: Mapping[str, Space]) -> Spaces:
+    """Check the spaces of observations, by name. Raises ValueError for one that no encoder could read."""
+    for name, space in spaces.items():
+        rank = len(space.shape)
+        if rank > 3 or (rank == 3 and space.dtype != np.uint8):
+            raise ValueError(
+                f"observation {name!r} must be a uint8 picture [H, W, C] or have at most two axes: {space}"
+            )
+        if rank == 3 and not all(size % 16 == 0 and 3 <= size // 16 <= 16 for size in space.shape[:2]):
+            raise ValueError(f"the sides of {name!r} must be multiples of 16 from 48 to 256, got {space.shape}")
+        if rank < 3 and space.is_discrete and not np.isfinite([space.low, space.high]).all():
+            raise ValueError(f"discrete observation {name!r} needs finite bounds, got {space}")
+    sizes = {space.shape[:2] for space in spaces.values() if is_image(space)}
+    if len(sizes) > 1:
+        raise ValueError(f"all pictures must have one size, got {sorted(sizes)}")
+    return tuple(spaces.items())
+
+
+def is_image(space: Space) -> bool:
+    """Tell pictures from vectors."""
+    return len(space.shape) == 3
+
+
+def classes(space: Space) -> int:
+    """Count the values of a discrete space."""
+    return 2 if np.dtype(space.dtype) == np.bool_ else int(space.high - space.low)
+
+
+def flat_size(space: Space) -> int:
+    """Features that a vector or discrete value becomes."""
+    return math.prod(space.shape) * (classes(space) if space.is_discrete else 1)
+
+
+def flatten(space: Space, x: Array, squash: bool) -> Array:
+    """One value as features: discrete ones one-hot, continuous ones through symlog if `squash`.
+
+    A value that is missing, -inf or, where integers are signed, -1, becomes all zeros.
+    Shapes: x [..., *space.shape] -> [..., flat_size] float32.
+    """
+    lead = x.shape[: x.ndim - len(space.shape)]
+    if space.is_discrete:
+        signed = np.issubdtype(space.dtype, np.signedinteger)
+        present = (x != -1) if signed and space.low >= 0 else jnp.ones(x.shape, bool)
+        features = jax.nn.one_hot(x.astype(jnp.int32) - int(space.low), classes(space))
+    else:
+        present = x != -jnp.inf
+        features = jnp.where(present, x, 0.0).astype(jnp.float32)
+        features = symlog(features) if squash else features
+    present = present.reshape(*lead, -1).all(-1, keepdims=True)
+    return jnp.where(present, features.reshape(*lead, -1), 0.0)
+
+
+class Encoder(nn.Module):
+    """Tokens of an observation: features of vectors, then features of pictures."""
+
+    cfg: CodecConfig
+    spaces: Spaces
+    dtype: str
+
+    @nn.compact
+    def __call__(self, observation: Mapping[str, Array]) -> Array:
+        """Shapes: [..., *space.shape] of each -> [..., E]."""
+        cfg, tokens = self.cfg, []
+        ordered = sorted(self.spaces, key=lambda pair: pair[0])
+        vectors = [flatten(s, observation[name], cfg.symlog) for name, s in ordered if not is_image(s)]
+        if vectors:
+            x = jnp.concatenate(vectors, -1).astype(self.dtype)
+            for i in range(cfg.layers):
+                x = nn.silu(RMSNorm(name=f"mlp{i}norm")(Linear((cfg.units,), name=f"mlp{i}")(x)))
+            tokens.append(x)
+        images = [observation[name] for name, s in ordered if is_image(s)]
+        if images:
+            x = jnp.concatenate(images, -1).astype(self.dtype) / 255 - 0.5
+            lead = x.shape[:-3]
+            x = x.reshape(-1, *x.shape[-3:])
+            for i, multiplier in enumerate(cfg.multipliers):
+                x = max_pool(Conv(cfg.depth * multiplier, cfg.kernel, name=f"cnn{i}")(x))
+                x = nn.silu(RMSNorm(name=f"cnn{i}norm")(x))
+            tokens.append(x.reshape(*lead, -1))
+        return jnp.concatenate(tokens, -1)
+
+
+class Reconstruction(NamedTuple):
+    """What the decoder makes of a latent state, by name."""
+
+    images: dict[str, Array]  # [..., H, W, C] in (0, 1)
+    vectors: dict[str, Array]  # [..., *shape], squashed as the encoder reads them
+    logits: dict[str, Array]  # [..., *shape, classes]
+
+
+class Decoder(nn.Module):
+    """Observation of a latent state."""
+
+    cfg: CodecConfig
+    spaces: Spaces
+
+    @nn.compact
+    def __call__(self, deter: Array, stoch: Array) -> Reconstruction:
+        """Shapes: deter [..., D], stoch [..., S, K]."""
+        out = Reconstruction({}, {}, {})
+        stoch = stoch.reshape(*stoch.shape[:-2], -1)
+        if vectors := [pair for pair in self.spaces if not is_image(pair[1])]:
+            x = MLP(self.cfg.layers, self.cfg.units, name="mlp")(jnp.concatenate([stoch, deter], -1))
+            for name, space in vectors:
+                if space.is_discrete:
+                    out.logits[name] = Linear((*space.shape, classes(space)), name=f"vec/{name}/logits")(x)
+                else:
+                    out.vectors[name] = Linear(space.shape, name=f"vec/{name}/pred")(x)
+        if images := [pair for pair in self.spaces if is_image(pair[1])]:
+            channels = [space.shape[-1] for _, space in images]
+            x = self._paint(deter, stoch, images[0][1].shape[:2], sum(channels))
+            parts = jnp.split(x, np.cumsum(channels)[:-1], -1)
+            out.images.update({name: part for (name, _), part in zip(images, parts, strict=True)})
+        return out
+
+    def _paint(self, deter: Array, stoch: Array, size: tuple[int, ...], channels: int) -> Array:
+        cfg, lead = self.cfg, deter.shape[:-1]
+        deepest = cfg.depth * cfg.multipliers[-1]
+        h, w = (side // 2 ** len(cfg.multipliers) for side in size)
+        blocks = deter.reshape(-1, cfg.blocks, deter.shape[-1] // cfg.blocks)
+        x0 = BlockLinear(h * w * deepest, cfg.blocks, name="sp0")(blocks)
+        x0 = jnp.moveaxis(x0.reshape(-1, cfg.blocks, h, w, deepest // cfg.blocks), 1, 3).reshape(-1, h, w, deepest)
+        x1 = stoch.reshape(-1, stoch.shape[-1])
+        x1 = nn.silu(RMSNorm(name="sp1norm")(Linear((2 * cfg.units,), name="sp1")(x1)))
+        x = nn.silu(RMSNorm(name="spnorm")(x0 + Linear((h, w, deepest), name="sp2")(x1)))
+        for i in reversed(range(len(cfg.multipliers) - 1)):
+            x = UpsampleConv(cfg.depth * cfg.multipliers[i], cfg.kernel, name=f"conv{i}")(x)
+            x = nn.silu(RMSNorm(name=f"conv{i}norm")(x))
+        x = nn.sigmoid(UpsampleConv(channels, cfg.kernel, name="imgout")(x))
+        return x.reshape(*lead, *x.shape[-3:])
+
+
+def reconstruction_losses(
+    cfg: CodecConfig, spaces: Spaces, reconstruction: Reconstruction, observation: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Negative log likelihood of each part of an observation, up to constants, in float32.
+
+    Squared error, summed over pixels or (squashed) dimensions; cross entropy of discrete values.
+    Shapes: [..., *shape] of each -> [...] of each.
+    """
+    losses = {}
+    for name, space in spaces:
+        x, axes = observation[name], tuple(range(-len(space.shape), 0))
+        if is_image(space):
+            error = reconstruction.images[name].astype(jnp.float32) - x.astype(jnp.float32) / 255
+            losses[name] = (error**2).sum(axes)
+        elif space.is_discrete:
+            log_probs = jax.nn.log_softmax(reconstruction.logits[name].astype(jnp.float32))
+            wanted = jax.nn.one_hot(x.astype(jnp.int32) - int(space.low), classes(space))
+            losses[name] = -(wanted * log_probs).sum(-1).sum(axes)
+        else:
+            target = symlog(x.astype(jnp.float32)) if cfg.symlog else x.astype(jnp.float32)
+            losses[name] = ((reconstruction.vectors[name].astype(jnp.float32) - target) ** 2).sum(axes)
+    return losses

@@ -1,0 +1,149 @@
+"""Every setting of DreamerV3's agent, with the published value as the default.
+
+Source: Hafner et al. 2023, tables 4 and W.1, and the published code, which is followed where the two differ: it has
+max-pooling encoders, upsampling decoders and no uniform mixture in a discrete actor.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from dreamjax.optim import LaPropConfig
+
+
+@dataclass(frozen=True)
+class RSSMConfig:
+    """The recurrent state-space model."""
+
+    deter: int = 8192  # D, features of the recurrent state
+    hidden: int = 1024  # units of hidden layers
+    stoch: int = 32  # S, categorical latents
+    classes: int = 64  # K, classes of each
+    blocks: int = 8  # of the block-diagonal recurrent layers
+    prior_layers: int = 2
+    posterior_layers: int = 1
+    unimix: float = 0.01  # share of the uniform distribution in every latent; 0 switches it off
+
+    def __post_init__(self) -> None:
+        if min(self.deter, self.hidden, self.stoch, self.classes, self.blocks, self.prior_layers) < 1:
+            raise ValueError(f"every size of the RSSM must be positive, got {self}")
+        if self.deter % self.blocks:
+            raise ValueError(f"blocks must divide deter, got {self.blocks} and {self.deter}")
+        if not 0 <= self.unimix < 1:
+            raise ValueError(f"unimix must lie in [0, 1), got {self.unimix}")
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """Encoder and decoder of observations."""
+
+    depth: int = 64  # channels, times the multiplier of each stage
+    multipliers: tuple[int, ...] = (2, 3, 4, 4)
+    kernel: int = 5  # width of the convolutions
+    layers: int = 3  # of the vector branches
+    units: int = 1024
+    blocks: int = 8  # of the decoder's first layer
+    symlog: bool = True  # squash continuous vectors; off: read and predict them as they are
+
+    def __post_init__(self) -> None:
+        if min(self.depth, self.kernel, self.layers, self.units, self.blocks, *self.multipliers) < 1:
+            raise ValueError(f"every size of the codec must be positive, got {self}")
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd, so that a convolution keeps the size; got {self.kernel}")
+
+
+@dataclass(frozen=True)
+class HeadsConfig:
+    """Reward, continue, actor and critic."""
+
+    units: int = 1024
+    bins: int = 255  # of the two-hot distributions
+    reward_layers: int = 1
+    continue_layers: int = 1
+    policy_layers: int = 3
+    value_layers: int = 3
+    twohot: bool = True  # off: reward and value are regressed with squared error in symlog space
+    zero_init: bool = True  # outputs of reward and value begin at exactly zero
+    min_std: float = 0.1  # of a continuous action
+    max_std: float = 1.0
+    policy_unimix: float = 0.0  # of a discrete action; the paper has 0.01, the published code ignores its setting
+
+    def __post_init__(self) -> None:
+        if min(self.units, self.bins, self.reward_layers, self.continue_layers) < 1:
+            raise ValueError(f"every size of the heads must be positive, got {self}")
+        if not 0 < self.min_std < self.max_std:
+            raise ValueError(f"need 0 < min_std < max_std, got {self.min_std} and {self.max_std}")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Scales of the losses, and what belongs to the world model's."""
+
+    reconstruction: float = 1.0
+    reward: float = 1.0
+    continues: float = 1.0
+    dynamics: float = 1.0  # KL that trains the prior
+    representation: float = 0.1  # KL that trains the posterior
+    policy: float = 1.0
+    value: float = 1.0
+    replay_value: float = 0.3  # 0 switches it off
+    free_nats: float = 1.0  # KL below which neither loss pulls; 0 switches it off
+    kl_balance: bool = True  # off: one KL loss that trains both sides alike, at the scale `dynamics`
+    reconstruction_gradient: bool = True  # off: the decoder learns from features that learn nothing from it
+    reward_value_gradient: bool = True  # off: the same for reward, continue and the replayed value
+
+
+@dataclass(frozen=True)
+class BehaviourConfig:
+    """Imagination, and how actor and critic learn from it."""
+
+    horizon: int = 15  # H, imagined steps
+    discount_horizon: float = 333.0  # steps; the discount is 1 - 1 / this
+    mix: float = 0.95  # lambda of the returns
+    entropy: float = 3e-4  # scale of the actor's entropy
+    normalize_returns: bool = True
+    return_rate: float = 0.01  # of the running percentiles
+    return_low: float = 5.0  # per cent
+    return_high: float = 95.0
+    return_limit: float = 1.0  # smallest range that returns are divided by
+    slow_rate: float = 0.02  # at which the slow critic follows
+    slow_regularizer: float = 1.0  # scale of the critic's loss towards the slow one; 0 switches it off
+
+    @property
+    def discount(self) -> float:
+        return 1.0 - 1.0 / self.discount_horizon
+
+    def __post_init__(self) -> None:
+        if self.horizon < 1 or self.discount_horizon <= 1 or not 0 <= self.mix <= 1:
+            raise ValueError(f"need horizon >= 1, discount_horizon > 1 and mix in [0, 1], got {self}")
+
+
+@dataclass(frozen=True)
+class DreamerConfig:
+    """The whole agent."""
+
+    rssm: RSSMConfig = field(default_factory=RSSMConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    behaviour: BehaviourConfig = field(default_factory=BehaviourConfig)
+    optimizer: LaPropConfig = field(default_factory=LaPropConfig)
+    compute_dtype: str = "bfloat16"  # of activations; parameters, norms, losses and returns are float32
+    context: int = 1  # replayed steps before the trained ones, of which the last one's stored latent is the start
+
+    def __post_init__(self) -> None:
+        if self.compute_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"compute_dtype must be 'float32' or 'bfloat16', got {self.compute_dtype!r}")
+
+
+def sized(width: int, base: DreamerConfig | None = None) -> DreamerConfig:
+    """Scale every layer by one number, the width of the MLPs. Source: Hafner et al. 2023, table 3."""
+    base = base or DreamerConfig()
+    return replace(
+        base,
+        rssm=replace(base.rssm, deter=8 * width, hidden=width, classes=width // 16),
+        codec=replace(base.codec, depth=width // 16, units=width),
+        heads=replace(base.heads, units=width),
+    )
+
+
+WIDTHS = {"1m": 64, "12m": 256, "25m": 384, "50m": 512, "100m": 768, "200m": 1024, "400m": 1536}
+SIZES = {name: sized(width) for name, width in WIDTHS.items()}

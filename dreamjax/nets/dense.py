@@ -1,0 +1,78 @@
+"""Dense layers of DreamerV3: linear and block-diagonal maps, the root-mean-square norm, and hidden layers made of them.
+
+Every layer takes any leading axes and computes in the dtype of its input; parameters are float32.
+Source: Hafner et al. 2023, and its published code (kernels truncated normal by fan-in, norms in float32).
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dreamjax.types import Array
+
+
+def fan_in(scale: float = 1.0) -> jax.nn.initializers.Initializer:
+    """Draw kernels from a normal cut at two deviations, of variance scale^2 / inputs; at scale 0 they are zero.
+
+    The inputs of a kernel are all of its axes but the last, also for a block-diagonal one: its blocks start smaller
+    than a fan-in of their own would make them.
+    """
+    return nn.initializers.variance_scaling(scale**2, "fan_in", "truncated_normal") if scale else nn.initializers.zeros
+
+
+class Linear(nn.Module):
+    """Affine map to an output of any shape. Shapes: [..., I] -> [..., *shape]. Parameters: kernel [I, O], bias [O]."""
+
+    shape: tuple[int, ...]
+    scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        outputs = math.prod(self.shape)
+        kernel = self.param("kernel", fan_in(self.scale), (x.shape[-1], outputs))
+        bias = self.param("bias", nn.initializers.zeros, (outputs,))
+        y = x @ kernel.astype(x.dtype)
+        return (y + jnp.broadcast_to(bias.astype(x.dtype), y.shape)).reshape(*x.shape[:-1], *self.shape)
+
+
+class BlockLinear(nn.Module):
+    """Affine map of g blocks of features, each from its own inputs only, with one bias over all.
+
+    Shapes: [..., g, I/g] -> [..., g, O/g]. Parameters: kernel [g, I/g, O/g], bias [O].
+    """
+
+    features: int  # O
+    blocks: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", fan_in(), (self.blocks, x.shape[-1], self.features // self.blocks))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        y = jnp.einsum("...gi,gio->...go", x, kernel.astype(x.dtype))
+        return y + jnp.broadcast_to(bias.astype(x.dtype).reshape(self.blocks, -1), y.shape)
+
+
+class RMSNorm(nn.Module):
+    """Divide by the root mean square of the last axis and scale every feature, in float32. Parameters: scale [F]."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        wide = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt((wide**2).mean(-1, keepdims=True) + 1e-4)
+        return (wide * (inverse * jnp.broadcast_to(scale, wide.shape))).astype(x.dtype)
+
+
+class MLP(nn.Module):
+    """Hidden layers: linear0, norm0, SiLU, linear1, norm1, SiLU, ... Shapes: [..., I] -> [..., units]."""
+
+    layers: int
+    units: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for i in range(self.layers):
+            x = nn.silu(RMSNorm(name=f"norm{i}")(Linear((self.units,), name=f"linear{i}")(x)))
+        return x

@@ -1,0 +1,67 @@
+"""The optimiser of DreamerV3 as an optax chain.
+
+Source: Hafner et al. 2023, and its published code.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dreamjax.types import Array, Params
+
+
+@dataclass(frozen=True)
+class LaPropConfig:
+    """Published settings."""
+
+    learning_rate: float = 4e-5
+    warmup: int = 1000  # updates over which the learning rate rises from zero, where the first one stands
+    clip: float = 0.3  # largest norm of a gradient, as a share of the norm of its parameter
+    smallest: float = 1e-3  # norm that a parameter counts as having at least
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-20
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0 or self.warmup < 0 or self.clip <= 0 or self.smallest <= 0:
+            raise ValueError(f"need learning_rate, clip and smallest > 0 and warmup >= 0, got {self}")
+        if not 0 <= self.beta1 < 1 or not 0 <= self.beta2 < 1 or self.eps <= 0:
+            raise ValueError(f"need beta1 and beta2 in [0, 1) and eps > 0, got {self}")
+
+
+def adaptive_gradient_clip(clip: float, smallest: float) -> optax.GradientTransformation:
+    """Limit the norm of every gradient to `clip` times that of its parameter.
+
+    A norm is that of a whole tensor, as published; optax's own `adaptive_grad_clip` takes one per unit.
+    """
+
+    def init(params: Params) -> optax.EmptyState:
+        del params
+        return optax.EmptyState()
+
+    def update(grads: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
+        if params is None:
+            raise ValueError("adaptive_gradient_clip compares gradients with parameters; pass update(..., params)")
+
+        def limit(grad: Array, param: Array) -> Array:
+            bound = clip * jnp.maximum(smallest, jnp.linalg.norm(param.ravel()))
+            return grad / jnp.maximum(1.0, jnp.linalg.norm(grad.ravel()) / bound)
+
+        return jax.tree.map(limit, grads, params), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def laprop(cfg: LaPropConfig) -> optax.GradientTransformation:
+    """Build the optimiser: clip, divide by the root mean square, then take momentum (Ziyin et al. 2020)."""
+    constant = optax.constant_schedule(cfg.learning_rate)
+    rate = optax.linear_schedule(0.0, cfg.learning_rate, cfg.warmup) if cfg.warmup else constant
+    return optax.chain(
+        adaptive_gradient_clip(cfg.clip, cfg.smallest),
+        optax.scale_by_rms(decay=cfg.beta2, eps=cfg.eps, eps_in_sqrt=False, bias_correction=True),
+        optax.ema(cfg.beta1, debias=True),
+        optax.scale_by_learning_rate(rate),
+    )
