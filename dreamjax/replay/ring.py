@@ -1,0 +1,87 @@
+"""A replay that lives on the device: pure functions over a ring of steps, for loops that are jitted whole.
+
+E streams (environments that step together) are written side by side; a sequence is L consecutive steps of one of them,
+and may run across the end of an episode.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dreamjax.types import Array, Key, PyTree
+
+
+class Ring(NamedTuple):
+    """The last N steps of every stream."""
+
+    data: PyTree  # [E, N, ...]
+    count: Array  # [] int32, steps written to each stream so far
+
+
+class Address(NamedTuple):
+    """Where sequences begin, counted from the first step ever written, so that it can be seen what was overwritten."""
+
+    stream: Array  # [B] int32
+    time: Array  # [B] int32
+
+
+def init(example: PyTree, streams: int, size: int) -> Ring:
+    """Make an empty ring for steps like `example` (arrays or `jax.ShapeDtypeStruct`, one step of one stream)."""
+    if streams < 1 or size < 1:
+        raise ValueError(f"need streams >= 1 and size >= 1, got {streams} and {size}")
+    return Ring(jax.tree.map(lambda x: jnp.zeros((streams, size, *x.shape), x.dtype), example), jnp.int32(0))
+
+
+def add(ring: Ring, step: PyTree) -> Ring:
+    """Write one step of every stream over the oldest. Shapes: step [E, ...]."""
+    at = ring.count % _size(ring)
+    data = jax.tree.map(lambda old, new: old.at[:, at].set(new.astype(old.dtype)), ring.data, step)
+    return Ring(data, ring.count + 1)
+
+
+def starts(ring: Ring, length: int) -> Array:
+    """Count the sequences of this length that each stream holds, [] int32."""
+    return jnp.maximum(0, jnp.minimum(ring.count, _size(ring)) - length + 1)
+
+
+def sample(ring: Ring, key: Key, batch: int, length: int) -> tuple[PyTree, Address]:
+    """Draw sequences, each that is there as likely as any other. The ring must hold one: see `starts`.
+
+    Shapes: -> steps [B, L, ...], where they begin.
+    """
+    key_stream, key_time = jax.random.split(key)
+    streams = jax.tree.leaves(ring.data)[0].shape[0]
+    oldest = jnp.maximum(0, ring.count - _size(ring))
+    time = oldest + jax.random.randint(key_time, (batch,), 0, starts(ring, length))
+    address = Address(jax.random.randint(key_stream, (batch,), 0, streams), time)
+    where = _where(ring, address, length)
+    return jax.tree.map(lambda x: x[where], ring.data), address
+
+
+def update(ring: Ring, address: Address, offset: int, values: PyTree) -> Ring:
+    """Write values over a part of what is stored, from `offset` steps behind the addresses on.
+
+    What the stream has overwritten since is left alone. `values` has the structure of the ring's data, with None for
+    what stays. Shapes: values [B, T, ...].
+    """
+    length = jax.tree.leaves(values)[0].shape[1]
+    address = address._replace(time=address.time + offset)
+    stream, at = _where(ring, address, length)
+    gone = address.time[:, None] + jnp.arange(length)[None] < ring.count - _size(ring)
+    at = jnp.where(gone, _size(ring), at)  # beyond the end, where nothing is written
+    data = jax.tree.map(
+        lambda new, old: old if new is None else old.at[stream, at].set(new.astype(old.dtype), mode="drop"),
+        values,
+        ring.data,
+        is_leaf=lambda x: x is None,
+    )
+    return ring._replace(data=data)
+
+
+def _where(ring: Ring, address: Address, length: int) -> tuple[Array, Array]:
+    return address.stream[:, None], (address.time[:, None] + jnp.arange(length)[None]) % _size(ring)
+
+
+def _size(ring: Ring) -> int:
+    return jax.tree.leaves(ring.data)[0].shape[1]
