@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,6 +81,8 @@ def test_doom_take_cover_killed_in_every_stage_ends_in_the_same_numbers(doom: Pa
     )
     for mark in marks:
         kill_when(start(DOOM, "--preset", "smoke", "--folder", str(folder)), folder / mark)
+        if mark == marks[0]:  # as if another process had recorded one more than was asked for before it died
+            shutil.copy(folder / mark, folder / "episodes" / "episode_000099.npz")
     finish(start(DOOM, "--preset", "smoke", "--folder", str(folder)))
     for ours, theirs in zip(outcome(folder), outcome(doom), strict=True):
         assert ours.keys() == theirs.keys()
