@@ -74,6 +74,7 @@ class Config:
     policy: Literal["held", "wandering"] = "held"  # random play; see dreamjax.run.collect
     workers: int = 64
     # vision
+    vision_episodes: int = 10_000  # the first of those kept; V needs fewer frames than M needs endings
     vision_batch: int = 100
     vision_updates: int = 308_090  # 10 epochs of the published data
     vision_optimizer: OptimizerConfig = learner.VISION_OPTIMIZER
@@ -103,19 +104,20 @@ PAPER = Config()
 CPU = replace(
     PAPER,
     preset="cpu",
-    episodes=2000,
+    episodes=4000,
     workers=2,
     policy="wandering",
+    vision_episodes=2000,
     vision_batch=32,
     vision_updates=9000,
     vision_optimizer=OptimizerConfig(1e-3, 1e-5, 0.9996),
     streams=16,
     length=64,
-    memory_updates=9000,
-    memory_optimizer=OptimizerConfig(1e-3, 1e-5, 0.9995, clip=1.0),
+    memory_updates=22_000,
+    memory_optimizer=OptimizerConfig(1e-3, 1e-5, 0.99985, clip=1.0),
     dream_episodes=8,
-    generations=50,
-    temperature=2.0,  # an M trained this briefly kills too rarely at 1.15: dreams reach the step limit by generation 10
+    generations=60,
+    temperature=1.5,  # at 1.15 the mean of generation 10 dreams 1,640 of the 2,100 steps there are
     evaluate_every=10,
     evaluation_episodes=256,
 )
@@ -130,6 +132,7 @@ DEMO = replace(
     evolution=EvolutionConfig(population_size=32, sigma=0.1),
     dream_episodes=4,
     generations=15,
+    temperature=2.0,  # an M trained this briefly kills too rarely at 1.15
     evaluate_every=5,
     evaluation_episodes=64,
     starts=100,
@@ -163,7 +166,7 @@ def collect_stage(cfg: Config, run: RunFolder) -> episodes.Store:
     """Let random play fill the disk."""
     folder = run.path / "episodes"
     if run.stage_done("collect"):
-        return episodes.open_store(folder)
+        return episodes.open_store(folder).head(cfg.episodes)  # a killed collection may have left more
     make = partial(TakeCover, skill=cfg.skill)
     with run.stage("collect") as stage, progress(cfg.episodes, "collect", unit="episode") as bar:
 
@@ -187,7 +190,7 @@ def vision_stage(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, store: 
         "vision",
         learner.vision_init(WORLD.vision, cfg.vision_optimizer, key_init),
         partial(learner.vision_step, WORLD.vision, cfg.vision_optimizer, key_train),
-        partial(episodes.frame_batches, store, cfg.seed, cfg.vision_batch),
+        partial(episodes.frame_batches, store.head(min(cfg.vision_episodes, len(store))), cfg.seed, cfg.vision_batch),
         cfg.vision_updates,
         checkpoint_every=cfg.checkpoint_every,
     )
