@@ -29,7 +29,9 @@ format: $(VENV)/test.stamp ## rewrite the code in the project's format
 demo: $(VENV)/experiments.stamp ## train a world model of Doom, evolve a controller in its dreams (minutes, on a CPU)
 	@echo "==> Doom Take Cover: collect, learn to see, learn to predict, evolve a controller inside the dream, play"
 	@$(BIN)/python experiments/doom_take_cover.py --preset demo
-	@echo "Look in the run folder named above: the summary, the plots, and the videos of the game and of its dream."
+	@echo "==> the agent that this library comes with, from the same experiment in two and a half hours, plays the same game"
+	@$(BIN)/python experiments/doom_take_cover.py --evaluate experiments/results/doom_take_cover --episodes 8
+	@echo "Look in the two folders named above: the summary, the plots, and the films of the game and of its dream."
 
 table: $(VENV)/test.stamp ## put what experiments and benchmarks measured into the README
 	@$(BIN)/python -m dreamjax.run.readme
