@@ -16,7 +16,7 @@ class Ring(NamedTuple):
     """The last N steps of every stream."""
 
     data: PyTree  # [E, N, ...]
-    count: Array  # [] int32, steps written to each stream so far
+    written: Array  # [] int32, steps of each stream so far
 
 
 class Address(NamedTuple):
@@ -35,14 +35,14 @@ def init(example: PyTree, streams: int, size: int) -> Ring:
 
 def add(ring: Ring, step: PyTree) -> Ring:
     """Write one step of every stream over the oldest. Shapes: step [E, ...]."""
-    at = ring.count % _size(ring)
+    at = ring.written % _size(ring)
     data = jax.tree.map(lambda old, new: old.at[:, at].set(new.astype(old.dtype)), ring.data, step)
-    return Ring(data, ring.count + 1)
+    return Ring(data, ring.written + 1)
 
 
 def starts(ring: Ring, length: int) -> Array:
     """Count the sequences of this length that each stream holds, [] int32."""
-    return jnp.maximum(0, jnp.minimum(ring.count, _size(ring)) - length + 1)
+    return jnp.maximum(0, jnp.minimum(ring.written, _size(ring)) - length + 1)
 
 
 def sample(ring: Ring, key: Key, batch: int, length: int) -> tuple[PyTree, Address]:
@@ -52,7 +52,7 @@ def sample(ring: Ring, key: Key, batch: int, length: int) -> tuple[PyTree, Addre
     """
     key_stream, key_time = jax.random.split(key)
     streams = jax.tree.leaves(ring.data)[0].shape[0]
-    oldest = jnp.maximum(0, ring.count - _size(ring))
+    oldest = jnp.maximum(0, ring.written - _size(ring))
     time = oldest + jax.random.randint(key_time, (batch,), 0, starts(ring, length))
     address = Address(jax.random.randint(key_stream, (batch,), 0, streams), time)
     where = _where(ring, address, length)
@@ -68,7 +68,7 @@ def update(ring: Ring, address: Address, offset: int, values: PyTree) -> Ring:
     length = jax.tree.leaves(values)[0].shape[1]
     address = address._replace(time=address.time + offset)
     stream, at = _where(ring, address, length)
-    gone = address.time[:, None] + jnp.arange(length)[None] < ring.count - _size(ring)
+    gone = address.time[:, None] + jnp.arange(length)[None] < ring.written - _size(ring)
     at = jnp.where(gone, _size(ring), at)  # beyond the end, where nothing is written
     data = jax.tree.map(
         lambda new, old: old if new is None else old.at[stream, at].set(new.astype(old.dtype), mode="drop"),
