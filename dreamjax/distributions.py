@@ -1,9 +1,11 @@
 """Probability distributions as plain functions of their parameters, in float32."""
 
+from functools import cache
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dreamjax.types import Array, Key
 
@@ -74,16 +76,18 @@ def symexp(x: Array) -> Array:
     return jnp.sign(x) * jnp.expm1(jnp.abs(x))
 
 
-def symexp_bins(count: int) -> Array:
+@cache
+def symexp_bins(count: int) -> np.ndarray:
     """Values that a two-hot distribution chooses from, evenly spaced in symlog from -20 to 20, exactly antisymmetric.
 
-    Shapes: -> [count]. Source: Hafner et al. 2023, "symexp twohot", and its published code.
+    A constant, so that no program computes it. Shapes: -> [count] float32.
+    Source: Hafner et al. 2023, "symexp twohot", and its published code.
     """
-    half = symexp(jnp.linspace(-20.0, 0.0, (count + 1) // 2, dtype=jnp.float32))
-    return jnp.concatenate([half, -half[: count // 2][::-1]])
+    half = -np.expm1(np.linspace(20.0, 0.0, (count + 1) // 2)).astype(np.float32)
+    return np.concatenate([half, -half[: count // 2][::-1]])
 
 
-def twohot_mean(logits: Array, bins: Array) -> Array:
+def twohot_mean(logits: Array, bins: np.ndarray) -> Array:
     """Expected value, [..., N] -> [...].
 
     Bins of opposite sign are added before anything else: they are huge, and a uniform distribution must give 0.
@@ -96,21 +100,25 @@ def twohot_mean(logits: Array, bins: Array) -> Array:
     return middle + (below[..., ::-1] + above).sum(-1)
 
 
-def twohot_loss(logits: Array, target: Array, bins: Array) -> Array:
+def twohot_loss(logits: Array, target: Array, bins: np.ndarray) -> Array:
     """Cross entropy with the two bins around the target, which share its weight by distance; nats.
 
     Beyond the outermost bins all weight is on these. Shapes: logits [..., N], target [...] -> [...].
     """
     count = bins.shape[0]
     target = target.astype(jnp.float32)
-    beyond = (jnp.broadcast_to(bins, logits.shape) <= target[..., None]).sum(-1)
+    values = jnp.asarray(bins)
+    beyond = (jnp.broadcast_to(values, logits.shape) <= target[..., None]).sum(-1)
     below, above = jnp.clip(beyond - 1, 0, count - 1), jnp.clip(beyond, 0, count - 1)
     outside = below == above
-    to_below = jnp.where(outside, 1.0, jnp.abs(bins[below] - target))
-    to_above = jnp.where(outside, 1.0, jnp.abs(bins[above] - target))
+    to_below = jnp.where(outside, 1.0, jnp.abs(values[below] - target))
+    to_above = jnp.where(outside, 1.0, jnp.abs(values[above] - target))
     share = (to_above / (to_below + to_above))[..., None]
     wanted = jax.nn.one_hot(below, count) * share + jax.nn.one_hot(above, count) * (1.0 - share)
-    return -(wanted * jax.nn.log_softmax(logits.astype(jnp.float32))).sum(-1)
+    # Cross entropy, without writing down a log probability for every bin.
+    logits = logits.astype(jnp.float32)
+    logits -= jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    return jnp.log(jnp.exp(logits).sum(-1)) - (wanted * logits).sum(-1)
 
 
 def unimix(logits: Array, share: float) -> Array:
@@ -120,16 +128,33 @@ def unimix(logits: Array, share: float) -> Array:
     Source: Hafner et al. 2023, "1% unimix".
     """
     logits = logits.astype(jnp.float32)
-    if not share:
-        return jax.nn.log_softmax(logits)
-    return jnp.log((1.0 - share) * jax.nn.softmax(logits) + share / logits.shape[-1])
+    return jnp.log(unimix_probs(logits, share)) if share else jax.nn.log_softmax(logits)
 
 
-def onehot_sample(key: Key, logits: Array) -> Array:
-    """Draw a one-hot vector whose gradient is that of the probabilities. Shapes: [..., K] -> [..., K] float32."""
-    probs = jax.nn.softmax(logits)
-    drawn = jax.nn.one_hot(jax.random.categorical(key, logits), logits.shape[-1])
-    return jax.lax.stop_gradient(drawn) + (probs - jax.lax.stop_gradient(probs))
+def unimix_probs(logits: Array, share: float) -> Array:
+    """Probabilities of which `share` is uniform, in float32. Shapes: logits [..., K] -> [..., K]."""
+    return (1.0 - share) * jax.nn.softmax(logits.astype(jnp.float32)) + share / logits.shape[-1]
+
+
+def onehot_sample(uniform: Array, probs: Array) -> Array:
+    """Draw a one-hot vector whose gradient is that of the probabilities.
+
+    Shapes: uniform [...] in [0, 1), what chance says; probs [..., K] -> [..., K] float32.
+    """
+    fixed = jax.lax.stop_gradient(probs)
+    return jax.nn.one_hot(categorical_sample(uniform, fixed), probs.shape[-1]) + (probs - fixed)
+
+
+def categorical_sample(uniform: Array, probs: Array) -> Array:
+    """Draw a class by inverting the cumulative distribution: one random number, not one per class.
+
+    Shapes: uniform [...] in [0, 1), probs [..., K] -> [...] int32.
+    """
+    count = probs.shape[-1]
+    # A product with a triangle of ones sums faster than a scan, everywhere.
+    triangle = jnp.triu(jnp.ones((count, count), probs.dtype))[:, : count - 1]
+    cumulative = jnp.matmul(probs, triangle, precision=jax.lax.Precision.HIGHEST)
+    return (jnp.broadcast_to(uniform[..., None], cumulative.shape) >= cumulative).sum(-1, dtype=jnp.int32)
 
 
 def categorical_entropy(log_probs: Array) -> Array:

@@ -20,7 +20,7 @@ def lambda_returns(
     where the next step belongs to another episode. The last return is the bootstrap itself. `is_terminal` may be a
     probability.
 
-    Shapes: all [T], T >= 2 -> [T-1].
+    Shapes: all [T, ...], T >= 2 -> [T-1, ...].
     """
     live = (1.0 - is_terminal[1:].astype(jnp.float32)) * discount
     keep = (1.0 - is_last[1:].astype(jnp.float32)) * mix

@@ -20,12 +20,12 @@ stop = jax.lax.stop_gradient
 class Imagined(NamedTuple):
     """What came of imagined trajectories."""
 
-    policy_loss: Array  # [N, H]
-    value_loss: Array  # [N, H]
-    returns: Array  # [N, H]
+    policy_loss: Array  # [H, N]
+    value_loss: Array  # [H, N]
+    returns: Array  # [H, N]
     range: ReturnRange
-    reward: Array  # [N, H+1]
-    continues: Array  # [N, H+1]
+    reward: Array  # [H+1, N]
+    continues: Array  # [H+1, N]
     metrics: Metrics
 
 
@@ -37,7 +37,7 @@ def imagined_losses(
     The actor follows REINFORCE with returns divided by their range; the critic the lambda returns, held back by the
     slow critic. Step t counts as much as the model thinks the trajectory still goes on there.
 
-    Shapes: features [N, H+1, F], actions [N, H, ...] or longer, each taken at the state of the same index.
+    Shapes: features [H+1, N, F], actions [H, N, ...], each taken at the state of the same index.
     """
     cfg, settings = dreamer.cfg, dreamer.cfg.behaviour
     features = stop(features)
@@ -48,22 +48,20 @@ def imagined_losses(
     slow_value = heads.scalar_mean(cfg.heads, heads.apply(dreamer.critic, stop(slow), features))
 
     never = jnp.zeros_like(continues)
-    lambdas = jax.vmap(lambda_returns, (0, 0, 0, 0, None, None))
     # The predicted continue contains the discount.
-    returns = lambdas(reward, never, 1.0 - continues, value, 1.0, settings.mix)
-    weight = jnp.cumprod(continues, 1)[:, :-1]
+    returns = lambda_returns(reward, never, 1.0 - continues, value, 1.0, settings.mix)
+    weight = jnp.cumprod(continues, 0)[:-1]
 
     percentiles = (settings.return_low, settings.return_high)
     range_ = range_update(range_, returns, settings.return_rate, *percentiles)
     scale = range_scale(range_, settings.return_limit) if settings.normalize_returns else jnp.float32(1)
-    advantage = (returns - value[:, :-1]) / scale
+    advantage = (returns - value[:-1]) / scale
 
-    policy = heads.apply(dreamer.actor, params.pol, features[:, :-1])
-    taken = jax.tree.map(lambda x: x[:, : returns.shape[1]], actions)
+    policy = heads.apply(dreamer.actor, params.pol, features[:-1])
     entropy = heads.entropies(policy, dreamer.action)
-    log_prob = heads.log_prob(policy, taken, dreamer.action)
+    log_prob = heads.log_prob(policy, actions, dreamer.action)
     policy_loss = -weight * (log_prob * advantage + settings.entropy * sum(entropy.values()))
-    value_loss = weight * _value_loss(dreamer, output[:, :-1], returns, slow_value[:, :-1])
+    value_loss = weight * _value_loss(dreamer, output[:-1], returns, slow_value[:-1])
     metrics = {
         "advantage": advantage.mean(),
         "advantage_std": advantage.std(),
@@ -96,8 +94,8 @@ def replayed_value_loss(
     Shapes: features [B, T, F], the others [B, T] -> loss [B, T-1], returns [B, T-1].
     """
     cfg, settings = dreamer.cfg, dreamer.cfg.behaviour
-    lambdas = jax.vmap(lambda_returns, (0, 0, 0, 0, None, None))
-    returns = stop(lambdas(reward, is_last, is_terminal, bootstrap, settings.discount, settings.mix))
+    given = reward.T, is_last.T, is_terminal.T, bootstrap.T
+    returns = stop(lambda_returns(*given, settings.discount, settings.mix)).T
     output = heads.apply(dreamer.critic, params.val, features)[:, :-1]
     slow_value = heads.scalar_mean(cfg.heads, heads.apply(dreamer.critic, stop(slow), stop(features[:, :-1])))
     loss = _value_loss(dreamer, output, returns, slow_value)

@@ -15,7 +15,7 @@ import numpy as np
 from dreamjax.distributions import symlog
 from dreamjax.dreamerv3.config import CodecConfig
 from dreamjax.nets.dense import MLP, BlockLinear, Linear, RMSNorm
-from dreamjax.nets.image import Conv, UpsampleConv, max_pool
+from dreamjax.nets.image import DoublingConv, HalvingConv
 from dreamjax.types import Array, Space
 
 Spaces = tuple[tuple[str, Space], ...]  # named spaces in the order of the environment
@@ -97,7 +97,7 @@ class Encoder(nn.Module):
             lead = x.shape[:-3]
             x = x.reshape(-1, *x.shape[-3:])
             for i, multiplier in enumerate(cfg.multipliers):
-                x = max_pool(Conv(cfg.depth * multiplier, cfg.kernel, name=f"cnn{i}")(x))
+                x = HalvingConv(cfg.depth * multiplier, cfg.kernel, name=f"cnn{i}")(x)
                 x = nn.silu(RMSNorm(name=f"cnn{i}norm")(x))
             tokens.append(x.reshape(*lead, -1))
         return jnp.concatenate(tokens, -1)
@@ -147,9 +147,9 @@ class Decoder(nn.Module):
         x1 = nn.silu(RMSNorm(name="sp1norm")(Linear((2 * cfg.units,), name="sp1")(x1)))
         x = nn.silu(RMSNorm(name="spnorm")(x0 + Linear((h, w, deepest), name="sp2")(x1)))
         for i in reversed(range(len(cfg.multipliers) - 1)):
-            x = UpsampleConv(cfg.depth * cfg.multipliers[i], cfg.kernel, name=f"conv{i}")(x)
+            x = DoublingConv(cfg.depth * cfg.multipliers[i], cfg.kernel, name=f"conv{i}")(x)
             x = nn.silu(RMSNorm(name=f"conv{i}norm")(x))
-        x = nn.sigmoid(UpsampleConv(channels, cfg.kernel, name="imgout")(x))
+        x = nn.sigmoid(DoublingConv(channels, cfg.kernel, name="imgout")(x))
         return x.reshape(*lead, *x.shape[-3:])
 
 

@@ -145,5 +145,16 @@ def sized(width: int, base: DreamerConfig | None = None) -> DreamerConfig:
     )
 
 
+def debug(base: DreamerConfig | None = None) -> DreamerConfig:
+    """Scale every layer down until only the code is tried, as the published preset of this name does."""
+    base = base or DreamerConfig()
+    return replace(
+        base,
+        rssm=replace(base.rssm, deter=8, hidden=4, stoch=2, classes=4, blocks=4),
+        codec=replace(base.codec, depth=2, units=8, layers=1),
+        heads=replace(base.heads, units=8, bins=5, policy_layers=1, value_layers=1),
+    )
+
+
 WIDTHS = {"1m": 64, "12m": 256, "25m": 384, "50m": 512, "100m": 768, "200m": 1024, "400m": 1536}
 SIZES = {name: sized(width) for name, width in WIDTHS.items()}

@@ -44,6 +44,7 @@ class Trained(NamedTuple):
     """What an update leaves besides the new state."""
 
     latents: RSSMState  # [B, T, ...] of the trained steps, to be stored in place of the old ones
+    surprise: Array  # [B, T] float32, losses of the world model
     metrics: Metrics
 
 
@@ -64,7 +65,7 @@ def train_step(dreamer: Dreamer, key: Key, state: TrainState, batch: Batch) -> t
     updates, opt_state = optim.laprop(dreamer.cfg.optimizer).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     slow = optax.incremental_update(params.val, state.slow, dreamer.cfg.behaviour.slow_rate)
-    metrics = trained.metrics | {"gradient_norm": optax.global_norm(grads), "update_norm": optax.global_norm(updates)}
+    metrics = trained.metrics | {"gradient_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
     return TrainState(state.step + 1, params, slow, opt_state, range_), trained._replace(metrics=metrics)
 
 
@@ -79,6 +80,7 @@ def loss(
     tokens = heads.apply(dreamer.encoder, params.enc, steps.observation)
     states, posterior = _observe(dreamer, params, key_observe, batch, tokens)
     losses = _model_losses(dreamer, params, states, posterior, steps)
+    surprise = sum(getattr(scales, name.split("/")[0]) * x for name, x in losses.items())
 
     lead = steps.reward.shape
     starts = jax.tree.map(lambda x: stop(x).reshape(-1, *x.shape[2:]), states)
@@ -87,14 +89,14 @@ def loss(
     losses["policy"], losses["value"] = imagined.policy_loss, imagined.value_loss
     if scales.replay_value:
         seen = rssm.features(states if scales.reward_value_gradient else stop(states))
-        recorded = (steps.reward, steps.is_last, steps.is_terminal, imagined.returns[:, 0].reshape(lead))
+        recorded = (steps.reward, steps.is_last, steps.is_terminal, imagined.returns[0].reshape(lead))
         losses["replay_value"] = behaviour.replayed_value_loss(dreamer, params, slow, seen, *recorded)[0]
 
     means = {name: x.mean() for name, x in losses.items()}
     total = sum(getattr(scales, name.split("/")[0]) * x for name, x in means.items())
     metrics = imagined.metrics | {f"loss/{name}": x for name, x in means.items()} | {"loss": total}
     metrics["posterior_entropy"] = categorical_entropy(unimix(posterior, cfg.rssm.unimix)).sum(-1).mean()
-    return total, (imagined.range, Trained(stop(states), metrics))
+    return total, (imagined.range, Trained(stop(states), stop(surprise), metrics))
 
 
 def _observe(dreamer: Dreamer, params: DreamerParams, key: Key, batch: Batch, tokens: Array) -> tuple[RSSMState, Array]:
@@ -109,13 +111,8 @@ def _observe(dreamer: Dreamer, params: DreamerParams, key: Key, batch: Batch, to
         is_first = batch.steps.is_first.at[:, 0].set(True)
         state = rssm.start(cfg.rssm, tokens.shape[:1], dtype)
 
-    def step(state: RSSMState, data: tuple[Key, Array, Array, Array]) -> tuple[RSSMState, tuple[RSSMState, Array]]:
-        state, logits = rssm.observe(cfg.rssm, params.dyn, data[0], state, *data[1:])
-        return state, (state, logits)
-
     swap = partial(jnp.swapaxes, axis1=0, axis2=1)
-    keys = jax.random.split(key, tokens.shape[1])
-    _, seen = jax.lax.scan(step, state, (keys, swap(previous), swap(tokens), swap(is_first)))
+    seen = rssm.observe_sequence(cfg.rssm, params.dyn, key, state, swap(previous), swap(tokens), swap(is_first))
     return jax.tree.map(swap, seen)
 
 
@@ -145,11 +142,10 @@ def _model_losses(
 
 
 def _imagine(dreamer: Dreamer, params: DreamerParams, key: Key, starts: RSSMState) -> tuple[Array, Mapping[str, Array]]:
-    """Dream from every replayed state. Shapes: starts [N, ...] -> features [N, H+1, F], actions [N, H, ...]."""
+    """Dream from every replayed state. Shapes: starts [N, ...] -> features [H+1, N, F], actions [H, N, ...]."""
     spec = EnvSpec(dict(dreamer.observation), dict(dreamer.action), 0)
     bound, actor = model.make(dreamer, spec), model.policy(dreamer, spec)
     # All layers take leading axes, so the dream of many starts is the dream of one.
     horizon = dreamer.cfg.behaviour.horizon
     states, actions = dream.imagine(bound, actor, (params, params.pol), key, starts, horizon)
-    batch_first = partial(jax.tree.map, lambda x: jnp.swapaxes(x, 0, 1))
-    return batch_first(rssm.features(states)), batch_first(actions)
+    return rssm.features(states), actions

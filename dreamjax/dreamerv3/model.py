@@ -87,7 +87,7 @@ def init(dreamer: Dreamer, key: Key) -> DreamerParams:
     features = rssm.features(state)
     made = [
         enc,
-        rssm.Network(dreamer.cfg.rssm).init(keys[1], state, flat, tokens),
+        {"params": rssm.init(dreamer.cfg.rssm, keys[1], flat.shape[-1], tokens.shape[-1])},
         dreamer.decoder.init(keys[2], *state),
         dreamer.reward.init(keys[3], features),
         dreamer.continues.init(keys[4], features),

@@ -3,16 +3,18 @@
 Source: Hafner et al. 2023, equation 3, and its published code, whose parameter names are used.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dreamjax.distributions import onehot_sample, unimix
+from dreamjax.distributions import onehot_sample, unimix, unimix_probs
 from dreamjax.dreamerv3.config import RSSMConfig
-from dreamjax.nets.dense import BlockLinear, Linear, RMSNorm
-from dreamjax.types import Array, Key, Params
+from dreamjax.nets.dense import block_product, fan_in, rms_norm
+from dreamjax.types import Array, Key, Params, PyTree
 
 
 class RSSMState(NamedTuple):
@@ -22,61 +24,29 @@ class RSSMState(NamedTuple):
     stoch: Array  # [..., S, K] z_t, one-hot
 
 
-class Network(nn.Module):
-    """All layers. They take any leading axes and compute in the dtype of the recurrent state."""
-
-    cfg: RSSMConfig
-
-    def setup(self) -> None:
-        """Make the layers."""
-        cfg = self.cfg
-        hidden = [f"dynin{i}" for i in range(3)]
-        hidden += [f"obs{i}" for i in range(cfg.posterior_layers)] + [f"prior{i}" for i in range(cfg.prior_layers)]
-        for name in hidden:
-            setattr(self, name, Linear((cfg.hidden,)))
-            setattr(self, f"{name}norm", RMSNorm())
-        self.dynhid0 = BlockLinear(cfg.deter, cfg.blocks)
-        self.dynhid0norm = RMSNorm()
-        self.dyngru = BlockLinear(3 * cfg.deter, cfg.blocks)
-        self.obslogit = Linear((cfg.stoch, cfg.classes))
-        self.priorlogit = Linear((cfg.stoch, cfg.classes))
-
-    def core(self, state: RSSMState, action: Array) -> Array:
-        """Remember: h_t of (h, z, a) at t-1. Shapes: action [..., A] -> deter [..., D]."""
-        cfg, lead = self.cfg, state.deter.shape[:-1]
-        action = action / jax.lax.stop_gradient(jnp.maximum(1.0, jnp.abs(action)))
-        inputs = (state.deter, state.stoch.reshape(*lead, -1), action)
-        x = jnp.concatenate([self._hidden(f"dynin{i}", part) for i, part in enumerate(inputs)], -1)
-        # Every block reads its own part of h, and all of x.
-        own = state.deter.reshape(*lead, cfg.blocks, -1)
-        shared = jnp.broadcast_to(x[..., None, :], (*lead, cfg.blocks, x.shape[-1]))
-        y = self.dynhid0(jnp.concatenate([own, shared], -1))
-        y = nn.silu(self.dynhid0norm(y.reshape(*lead, -1))).reshape(own.shape)
-        reset, candidate, update = jnp.split(self.dyngru(y), 3, -1)
-        update = nn.sigmoid(update - 1.0)
-        deter = update * jnp.tanh(nn.sigmoid(reset) * candidate) + (1.0 - update) * own
-        return deter.reshape(state.deter.shape)
-
-    def posterior(self, deter: Array, tokens: Array) -> Array:
-        """Logits of z_t, given what was observed. Shapes: deter [..., D], tokens [..., E] -> [..., S, K]."""
-        x = jnp.concatenate([deter, tokens], -1)
-        for i in range(self.cfg.posterior_layers):
-            x = self._hidden(f"obs{i}", x)
-        return self.obslogit(x)
-
-    def prior(self, deter: Array) -> Array:
-        """Logits of z_t, given only what is remembered. Shapes: deter [..., D] -> [..., S, K]."""
-        for i in range(self.cfg.prior_layers):
-            deter = self._hidden(f"prior{i}", deter)
-        return self.priorlogit(deter)
-
-    def __call__(self, state: RSSMState, action: Array, tokens: Array) -> tuple[Array, Array]:
-        """Create every parameter."""
-        deter = self.core(state, action)
-        return self.posterior(deter, tokens), self.prior(deter)
-
-    def _hidden(self, name: str, x: Array) -> Array:
-        return nn.silu(getattr(self, f"{name}norm")(getattr(self, name)(x)))
+def init(cfg: RSSMConfig, key: Key, actions: int, tokens: int) -> Params:
+    """Draw all parameters, for actions [A] and tokens [E]."""
+    latent, block = cfg.stoch * cfg.classes, cfg.deter // cfg.blocks
+    kernels = {
+        "dynin0": (cfg.deter, cfg.hidden),
+        "dynin1": (latent, cfg.hidden),
+        "dynin2": (actions, cfg.hidden),
+        "dynhid0": (cfg.blocks, block + 3 * cfg.hidden, block),
+        "dyngru": (cfg.blocks, block, 3 * block),
+        "obslogit": (cfg.hidden, latent),
+        "priorlogit": (cfg.hidden, latent),
+    }
+    for i in range(cfg.posterior_layers):
+        kernels[f"obs{i}"] = (cfg.hidden if i else cfg.deter + tokens, cfg.hidden)
+    for i in range(cfg.prior_layers):
+        kernels[f"prior{i}"] = (cfg.hidden if i else cfg.deter, cfg.hidden)
+    params: dict[str, dict[str, Array]] = {}
+    for key_one, (name, shape) in zip(jax.random.split(key, len(kernels)), kernels.items(), strict=True):
+        outputs = shape[-1] * (shape[0] if len(shape) == 3 else 1)
+        params[name] = {"kernel": fan_in()(key_one, shape), "bias": jnp.zeros(outputs)}
+        if name not in ("dyngru", "obslogit", "priorlogit"):
+            params[f"{name}norm"] = {"scale": jnp.ones(outputs)}
+    return params
 
 
 def start(cfg: RSSMConfig, batch: tuple[int, ...] = (), dtype: str = "float32") -> RSSMState:
@@ -84,38 +54,44 @@ def start(cfg: RSSMConfig, batch: tuple[int, ...] = (), dtype: str = "float32") 
     return RSSMState(jnp.zeros((*batch, cfg.deter), dtype), jnp.zeros((*batch, cfg.stoch, cfg.classes), dtype))
 
 
-def reset(state: RSSMState, action: Array, is_first: Array) -> tuple[RSSMState, Array]:
-    """Forget what came before an episode. Shapes: is_first [...], action [..., A]."""
+def reset(state: PyTree, is_first: Array) -> PyTree:
+    """Forget what came before an episode. Shapes: is_first [...], leaves of state [..., *]."""
 
     def mask(x: Array) -> Array:
         return jnp.where(is_first.reshape(is_first.shape + (1,) * (x.ndim - is_first.ndim)), jnp.zeros((), x.dtype), x)
 
-    return jax.tree.map(mask, state), mask(action)
+    return jax.tree.map(mask, state)
 
 
 def core(cfg: RSSMConfig, params: Params, state: RSSMState, action: Array) -> Array:
     """Remember one step. Shapes: state at t-1, action [..., A] at t-1 -> deter [..., D] at t."""
-    return _apply(cfg, params, "core", state, action)
+    embedded = _embed(params, action.astype(state.deter.dtype))
+    return _core(cfg, _affine(_weights(cfg, params, state.deter.dtype)), params, state, embedded)
 
 
 def posterior(cfg: RSSMConfig, params: Params, deter: Array, tokens: Array) -> Array:
     """Logits of z, before the uniform share. Shapes: deter [..., D], tokens [..., E] -> [..., S, K]."""
-    return _apply(cfg, params, "posterior", deter, tokens)
+    affine = _affine(_weights(cfg, params, deter.dtype))
+    return _posterior(cfg, affine, params, deter, _read(cfg, params, tokens))
 
 
 def prior(cfg: RSSMConfig, params: Params, deter: Array) -> Array:
-    """Logits of z, before the uniform share. Shapes: deter [..., D] -> [..., S, K]."""
-    return _apply(cfg, params, "prior", deter)
+    """Logits of z, given only what is remembered. Shapes: deter [..., D] -> [..., S, K]."""
+    for i in range(cfg.prior_layers):
+        deter = _hidden(params, f"prior{i}", _layer(params, f"prior{i}", deter))
+    return _latent(cfg, _layer(params, "priorlogit", deter))
 
 
-def _apply(cfg: RSSMConfig, params: Params, method: str, *args: Any) -> Any:
-    return Network(cfg).apply({"params": params}, *args, method=method)
+def sample(cfg: RSSMConfig, uniform: Array, logits: Array, temperature: Array | float = 1.0) -> Array:
+    """Draw z with straight-through gradients, in the dtype of the logits.
 
-
-def sample(cfg: RSSMConfig, key: Key, logits: Array, temperature: Array | float = 1.0) -> Array:
-    """Draw z with straight-through gradients, in the dtype of the logits. Shapes: [..., S, K] -> [..., S, K]."""
-    log_probs = unimix(logits, cfg.unimix) / temperature
-    return onehot_sample(key, log_probs).astype(logits.dtype)
+    Shapes: uniform [..., S] in [0, 1), logits [..., S, K] -> [..., S, K].
+    """
+    if isinstance(temperature, float) and temperature == 1.0:
+        probs = unimix_probs(logits, cfg.unimix)
+    else:
+        probs = jax.nn.softmax(unimix(logits, cfg.unimix) / temperature)
+    return onehot_sample(uniform, probs).astype(logits.dtype)
 
 
 def observe(
@@ -125,9 +101,24 @@ def observe(
 
     Shapes: action [..., A] at t-1, tokens [..., E] and is_first [...] at t -> state at t, logits [..., S, K].
     """
-    deter = core(cfg, params, *reset(state, action, is_first))
+    deter = core(cfg, params, *reset((state, action), is_first))
     logits = posterior(cfg, params, deter, tokens)
-    return RSSMState(deter, sample(cfg, key, logits)), logits
+    return RSSMState(deter, sample(cfg, _chance(key, logits), logits)), logits
+
+
+def observe_sequence(
+    cfg: RSSMConfig, params: Params, key: Key, state: RSSMState, actions: Array, tokens: Array, is_first: Array
+) -> tuple[RSSMState, Array]:
+    """`observe` T steps of B sequences, with all that does not depend on the state done at once.
+
+    Shapes: state [B, ...] before the first step, actions [T, B, A], each taken before the step of the same
+    index, tokens [T, B, E], is_first [T, B] -> states [T, B, ...], logits [T, B, S, K].
+    """
+    embedded = _embed(params, reset(actions, is_first).astype(state.deter.dtype))
+    scales = {name: leaf for name, leaf in params.items() if name.endswith("norm")}
+    weights = _weights(cfg, params, state.deter.dtype)
+    uniform = jax.random.uniform(key, (*is_first.shape, cfg.stoch))
+    return _follow(cfg, weights, scales, state, embedded, _read(cfg, params, tokens), uniform, is_first)
 
 
 def imagine(
@@ -135,9 +126,167 @@ def imagine(
 ) -> RSSMState:
     """Take one step without experience: z comes from the prior, whose log probabilities the temperature divides."""
     deter = core(cfg, params, state, action)
-    return RSSMState(deter, sample(cfg, key, prior(cfg, params, deter), temperature))
+    logits = prior(cfg, params, deter)
+    return RSSMState(deter, sample(cfg, _chance(key, logits), logits, temperature))
+
+
+def _chance(key: Key, logits: Array) -> Array:
+    return jax.random.uniform(key, logits.shape[:-1])
 
 
 def features(state: RSSMState) -> Array:
     """What heads and policies read: h and z. Shapes: -> [..., D + S K]."""
     return jnp.concatenate([state.deter, state.stoch.reshape(*state.stoch.shape[:-2], -1)], -1)
+
+
+Affine = Callable[[str, Array], Array]  # name of a layer, its inputs -> its outputs
+
+
+class _Weights(NamedTuple):
+    """Kernel and bias of one affine map."""
+
+    kernel: Array  # [I, O], or [g, I, O] for inputs [..., g, I]
+    bias: Array  # [O], or [g, O]
+
+
+def _weights(cfg: RSSMConfig, params: Params, dtype: Any) -> dict[str, _Weights]:
+    """Lay out what the recurrent step multiplies with.
+
+    A kernel that reads several things is cut into one for each, so that what all blocks share, and what is known
+    before the recurrence, is multiplied once.
+    """
+    kernel, bias = ({name: leaf[kind] for name, leaf in params.items() if kind in leaf} for kind in ("kernel", "bias"))
+    block, hid, g = cfg.deter // cfg.blocks, kernel["dynhid0"], cfg.blocks
+    cut = {
+        "own": (hid[:, :block], bias["dynhid0"].reshape(g, -1)),
+        "shared": (jnp.swapaxes(hid[:, block:], 0, 1).reshape(-1, cfg.deter), jnp.zeros_like(bias["dynhid0"])),
+        "dyngru": (kernel["dyngru"], bias["dyngru"].reshape(g, -1)),
+        "obs0": (kernel["obs0"][: cfg.deter], bias["obs0"]),
+    }
+    whole = ["dynin0", "dynin1", *(f"obs{i}" for i in range(1, cfg.posterior_layers)), "obslogit"]
+    cut |= {name: (kernel[name], bias[name]) for name in whole}
+    return {name: _Weights(*(x.astype(dtype) for x in pair)) for name, pair in cut.items()}
+
+
+def _multiply(kernel: Array, x: Array) -> Array:
+    return x @ kernel if kernel.ndim == 2 else block_product(x, kernel)
+
+
+def _affine(weights: dict[str, _Weights]) -> Affine:
+    def apply(name: str, x: Array) -> Array:
+        y = _multiply(weights[name].kernel, x)
+        return y + jnp.broadcast_to(weights[name].bias, y.shape)
+
+    return apply
+
+
+def _layer(params: Params, name: str, x: Array) -> Array:
+    kernel, bias = (params[name][kind].astype(x.dtype) for kind in ("kernel", "bias"))
+    return _affine({name: _Weights(kernel, bias)})(name, x)
+
+
+def _hidden(params: Params, name: str, x: Array) -> Array:
+    return nn.silu(rms_norm(params[f"{name}norm"]["scale"], x))
+
+
+def _latent(cfg: RSSMConfig, x: Array) -> Array:
+    return x.reshape(*x.shape[:-1], cfg.stoch, cfg.classes)
+
+
+def _embed(params: Params, action: Array) -> Array:
+    """Limit every entry of the action to [-1, 1] and read it. Shapes: [..., A] -> [..., hidden]."""
+    action = action / jax.lax.stop_gradient(jnp.maximum(1.0, jnp.abs(action)))
+    return _hidden(params, "dynin2", _layer(params, "dynin2", action))
+
+
+def _read(cfg: RSSMConfig, params: Params, tokens: Array) -> Array:
+    """What the tokens add to the first layer of the posterior. Shapes: [..., E] -> [..., hidden]."""
+    return tokens @ params["obs0"]["kernel"][cfg.deter :].astype(tokens.dtype)
+
+
+def _core(cfg: RSSMConfig, affine: Affine, params: Params, state: RSSMState, embedded: Array) -> Array:
+    lead = state.deter.shape[:-1]
+    h = _hidden(params, "dynin0", affine("dynin0", state.deter))
+    z = _hidden(params, "dynin1", affine("dynin1", state.stoch.reshape(*lead, -1)))
+    own = state.deter.reshape(*lead, cfg.blocks, -1)
+    y = affine("own", own).reshape(*lead, -1) + affine("shared", jnp.concatenate([h, z, embedded], -1))
+    gates = affine("dyngru", _hidden(params, "dynhid0", y).reshape(own.shape))
+    reset, candidate, update = jnp.split(gates, 3, -1)
+    update = nn.sigmoid(update - 1.0)
+    deter = update * jnp.tanh(nn.sigmoid(reset) * candidate) + (1.0 - update) * own
+    return deter.reshape(state.deter.shape)
+
+
+def _posterior(cfg: RSSMConfig, affine: Affine, params: Params, deter: Array, read: Array) -> Array:
+    x = _hidden(params, "obs0", affine("obs0", deter) + read)
+    for i in range(1, cfg.posterior_layers):
+        x = _hidden(params, f"obs{i}", affine(f"obs{i}", x))
+    return _latent(cfg, affine("obslogit", x))
+
+
+def _step(cfg: RSSMConfig, affine: Affine, scales: Params, state: RSSMState, data: Any) -> tuple[RSSMState, Array]:
+    embedded, read, uniform, is_first = data
+    deter = _core(cfg, affine, scales, reset(state, is_first), embedded)
+    logits = _posterior(cfg, affine, scales, deter, read)
+    return RSSMState(deter, sample(cfg, uniform, logits)), logits
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _follow(
+    cfg: RSSMConfig,
+    weights: dict[str, _Weights],
+    scales: Params,
+    state: RSSMState,
+    embedded: Array,
+    read: Array,
+    uniform: Array,
+    is_first: Array,
+) -> tuple[RSSMState, Array]:
+    """Scan `_step`. Its gradient multiplies for all kernels after the scan: one product, not a sum of T small ones."""
+
+    def step(state: RSSMState, data: Any) -> tuple[RSSMState, tuple[RSSMState, Array]]:
+        state, logits = _step(cfg, _affine(weights), scales, state, data)
+        return state, (state, logits)
+
+    return jax.lax.scan(step, state, (embedded, read, uniform, is_first))[1]
+
+
+def _follow_fwd(cfg, weights, scales, state, embedded, read, uniform, is_first):  # type: ignore[no-untyped-def]
+    def run(added, scales, state, embedded, read):  # type: ignore[no-untyped-def]
+        def step(state, data):  # type: ignore[no-untyped-def]
+            added, *data = data
+            inputs = {}
+
+            def affine(name: str, x: Array) -> Array:
+                inputs[name] = x
+                return _affine(weights)(name, x) + added[name]
+
+            state, logits = _step(cfg, affine, scales, state, data)
+            return state, ((state, logits), inputs)
+
+        return jax.lax.scan(step, state, (added, embedded, read, uniform, is_first))[1]
+
+    # Nothing is added to the outputs of the layers; it is there because its gradient is theirs.
+    lead = embedded.shape[:-1]
+    added = {name: jnp.zeros((*lead, *pair.bias.shape), embedded.dtype) for name, pair in weights.items()}
+    seen, back, inputs = jax.vjp(run, added, scales, state, embedded, read, has_aux=True)
+    return seen, (back, inputs)
+
+
+def _follow_bwd(cfg, saved, cotangents):  # type: ignore[no-untyped-def]
+    del cfg
+    back, inputs = saved
+    outputs, *others = back(cotangents)
+    weights = {}
+    for name, x in inputs.items():
+        dy = outputs[name]
+        kernel = jax.linear_transpose(lambda k, x=x: _multiply(k, x), _kernel_like(x, dy))(dy)[0]
+        weights[name] = _Weights(kernel, dy.sum((0, 1)))
+    return weights, *others, None, None
+
+
+def _kernel_like(x: Array, y: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((*x.shape[2:], y.shape[-1]), x.dtype)
+
+
+_follow.defvjp(_follow_fwd, _follow_bwd)

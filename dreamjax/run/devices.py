@@ -33,7 +33,8 @@ def keep_freed_memory() -> None:
     if platform.libc_ver()[0] != "glibc":
         return
     library = ctypes.CDLL(None)
-    trim_threshold, mmap_max = -1, -4  # parameters of mallopt(3)
-    for parameter, value in ((trim_threshold, -1), (mmap_max, 0)):  # never give back; all from the heap
+    trim_threshold, mmap_max, arena_max = -1, -4, -8  # parameters of mallopt(3)
+    # Never give back; all from the heap; and from the one heap, as those of threads may not grow that far.
+    for parameter, value in ((trim_threshold, -1), (mmap_max, 0), (arena_max, 1)):
         if not library.mallopt(parameter, value):
             raise OSError(f"mallopt({parameter}, {value}) was refused")

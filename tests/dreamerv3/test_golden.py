@@ -207,11 +207,12 @@ def test_actor(golden: Golden):
 
 def test_imagination(golden: Golden):
     given = golden.inputs("imag")
-    actions = {name: given[f"action/{name}"] for name, _ in golden.dreamer.action}
-    args = (golden.dreamer, golden.params, golden.slow, features(golden, "imag"), actions, returns.range_init())
+    actions = {name: jnp.swapaxes(given[f"action/{name}"], 0, 1)[:-1] for name, _ in golden.dreamer.action}
+    time_first = jnp.swapaxes(features(golden, "imag"), 0, 1)
+    args = (golden.dreamer, golden.params, golden.slow, time_first, actions, returns.range_init())
     found = behaviour.imagined_losses(*args)
-    golden.check({"imag/rew": found.reward, "imag/con": found.continues, "imag/ret": found.returns}, 1e-4, 1e-4)
-    golden.check({"imag/loss/policy": found.policy_loss, "imag/loss/value": found.value_loss}, 1e-4, 1e-4)
+    golden.check({"imag/rew": found.reward.T, "imag/con": found.continues.T, "imag/ret": found.returns.T}, 1e-4, 1e-4)
+    golden.check({"imag/loss/policy": found.policy_loss.T, "imag/loss/value": found.value_loss.T}, 1e-4, 1e-4)
     golden.check({"imag/retnorm/lo/value": found.range.low, "imag/retnorm/hi/value": found.range.high}, 1e-4, 1e-4)
 
 
