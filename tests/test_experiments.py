@@ -14,6 +14,7 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[1]
 DOOM = REPO / "experiments" / "doom_take_cover.py"
+DREAMER = REPO / "experiments" / "dreamerv3.py"
 
 
 def start(script: Path, *arguments: str) -> subprocess.Popen:
@@ -114,3 +115,34 @@ def test_an_unknown_preset_is_refused() -> None:
     output, _ = process.communicate()
     assert process.returncode != 0
     assert "gigantic" in output and "paper" in output
+
+
+SMALL = "--task gym_CartPole-v1 --size debug --steps 400 --envs 2 --batch-size 4 --batch-length 8 --train-ratio 16"
+
+
+def test_dreamerv3_killed_goes_on_to_the_same_number_of_updates(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = (*SMALL.split(), "--folder", str(folder), "--checkpoint-every", "20", "--log-every", "10")
+    kill_when(start(DREAMER, *arguments), folder / "checkpoints" / "20")
+    output = finish(start(DREAMER, *arguments))
+    assert "episodes return" in output
+    metrics: dict[str, list[int]] = {"learn": [], "episode": []}
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        metrics[row["stage"]].append(row["step"])
+    # 24 steps of each environment make the first batch; then one update for two steps.
+    assert max(metrics["learn"]) == (1 + (400 - 48) // 2) // 10 * 10
+    assert max(metrics["episode"]) <= 400
+    assert "steps" in refused(DREAMER, *arguments, "--steps", "300")
+
+
+def refused(script: Path, *arguments: str) -> str:
+    process = start(script, *arguments)
+    output, _ = process.communicate()
+    assert process.returncode != 0
+    return output
+
+
+def test_dreamerv3_refuses_what_it_does_not_know() -> None:
+    assert "there are dmc" in refused(DREAMER, "--task", "chess")
+    assert "walker_walk" in refused(DREAMER, "--task", "dmc_walk")

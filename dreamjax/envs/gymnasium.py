@@ -50,7 +50,12 @@ def to_gymnasium_vector(
 
 
 def spec_from_gymnasium(env: gymnasium.Env, max_steps: int) -> EnvSpec:
-    """Describe a Gymnasium environment as an `EnvSpec`; 64-bit values are described as the 32-bit ones of `host_step`.
+    """Describe a Gymnasium environment as an `EnvSpec`: `spec_from_spaces` of its two spaces."""
+    return spec_from_spaces(env.observation_space, env.action_space, max_steps)
+
+
+def spec_from_spaces(observation: spaces.Space, action: spaces.Space, max_steps: int) -> EnvSpec:
+    """Describe Gymnasium's spaces as an `EnvSpec`; 64-bit values are described as the 32-bit ones of `host_step`.
 
     A `Space` has one bound for all its elements. Observations with several get the widest; an action space with several
     is refused, because a policy that fills the widest would leave the real one.
@@ -59,8 +64,7 @@ def spec_from_gymnasium(env: gymnasium.Env, max_steps: int) -> EnvSpec:
     """
     if max_steps < 1:
         raise ValueError(f"max_steps must be at least 1, got {max_steps}")
-    observation, action = _from_space(env.observation_space, mixed=True), _from_space(env.action_space, mixed=False)
-    return EnvSpec(observation, action, max_steps)
+    return EnvSpec(_from_space(observation, mixed=True), _from_space(action, mixed=False), max_steps)
 
 
 def host_reset(env: gymnasium.Env, seed: int | None = None) -> Step:
@@ -241,7 +245,7 @@ def _from_space(space: spaces.Space, mixed: bool) -> PyTree:
     if isinstance(space, spaces.Discrete):
         return Space((), np.int32, int(space.start), int(space.start) + int(space.n))
     if isinstance(space, spaces.MultiBinary):
-        return Space(space.shape, _dtype(space.dtype), 0, 2)
+        return Space(space.shape, numpy_dtype(space.dtype), 0, 2)
     if isinstance(space, spaces.MultiDiscrete):
         low, high = space.start, space.start + space.nvec
     elif isinstance(space, spaces.Box):
@@ -250,10 +254,10 @@ def _from_space(space: spaces.Space, mixed: bool) -> PyTree:
         raise ValueError(f"no array form for {space}; flatten it first with a gymnasium wrapper")
     if not mixed and (low.min() != low.max() or high.min() != high.max()):
         raise ValueError(f"action space {space} has several bounds; wrap it with gymnasium.wrappers.RescaleAction")
-    return Space(space.shape, _dtype(space.dtype), low.min().item(), high.max().item())
+    return Space(space.shape, numpy_dtype(space.dtype), low.min().item(), high.max().item())
 
 
-def _dtype(dtype: Any) -> Any:
+def numpy_dtype(dtype: Any) -> Any:
     """The 32-bit dtype that stands for one of Gymnasium's; bytes and truth values stay as they are."""
     if np.issubdtype(dtype, np.floating):
         return np.float32
@@ -316,7 +320,7 @@ def _to_host_action(space: spaces.Space, action: Action) -> Any:
 
 
 def _host_step(observation: Any, reward: float, is_first: bool, is_last: bool, is_terminal: bool) -> Step:
-    observation = jax.tree.map(lambda leaf: np.array(leaf, dtype=_dtype(np.asarray(leaf).dtype)), observation)
+    observation = jax.tree.map(lambda leaf: np.array(leaf, dtype=numpy_dtype(np.asarray(leaf).dtype)), observation)
     flags: Any = np.array([is_first, is_last, is_terminal])
     arrived: Any = np.float32(reward)
     return Step(observation, arrived, *flags)

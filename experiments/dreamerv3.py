@@ -1,0 +1,113 @@
+"""DreamerV3 in environments that are not written in JAX: control, games, anything of Gymnasium.
+
+Paper: Hafner et al. 2023. One loop: act, store, replay, and learn world model, actor and critic together, at a fixed
+ratio of replayed to collected steps; one configuration for every domain.
+
+    python experiments/dreamerv3.py --task dmc_walker_walk --size 1m
+    python experiments/dreamerv3.py --task gym_CartPole-v1 --folder runs/cartpole
+
+The command started again goes on where it stopped, with the agent and the replay that it had. What the committed runs
+measured, how long they took and on which machine: results/dreamerv3/result.json.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import gymnasium
+import numpy as np
+import tyro
+
+from dreamjax.dreamerv3.config import WIDTHS, DreamerConfig, debug, sized
+from dreamjax.dreamerv3.model import Dreamer
+from dreamjax.envs.lanes import make_lanes
+from dreamjax.run.devices import keep_freed_memory
+from dreamjax.run.folder import RunFolder
+from dreamjax.run.host import HostConfig, train_on_host
+from dreamjax.run.metrics import MetricsLog, read_metrics
+
+
+@dataclass(frozen=True)
+class Suite:
+    """How a family of tasks is published: steps are actions, whatever each is repeated in the environment."""
+
+    make: Callable[[str], gymnasium.Env]
+    max_steps: int
+    steps: int
+    train_ratio: float
+    envs: int
+    repeat: int = 1
+
+
+def control(task: str, observation: Literal["vectors", "pixels"]) -> gymnasium.Env:
+    from dreamjax.envs.dmc import ControlSuite
+
+    return ControlSuite(task, repeat=2, observation=observation)
+
+
+SUITES = {
+    "dmc": Suite(partial(control, observation="vectors"), 500, 250_000, 512, 16, 2),
+    "dmcpixels": Suite(partial(control, observation="pixels"), 500, 500_000, 512, 16, 2),
+    "gym": Suite(gymnasium.make, 1000, 100_000, 512, 4),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is trained, and where it differs from what is published; None takes the published value of the suite."""
+
+    task: str = "dmc_walker_walk"
+    folder: Path | None = None  # of the run; otherwise named after task, size and seed
+    size: Literal["debug", "1m", "12m", "25m", "50m", "100m", "200m", "400m"] = "12m"
+    seed: int = 0
+    steps: int | None = None  # actions, all environments together
+    envs: int | None = None
+    train_ratio: float | None = None
+    processes: bool = False  # one for every environment
+    agent: DreamerConfig = DreamerConfig()  # everything but the sizes, which `size` sets
+    batch_size: int = 16
+    batch_length: int = 64
+    capacity: int = 5_000_000
+    checkpoint_every: int = 1000
+    log_every: int = 100
+
+
+def train(cfg: Config, folder: Path) -> None:
+    """Train to the end, or from where the folder stands."""
+    suite_name, _, name = cfg.task.partition("_")
+    if suite_name not in SUITES:
+        raise SystemExit(f"unknown suite {suite_name!r} in task {cfg.task!r}; there are {', '.join(SUITES)}")
+    suite = SUITES[suite_name]
+    host = HostConfig(
+        cfg.steps or suite.steps,
+        cfg.batch_size,
+        cfg.batch_length,
+        cfg.train_ratio or suite.train_ratio,
+        cfg.capacity,
+        checkpoint_every=cfg.checkpoint_every,
+        log_every=cfg.log_every,
+    )
+    run = RunFolder(folder, replace(cfg, folder=None))  # a run may be moved
+    lanes = make_lanes(partial(suite.make, name), cfg.envs or suite.envs, suite.max_steps, cfg.processes)
+    agent = debug(cfg.agent) if cfg.size == "debug" else sized(WIDTHS[cfg.size], cfg.agent)
+    dreamer = Dreamer.of(agent, lanes.spec.observation, lanes.spec.action)
+    with MetricsLog(folder) as log:
+        train_on_host(run, log, dreamer, lanes, host, cfg.seed)
+    lanes.close()
+    episodes = read_metrics(folder / "metrics.jsonl").get("episode")
+    if episodes:
+        _, returns = episodes["return"]
+        print(f"{cfg.task}: the last five of {len(returns)} episodes return {np.mean(returns[-5:]):.1f} on average")
+
+
+def main() -> None:
+    """Read the command line."""
+    keep_freed_memory()
+    cfg = tyro.cli(Config, description=__doc__)
+    train(cfg, cfg.folder or Path("runs") / f"{cfg.task}-{cfg.size}-{cfg.seed}")
+
+
+if __name__ == "__main__":
+    main()
