@@ -15,6 +15,7 @@ import pytest
 REPO = Path(__file__).resolve().parents[1]
 DOOM = REPO / "experiments" / "doom_take_cover.py"
 DREAMER = REPO / "experiments" / "dreamerv3.py"
+DREAMER_JAX = REPO / "experiments" / "dreamerv3_jax.py"
 
 
 def start(script: Path, *arguments: str) -> subprocess.Popen:
@@ -146,3 +147,18 @@ def refused(script: Path, *arguments: str) -> str:
 def test_dreamerv3_refuses_what_it_does_not_know() -> None:
     assert "there are dmc" in refused(DREAMER, "--task", "chess")
     assert "walker_walk" in refused(DREAMER, "--task", "dmc_walk")
+
+
+TINY = "--loop.envs 2 --loop.batch-size 2 --loop.batch-length 4 --loop.train-ratio 4 --loop.capacity 100"
+
+
+def test_dreamerv3_jax_trains_seeds_together_and_repeats_nothing(tmp_path: Path) -> None:
+    arguments = (*TINY.split(), "--size", "debug", "--seeds", "2", "--at-once", "2", "--checkpoint-every", "2")
+    folder = tmp_path / "run"
+    whole = (*arguments, "--iterations", "4", "--folder", str(folder))
+    assert "4 iterations of 2 seeds" in finish(start(DREAMER_JAX, *whole))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4]
+    assert "4 iterations of 2 seeds" in finish(start(DREAMER_JAX, *whole))
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+    assert "there are counter" in refused(DREAMER_JAX, "--task", "chess")

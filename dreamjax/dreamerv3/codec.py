@@ -88,7 +88,7 @@ class Encoder(nn.Module):
         vectors = [flatten(s, observation[name], cfg.symlog) for name, s in ordered if not is_image(s)]
         if vectors:
             x = jnp.concatenate(vectors, -1).astype(self.dtype)
-            for i in range(cfg.layers):
+            for i in range(cfg.encoder_layers):
                 x = nn.silu(RMSNorm(name=f"mlp{i}norm")(Linear((cfg.units,), name=f"mlp{i}")(x)))
             tokens.append(x)
         images = [observation[name] for name, s in ordered if is_image(s)]
@@ -123,7 +123,7 @@ class Decoder(nn.Module):
         out = Reconstruction({}, {}, {})
         stoch = stoch.reshape(*stoch.shape[:-2], -1)
         if vectors := [pair for pair in self.spaces if not is_image(pair[1])]:
-            x = MLP(self.cfg.layers, self.cfg.units, name="mlp")(jnp.concatenate([stoch, deter], -1))
+            x = MLP(self.cfg.decoder_layers, self.cfg.units, name="mlp")(jnp.concatenate([stoch, deter], -1))
             for name, space in vectors:
                 if space.is_discrete:
                     out.logits[name] = Linear((*space.shape, classes(space)), name=f"vec/{name}/logits")(x)

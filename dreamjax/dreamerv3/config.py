@@ -38,13 +38,15 @@ class CodecConfig:
     depth: int = 64  # channels, times the multiplier of each stage
     multipliers: tuple[int, ...] = (2, 3, 4, 4)
     kernel: int = 5  # width of the convolutions
-    layers: int = 3  # of the vector branches
+    encoder_layers: int = 3  # of the vector branch
+    decoder_layers: int = 3
     units: int = 1024
     blocks: int = 8  # of the decoder's first layer
     symlog: bool = True  # squash continuous vectors; off: read and predict them as they are
 
     def __post_init__(self) -> None:
-        if min(self.depth, self.kernel, self.layers, self.units, self.blocks, *self.multipliers) < 1:
+        layers = self.encoder_layers, self.decoder_layers
+        if min(self.depth, self.kernel, self.units, self.blocks, *layers, *self.multipliers) < 1:
             raise ValueError(f"every size of the codec must be positive, got {self}")
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel must be odd, so that a convolution keeps the size; got {self.kernel}")
@@ -151,7 +153,7 @@ def debug(base: DreamerConfig | None = None) -> DreamerConfig:
     return replace(
         base,
         rssm=replace(base.rssm, deter=8, hidden=4, stoch=2, classes=4, blocks=4),
-        codec=replace(base.codec, depth=2, units=8, layers=1),
+        codec=replace(base.codec, depth=2, units=8, encoder_layers=1, decoder_layers=1),
         heads=replace(base.heads, units=8, bins=5, policy_layers=1, value_layers=1),
     )
 

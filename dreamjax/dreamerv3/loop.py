@@ -1,0 +1,133 @@
+"""Collecting and learning as one pure program, for environments written in JAX.
+
+Everything is a function of its state: jit it, `vmap` it over seeds, or scan it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dreamjax.dreamerv3 import experience, learner
+from dreamjax.dreamerv3.config import DreamerConfig
+from dreamjax.dreamerv3.experience import Experience
+from dreamjax.dreamerv3.learner import TrainState
+from dreamjax.dreamerv3.model import Dreamer, by_name
+from dreamjax.replay import ring
+from dreamjax.replay.ring import Ring
+from dreamjax.rollout import AgentState
+from dreamjax.types import Action, Array, Environment, Key, Metrics, State, Step
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How much is collected and replayed."""
+
+    envs: int = 16  # stepped together
+    batch_size: int = 16  # sequences of an update
+    batch_length: int = 64  # trained steps of each; the context comes on top
+    train_ratio: float = 32.0  # replayed steps per collected one, context not counted
+    capacity: int = 100_000  # steps that are kept
+
+    def __post_init__(self) -> None:
+        if min(self.envs, self.batch_size, self.batch_length, self.capacity) < 1 or self.train_ratio <= 0:
+            raise ValueError(f"every number must be positive, got {self}")
+
+    @property
+    def rhythm(self) -> tuple[int, int]:
+        """Updates, and the steps of every environment before them, that keep the train ratio exactly."""
+        per_step = Fraction(self.train_ratio) * self.envs / (self.batch_size * self.batch_length)
+        return per_step.numerator, per_step.denominator
+
+
+class LoopState(NamedTuple):
+    """Where the loop stands."""
+
+    learner: TrainState
+    environment: State  # [E, ...]
+    step: Step  # [E, ...] that is to be acted on next
+    memory: AgentState  # [E, ...]
+    replay: Ring  # of `Experience`
+    total: Array  # [E] float32, rewards of the episode under way
+
+
+class Progress(NamedTuple):
+    """What one iteration came to."""
+
+    finished: Array  # [] int32, episodes that ended
+    returns: Array  # [] float32, sum of their returns
+    metrics: Metrics  # of the last update
+
+
+def bind(cfg: DreamerConfig, environment: Environment) -> Dreamer:
+    """Make the agent of an environment."""
+    return Dreamer.of(cfg, environment.spec.observation, environment.spec.action)
+
+
+def init(dreamer: Dreamer, environment: Environment, cfg: LoopConfig, key: Key) -> LoopState:
+    """Begin: a fresh agent, environments at their first step, and a replay that holds one batch of steps.
+
+    Raises: ValueError if the capacity cannot hold a sequence of every environment.
+    """
+    key_learner, key_environment, key_fill = jax.random.split(key, 3)
+    size = cfg.capacity // cfg.envs
+    fill = max(dreamer.cfg.context + cfg.batch_length, -(-cfg.batch_size * cfg.batch_length // cfg.envs))
+    if size < fill:
+        raise ValueError(f"a capacity of {cfg.capacity} steps holds {size} of each environment, but {fill} are needed")
+    game, step = jax.vmap(environment.reset)(jax.random.split(key_environment, cfg.envs))
+    replay = ring.init(experience.example(dreamer), cfg.envs, size)
+    memory = experience.start(dreamer, cfg.envs)
+    state = LoopState(learner.init(dreamer, key_learner), game, step, memory, replay, jnp.zeros(cfg.envs))
+    return _collect(dreamer, environment, key_fill, state, fill)[0]
+
+
+def iterate(
+    dreamer: Dreamer, environment: Environment, cfg: LoopConfig, key: Key, state: LoopState
+) -> tuple[LoopState, Progress]:
+    """Collect and learn one round, as the train ratio says."""
+    updates, steps = cfg.rhythm
+    key_collect, key_sample, key_learn = jax.random.split(key, 3)
+    state, finished, returns = _collect(dreamer, environment, key_collect, state, steps)
+    context = dreamer.cfg.context
+
+    def update(carry: tuple[TrainState, Ring], key: Key) -> tuple[tuple[TrainState, Ring], Metrics]:
+        trained, replay = carry
+        drawn, address = ring.sample(replay, key, cfg.batch_size, context + cfg.batch_length)
+        # Keyed by the number of the update, as everywhere.
+        trained, learned = experience.learn(dreamer, key_learn, trained, drawn)
+        nothing: Experience = jax.tree.map(lambda _: None, drawn)
+        replay = ring.update(replay, address, context, nothing._replace(latent=learned.latent))
+        return (trained, replay), learned.metrics
+
+    carry, metrics = jax.lax.scan(update, (state.learner, state.replay), jax.random.split(key_sample, updates))
+    state = state._replace(learner=carry[0], replay=carry[1])
+    return state, Progress(finished, returns, jax.tree.map(lambda x: x[-1], metrics))
+
+
+def _collect(
+    dreamer: Dreamer, environment: Environment, key: Key, state: LoopState, steps: int
+) -> tuple[LoopState, Array, Array]:
+    def arrive(key: Key, game: State, step: Step, action: Action) -> tuple[State, Step]:
+        key_reset, key_step = jax.random.split(key)
+        return jax.lax.cond(
+            step.is_last, lambda: environment.reset(key_reset), lambda: environment.step(key_step, game, action)
+        )
+
+    def advance(state: LoopState, key: Key) -> tuple[LoopState, tuple[Array, Array]]:
+        key_act, key_arrive = jax.random.split(key)
+        now = state.step
+        named = now._replace(observation=by_name(now.observation, "observation"))
+        memory, latent = experience.act(dreamer, state.learner.params, key_act, state.memory, named)
+        replay = ring.add(state.replay, Experience(named, memory.action, latent))
+        action = memory.action if isinstance(environment.spec.action, Mapping) else memory.action["action"]
+        keys = jax.random.split(key_arrive, len(now.reward))
+        game, step = jax.vmap(arrive)(keys, state.environment, now, action)
+        total = jnp.where(now.is_first, 0.0, state.total) + now.reward
+        state = LoopState(state.learner, game, step, memory, replay, total)
+        return state, (now.is_last.sum(), jnp.where(now.is_last, total, 0.0).sum())
+
+    state, (finished, returns) = jax.lax.scan(advance, state, jax.random.split(key, steps))
+    return state, finished.sum(), returns.sum()

@@ -1,0 +1,110 @@
+"""DreamerV3 in an environment written in JAX: collecting, replay and learning are one jitted program.
+
+Paper: Hafner et al. 2023. Several seeds learn at once, by `vmap`.
+
+    python experiments/dreamerv3_jax.py --task counter --seeds 4
+    python experiments/dreamerv3_jax.py --task dodge --size 1m
+
+The command started again goes on where it stopped.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+import tyro
+
+from dreamjax.dreamerv3 import loop
+from dreamjax.dreamerv3.config import WIDTHS, DreamerConfig, debug, sized
+from dreamjax.dreamerv3.loop import LoopConfig, LoopState
+from dreamjax.envs import probes
+from dreamjax.run.checkpoints import Checkpoints
+from dreamjax.run.devices import keep_freed_memory
+from dreamjax.run.folder import RunFolder
+from dreamjax.run.metrics import MetricsLog
+from dreamjax.run.progress import progress
+from dreamjax.types import Environment
+
+TASKS: dict[str, Callable[[], Environment]] = {
+    "counter": probes.counter,
+    "dodge": partial(probes.dodge, observation="pixels"),
+    "dodge_state": partial(probes.dodge, observation="state"),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is trained."""
+
+    task: str = "counter"
+    folder: Path | None = None  # of the run; otherwise named after task, size and seed
+    size: Literal["debug", "1m", "12m", "25m", "50m", "100m", "200m", "400m"] = "1m"
+    seed: int = 0
+    seeds: int = 1  # that learn at once
+    iterations: int = 1000  # rounds of collecting and learning
+    loop: LoopConfig = LoopConfig()
+    agent: DreamerConfig = DreamerConfig()  # everything but the sizes, which `size` sets
+    at_once: int = 10  # iterations of one call, after which there is news
+    checkpoint_every: int = 100  # iterations; a multiple of `at_once`
+
+
+def train(cfg: Config, folder: Path) -> None:
+    """Train to the end, or from where the folder stands."""
+    if cfg.task not in TASKS:
+        raise SystemExit(f"unknown task {cfg.task!r}; there are {', '.join(TASKS)}")
+    if cfg.checkpoint_every % cfg.at_once or cfg.iterations % cfg.at_once:
+        raise SystemExit(f"checkpoint_every and iterations must be multiples of at_once, {cfg.at_once}")
+    run = RunFolder(folder, replace(cfg, folder=None))  # a run may be moved
+    environment = TASKS[cfg.task]()
+    agent = debug(cfg.agent) if cfg.size == "debug" else sized(WIDTHS[cfg.size], cfg.agent)
+    dreamer = loop.bind(agent, environment)
+
+    def iterations(state: LoopState, keys: jax.Array) -> tuple[LoopState, loop.Progress]:
+        def body(state: LoopState, key: jax.Array) -> tuple[LoopState, loop.Progress]:
+            return loop.iterate(dreamer, environment, cfg.loop, key, state)
+
+        return jax.lax.scan(body, state, keys)
+
+    def keys_of(seed: jax.Array, first: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(cfg.seed), seed)
+        return jax.vmap(partial(jax.random.fold_in, key))(first + np.arange(cfg.at_once))
+
+    seeds = np.arange(cfg.seeds)
+    begin = jax.vmap(
+        lambda seed: loop.init(dreamer, environment, cfg.loop, jax.random.fold_in(jax.random.key(cfg.seed), seed))
+    )
+    advance = jax.jit(
+        lambda state, first: jax.vmap(iterations)(state, jax.vmap(keys_of, (0, None))(seeds, first)), donate_argnums=0
+    )
+    checkpoints = Checkpoints(folder / "checkpoints")
+    found = checkpoints.restore(jax.eval_shape(begin, seeds))
+    done, state = found or (0, jax.jit(begin)(seeds))
+    with MetricsLog(folder) as log, run.stage("train") as stage, progress(cfg.iterations, "train", initial=done) as bar:
+        while done < cfg.iterations:
+            state, out = advance(state, np.int32(done + 1))
+            done += cfg.at_once
+            finished, returns = (np.asarray(x).sum(1) for x in (out.finished, out.returns))  # [seeds]
+            shown = {f"return/{seed}": returns[seed] / finished[seed] for seed in np.flatnonzero(finished)}
+            log.write("learn", done, {name: np.mean(x[:, -1]) for name, x in out.metrics.items()} | shown)
+            bar.update(cfg.at_once)
+            if finished.sum():
+                bar.set_postfix({"return": f"{returns.sum() / finished.sum():.4g}"})
+            if done % cfg.checkpoint_every == 0 or done == cfg.iterations:
+                checkpoints.save(done, state)
+                stage.tick()
+    print(f"{cfg.task}: {done} iterations of {cfg.seeds} seeds in {folder}")
+
+
+def main() -> None:
+    """Read the command line."""
+    keep_freed_memory()
+    cfg = tyro.cli(Config, description=__doc__)
+    train(cfg, cfg.folder or Path("runs") / f"{cfg.task}-{cfg.size}-{cfg.seed}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""DreamerV3 behind the contracts: it acts, it dreams, and its dream is an environment."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamjax import dream, rollout
+from dreamjax.dreamerv3 import experience, model
+from dreamjax.dreamerv3.config import debug
+from dreamjax.dreamerv3.model import Dreamer
+from dreamjax.envs import probes
+from dreamjax.types import EnvSpec, Space
+
+CFG = replace(debug(), compute_dtype="float32")
+GAME = probes.counter()
+DREAMER = Dreamer.of(CFG, GAME.spec.observation, GAME.spec.action)
+WORLD, ACTOR = model.make(DREAMER, GAME.spec), model.policy(DREAMER, GAME.spec)
+PARAMS = jax.jit(WORLD.init)(jax.random.key(0))
+
+
+def test_it_acts_in_an_environment():
+    agent = rollout.agent(WORLD, PARAMS, ACTOR)
+    state, seen = jax.jit(lambda key: rollout.unroll(GAME, agent, PARAMS.pol, key, 30))(jax.random.key(1))
+    assert set(np.unique(seen.action)) == {0, 1}
+    assert seen.step.is_first.sum() > 1
+    assert state.agent.latent.deter.shape == (CFG.rssm.deter,)
+    np.testing.assert_array_equal(state.agent.latent.stoch.sum(-1), 1)
+
+
+def test_its_dream_is_an_environment():
+    starts = WORLD.encode(PARAMS, jnp.eye(5))
+    world = dream.environment(WORLD, PARAMS, starts, temperature=1.0)
+    state, step = jax.jit(world.reset)(jax.random.key(2))
+    assert step.observation.shape == WORLD.features(WORLD.start(PARAMS)).shape
+    advance = jax.jit(world.step)
+    for i in range(3):
+        state, step = advance(jax.random.key(3 + i), state, jnp.int32(1))
+        assert np.isfinite(step.reward)
+        assert not step.is_first
+
+
+def test_outcomes_and_pictures_of_the_mind():
+    latent = WORLD.start(PARAMS)
+    outcome = WORLD.outcome(PARAMS, latent)
+    assert float(outcome.reward) == 0  # zero initialisation
+    assert 0 <= float(outcome.continues) <= 1
+    assert WORLD.decode(PARAMS, latent).shape == (5,)
+
+
+def test_mixed_spaces_are_read_and_imagined_by_name():
+    observation = {
+        "image": Space((48, 64, 1), np.uint8, 0, 256),
+        "vector": Space((2, 3)),
+        "word": Space((2,), np.int32, 1, 5),
+    }
+    action = {"steer": Space((2,), np.float32, -1, 1), "press": Space((2,), np.int32, 3, 5)}
+    dreamer = Dreamer.of(CFG, observation, action)
+    world = model.make(dreamer, EnvSpec(observation, action, 10))
+    params = jax.jit(world.init)(jax.random.key(0))
+    seen = jax.jit(world.decode)(params, world.start(params))
+    for name, space in observation.items():
+        assert seen[name].shape == space.shape
+        assert seen[name].dtype == space.dtype
+    assert seen["word"].min() >= 1
+    features = world.features(world.start(params))
+    drawn = jax.jit(model.policy(dreamer, world.spec).act)(params.pol, jax.random.key(1), features)
+    assert {name: (x.shape, x.dtype) for name, x in drawn.items()} == {
+        "steer": ((2,), np.float32),
+        "press": ((2,), np.int32),
+    }
+    assert set(np.asarray(drawn["press"]).tolist()) <= {3, 4}
+
+
+@pytest.mark.parametrize(
+    ("observation", "action", "message"),
+    [
+        (Space((64, 64, 3)), GAME.spec.action, "uint8 picture"),
+        (Space((50, 64, 3), np.uint8, 0, 256), GAME.spec.action, "multiples of 16"),
+        ({"a": Space((64, 64, 3), np.uint8, 0, 256), "b": Space((48, 48, 3), np.uint8, 0, 256)}, None, "one size"),
+        (Space((), np.int32), GAME.spec.action, "finite bounds"),
+        (GAME.spec.observation, Space((2,)), r"\[-1, 1\]"),
+        (GAME.spec.observation, Space((), np.int32), "finite bounds"),
+    ],
+)
+def test_spaces_that_cannot_be_used_are_refused(observation, action, message: str):
+    with pytest.raises(ValueError, match=message):
+        Dreamer.of(CFG, observation, action or GAME.spec.action)
+
+
+def test_stored_latents_come_back_as_they_were():
+    for dtype in ("float32", "bfloat16"):
+        dreamer = replace(DREAMER, cfg=replace(CFG, compute_dtype=dtype))
+        memory = experience.start(dreamer, 3)
+        step = jax.vmap(GAME.reset)(jax.random.split(jax.random.key(0), 3))[1]
+        step = step._replace(observation={"observation": step.observation})
+        memory, latent = experience.act(dreamer, PARAMS, jax.random.key(1), memory, step)
+        again = experience.unpack(dreamer, latent)
+        jax.tree.map(np.testing.assert_array_equal, again, memory.latent)
+        assert again.deter.dtype == dtype
+        assert latent.stoch.dtype == np.uint8
