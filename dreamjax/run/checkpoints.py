@@ -277,7 +277,7 @@ def _from_numpy(array: np.ndarray, leaf: Any, record: dict[str, Any]) -> Any:
         return array
     if "key_impl" in record:
         value = jax.random.wrap_key_data(jnp.asarray(array), impl=record["key_impl"])
-    elif record.get("dtype") in _NUMBER_KINDS:
+    elif record.get("dtype") in _NUMBER_KINDS and not array.shape:
         value = jnp.asarray(np.asarray(array.item(), leaf.dtype))  # numpy refuses a number that does not fit
     else:
         value = jnp.asarray(array)
