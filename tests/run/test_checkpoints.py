@@ -104,10 +104,10 @@ def test_every_kind_of_leaf_comes_back_exactly(tmp_path):
 
 
 def test_arrays_of_truth_values_are_not_taken_for_one(tmp_path):
-    tree = {"flags": jnp.array([[True, False], [False, True]]), "flag": jnp.array(True), "number": np.array([3, 4])}
+    tree = {"flags": jnp.array([[True, False], [False, True]]), "flag": jnp.array(True)}
     Checkpoints(tmp_path).save(1, tree)
     _, again = Checkpoints(tmp_path).restore(jax.eval_shape(lambda: tree))
-    chex.assert_trees_all_equal(again, jax.tree.map(jnp.asarray, tree), strict=True)
+    chex.assert_trees_all_equal(again, tree, strict=True)
 
 
 def test_restores_into_shapes_without_arrays(tmp_path):
