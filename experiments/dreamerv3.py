@@ -89,10 +89,10 @@ def train(cfg: Config, folder: Path) -> None:
         checkpoint_every=cfg.checkpoint_every,
         log_every=cfg.log_every,
     )
-    run = RunFolder(folder, replace(cfg, folder=None))  # a run may be moved
     lanes = make_lanes(partial(suite.make, name), cfg.envs or suite.envs, suite.max_steps, cfg.processes)
     agent = debug(cfg.agent) if cfg.size == "debug" else sized(WIDTHS[cfg.size], cfg.agent)
     dreamer = Dreamer.of(agent, lanes.spec.observation, lanes.spec.action)
+    run = RunFolder(folder, replace(cfg, folder=None))  # a run may be moved
     with MetricsLog(folder) as log:
         train_on_host(run, log, dreamer, lanes, host, cfg.seed)
     lanes.close()
