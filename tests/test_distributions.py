@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from dreamjax import distributions
 from dreamjax.distributions import MixtureDensity, gaussian_kl, gaussian_sample, mixture_log_prob, mixture_sample
 from dreamjax.types import Array
 
@@ -172,3 +173,24 @@ def test_gaussian_samples_have_its_moments_and_carry_gradients() -> None:
     by_mean, by_log_variance = jax.grad(total, (0, 1))(mean, log_variance)
     np.testing.assert_allclose(by_mean, 1.0)
     np.testing.assert_allclose(by_log_variance, 0.5 * (samples - 3.0), atol=1e-6)
+
+
+def test_a_class_is_drawn_as_often_as_its_probability_says():
+    probs = jnp.array([[0.1, 0.0, 0.6, 0.3], [0.25, 0.25, 0.25, 0.25], [0.0, 0.0, 0.0, 1.0]])
+    uniform = (jnp.arange(1000.0) + 0.5)[:, None] / 1000
+    drawn = distributions.categorical_sample(
+        jnp.broadcast_to(uniform, (1000, 3)), jnp.broadcast_to(probs, (1000, 3, 4))
+    )
+    counts = np.stack([np.bincount(np.asarray(drawn)[:, i], minlength=4) for i in range(3)])
+    np.testing.assert_allclose(counts / 1000, probs, atol=0.002)
+
+
+def test_a_drawn_vector_is_one_hot_and_has_the_gradient_of_its_probabilities():
+    logits = jax.random.normal(jax.random.key(0), (50, 6))
+    uniform = jax.random.uniform(jax.random.key(1), (50,))
+    weight = jax.random.normal(jax.random.key(2), (50, 6))
+    drawn = distributions.onehot_sample(uniform, jax.nn.softmax(logits))
+    np.testing.assert_array_equal(np.sort(drawn, -1), np.eye(6)[[5] * 50])
+    found = jax.grad(lambda x: (weight * distributions.onehot_sample(uniform, jax.nn.softmax(x))).sum())(logits)
+    wanted = jax.grad(lambda x: (weight * jax.nn.softmax(x)).sum())(logits)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import gymnasium
@@ -73,8 +74,9 @@ class Lanes:
         value = np.array(value, dtype=numpy_dtype(value.dtype))
         if value.dtype != space.dtype:
             raise ValueError(f"an observation of {value.dtype} came where {space} was declared")
-        if np.isnan(value).any() if value.dtype.kind == "f" else (value < space.low).any():
-            raise ValueError(f"an observation is NaN or below the bounds of {space}: {value}")
+        outside = ((value < space.low) | (value >= space.high)) if space.is_discrete else np.isnan(value)
+        if outside.any():
+            raise ValueError(f"an observation is NaN, or outside the bounds of {space}: {value}")
         return value
 
 
@@ -97,6 +99,8 @@ class Restarting(gymnasium.Wrapper[Any, Any, Any, Any]):
         while True:
             try:
                 if self._broken:
+                    with suppress(Exception):  # what is broken may not even close
+                        self.env.close()
                     self.env = self._make()
                     self._broken = False
                 self._seen, info = self.env.reset(seed=seed, options=options)

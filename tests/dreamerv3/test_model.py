@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dreamjax import dream, rollout
-from dreamjax.dreamerv3 import experience, model
+from dreamjax.dreamerv3 import experience, model, rssm
 from dreamjax.dreamerv3.config import debug
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs import probes
@@ -101,3 +101,12 @@ def test_stored_latents_come_back_as_they_were():
         jax.tree.map(np.testing.assert_array_equal, again, memory.latent)
         assert again.deter.dtype == dtype
         assert latent.stoch.dtype == np.uint8
+
+
+def test_temperature_one_changes_nothing_and_a_low_one_draws_the_likeliest():
+    logits = jax.random.normal(jax.random.key(0), (500, 2, 4))
+    uniform = jax.random.uniform(jax.random.key(1), (500, 2))
+    plain = rssm.sample(CFG.rssm, uniform, logits)
+    np.testing.assert_array_equal(rssm.sample(CFG.rssm, uniform, logits, jnp.float32(1.0)), plain)
+    cold = rssm.sample(CFG.rssm, uniform, logits, jnp.float32(1e-6))
+    np.testing.assert_array_equal(cold.argmax(-1), logits.argmax(-1))

@@ -125,3 +125,21 @@ def test_a_pure_environment_plays_as_its_own_vector():
         totals += step.reward
     assert step.is_terminal.all()
     np.testing.assert_array_equal(totals, 1)
+
+
+def test_discrete_observations_outside_their_space_are_refused():
+    class Low(gymnasium.Env[int, int]):
+        observation_space = gymnasium.spaces.Discrete(3)
+        action_space = gymnasium.spaces.Discrete(4)
+
+        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+            return 0, {}
+
+        def step(self, action: int):
+            return int(action), 0.0, False, False, {}
+
+    lanes = make_lanes(Low, 1, 5)
+    lanes.reset(seed=0)
+    assert lanes.step(np.array([2])).observation.tolist() == [2]
+    with pytest.raises(ValueError, match="outside the bounds"):
+        lanes.step(np.array([3]))
