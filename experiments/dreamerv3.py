@@ -5,8 +5,11 @@ ratio of replayed to collected steps; one configuration for every domain.
 
     python experiments/dreamerv3.py --task dmc_walker_walk --size 1m
     python experiments/dreamerv3.py --task gym_CartPole-v1 --folder runs/cartpole
+    python experiments/dreamerv3.py --task gym_CartPole-v1 --folder runs/cartpole --offline 50000
+    python experiments/dreamerv3.py --task gym_CartPole-v1 --size 12m --offline 50000 --recording runs/cartpole
 
-The command started again goes on where it stopped, with the agent and the replay that it had. What the committed runs
+The command started again goes on where it stopped, with the agent and the replay that it had. With `--offline` it
+learns from the replay of the folder, or from a recording, and needs no environment. What the committed runs
 measured, how long they took and on which machine: results/dreamerv3/result.json.
 """
 
@@ -25,8 +28,9 @@ from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs.lanes import make_lanes
 from dreamjax.run.devices import keep_freed_memory
 from dreamjax.run.folder import RunFolder
-from dreamjax.run.host import HostConfig, train_on_host
+from dreamjax.run.host import HostConfig, train_offline, train_on_host
 from dreamjax.run.metrics import MetricsLog, read_metrics
+from dreamjax.run.recordings import read_spec, write_spec
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class Config:
     capacity: int = 5_000_000
     checkpoint_every: int = 1000
     log_every: int = 100
+    offline: int | None = None  # learn up to so many updates, without the environment
+    recording: Path | None = None  # of another run, or by `write_recording`, for an offline run that begins
 
 
 def train(cfg: Config, folder: Path) -> None:
@@ -89,13 +95,20 @@ def train(cfg: Config, folder: Path) -> None:
         checkpoint_every=cfg.checkpoint_every,
         log_every=cfg.log_every,
     )
-    lanes = make_lanes(partial(suite.make, name), cfg.envs or suite.envs, suite.max_steps, cfg.processes)
+    lanes = None
+    if cfg.offline is None:
+        lanes = make_lanes(partial(suite.make, name), cfg.envs or suite.envs, suite.max_steps, cfg.processes)
+    spec = lanes.spec if lanes else read_spec(cfg.recording or folder)
     agent = debug(cfg.agent) if cfg.size == "debug" else sized(WIDTHS[cfg.size], cfg.agent)
-    dreamer = Dreamer.of(agent, lanes.spec.observation, lanes.spec.action)
-    run = RunFolder(folder, replace(cfg, folder=None))  # a run may be moved
+    dreamer = Dreamer.of(agent, spec.observation, spec.action)
+    run = RunFolder(folder, replace(cfg, folder=None, offline=None, recording=None))  # a run may be moved, and go on
+    write_spec(folder, spec)
     with MetricsLog(folder) as log:
-        train_on_host(run, log, dreamer, lanes, host, cfg.seed)
-    lanes.close()
+        if lanes:
+            train_on_host(run, log, dreamer, lanes, host, cfg.seed)
+            lanes.close()
+        else:
+            train_offline(run, log, dreamer, host, cfg.seed, cfg.offline or 0, cfg.recording)
     episodes = read_metrics(folder / "metrics.jsonl").get("episode")
     if episodes:
         _, returns = episodes["return"]

@@ -135,6 +135,10 @@ def test_dreamerv3_killed_goes_on_to_the_same_number_of_updates(tmp_path: Path) 
     assert max(metrics["learn"]) == (1 + (400 - 48) // 2) // 10 * 10
     assert max(metrics["episode"]) <= 400
     assert "steps" in refused(DREAMER, *arguments, "--steps", "300")
+    other = (*SMALL.split(), "--folder", str(tmp_path / "other"), "--offline", "20", "--log-every", "10")
+    assert "name a recording" in refused(DREAMER, *other)
+    finish(start(DREAMER, *other, "--recording", str(folder)))
+    assert (tmp_path / "other" / "checkpoints" / "20").exists()
 
 
 def refused(script: Path, *arguments: str) -> str:

@@ -1,5 +1,6 @@
 """What is stored of each step, and how an agent acts on it and learns from it."""
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from dreamjax.dreamerv3.learner import Batch, TrainState
 from dreamjax.dreamerv3.model import Dreamer, DreamerParams
 from dreamjax.dreamerv3.rssm import RSSMState
 from dreamjax.rollout import AgentState
-from dreamjax.types import Action, Array, EnvSpec, Key, Metrics, Step
+from dreamjax.types import Action, Array, EnvSpec, Key, Metrics, Space, Step
 
 
 class Latent(NamedTuple):
@@ -28,7 +29,7 @@ class Experience(NamedTuple):
 
     step: Step
     action: Action  # chosen after it
-    latent: Latent  # the agent's posterior state, from which a replayed sequence can begin
+    latent: Latent | None  # the agent's posterior state, from which a replayed sequence can begin; None in a recording
 
 
 class Learned(NamedTuple):
@@ -51,14 +52,20 @@ def unpack(dreamer: Dreamer, latent: Latent) -> RSSMState:
     return RSSMState(latent.deter.astype(dtype), jax.nn.one_hot(latent.stoch, classes, dtype=dtype))
 
 
+def recorded(observation: Iterable[tuple[str, Space]], action: Iterable[tuple[str, Space]]) -> Experience:
+    """Shapes and dtypes of one step of named spaces, as `jax.ShapeDtypeStruct`s, without a latent state."""
+    described: Any = jax.ShapeDtypeStruct
+    seen, done = ({name: described(space.shape, space.dtype) for name, space in x} for x in (observation, action))
+    flag = described((), bool)
+    return Experience(Step(seen, described((), np.float32), flag, flag, flag), done, None)
+
+
 def example(dreamer: Dreamer) -> Experience:
     """Shapes and dtypes of one stored step, as `jax.ShapeDtypeStruct`s."""
     described: Any = jax.ShapeDtypeStruct
-    cfg, flag = dreamer.cfg.rssm, described((), bool)
-    observation = {name: described(space.shape, space.dtype) for name, space in dreamer.observation}
-    action = {name: described(space.shape, space.dtype) for name, space in dreamer.action}
+    cfg = dreamer.cfg.rssm
     latent = Latent(described((cfg.deter,), dreamer.cfg.compute_dtype), described((cfg.stoch,), np.uint8))
-    return Experience(Step(observation, described((), np.float32), flag, flag, flag), action, latent)
+    return recorded(dreamer.observation, dreamer.action)._replace(latent=latent)
 
 
 def start(dreamer: Dreamer, environments: int) -> AgentState:

@@ -125,13 +125,16 @@ class SequenceReplay:
                 f"the replay holds {self.written} steps of each stream, a sequence takes {self.cfg.length}: add more"
             )
         address = self._choose(rng, batch)
-        length = self.cfg.length
-        drawn = [np.empty((batch, length, *kind), dtype) for kind, dtype in self.kinds]
+        return self.read(address, self.cfg.length), address
+
+    def read(self, address: Address, length: int) -> PyTree:
+        """Copy consecutive steps that are still there. Shapes: -> steps [B, `length`, ...]."""
+        read = [np.empty((len(address.time), length, *kind), dtype) for kind, dtype in self.kinds]
         for i, (stream, time) in enumerate(zip(*address, strict=True)):
             for number, there, here in self._parts(int(time), length):
-                for out, stored in zip(drawn, self.blocks[number], strict=True):
+                for out, stored in zip(read, self.blocks[number], strict=True):
                     out[i, here] = stored[stream, there]
-        return jax.tree.unflatten(self._structure, drawn), address
+        return jax.tree.unflatten(self._structure, read)
 
     def update(self, address: Address, offset: int, values: PyTree) -> None:
         """Write values over a part of what is stored, from `offset` steps behind the addresses on.

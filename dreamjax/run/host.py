@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,7 +20,8 @@ from dreamjax.run.checkpoints import Checkpoints
 from dreamjax.run.folder import RunFolder
 from dreamjax.run.metrics import MetricsLog
 from dreamjax.run.progress import progress
-from dreamjax.run.replays import ReplayFolder
+from dreamjax.run.recordings import fill, open_recording
+from dreamjax.run.replays import ReplayError, ReplayFolder
 from dreamjax.types import Step
 
 
@@ -93,15 +95,32 @@ def train_on_host(
                 stage.tick()
         host.learn(updates_due(cfg, host.replay.cfg.length, len(lanes), host.steps))
         host.save()
+        stage.tick()
     return host.state
 
 
 def train_offline(
-    run: RunFolder, log: MetricsLog, dreamer: Dreamer, streams: int, cfg: HostConfig, seed: int, updates: int
+    run: RunFolder, log: MetricsLog, dreamer: Dreamer, cfg: HostConfig, seed: int, updates: int, recording: Path | None
 ) -> TrainState:
-    """Bring the agent of a run folder to `updates` updates on the replay that is there, without environments."""
-    host = _Host(run, log, dreamer, streams, cfg, seed)
-    host.restore()
+    """Bring the agent of a run folder to `updates` updates without any environment.
+
+    It goes on with the replay that the folder holds. A folder with none begins with what a recording holds, which may
+    be the folder of another run.
+
+    Raises: ReplayError if there is neither, or one is damaged; ValueError if the recording is of other spaces.
+    """
+    saved = Checkpoints(run.path / "checkpoints").steps()
+    if saved:
+        streams = ReplayFolder(run.path / "replay").shape(saved[-1])["streams"]
+        host = _Host(run, log, dreamer, streams, cfg, seed)
+        host.restore()
+    elif recording is not None:
+        recorded = open_recording(recording)
+        host = _Host(run, log, dreamer, recorded.streams, cfg, seed)
+        fill(host.replay, recorded)
+        host.save()
+    else:
+        raise ReplayError(f"{run.path} holds no agent with a replay to learn from: name a recording")
     with run.stage("train") as stage, progress(updates, "train", initial=host.updates, unit="update") as bar:
         while host.updates < updates:
             begun = host.updates
@@ -126,6 +145,7 @@ class _Host:
         self._checkpoints = Checkpoints(run.path / "checkpoints")
         self._replays = ReplayFolder(run.path / "replay")
         self.updates = self.saved = 0
+        self._written = 0  # steps of each stream that were saved
         self._waiting: tuple[Address, Learned] | None = None
 
     @property
@@ -165,17 +185,28 @@ class _Host:
     def save(self) -> None:
         """Write replay and agent; the agent last, because it is what a resumed run looks for."""
         self._store()
-        if self.updates > self.saved:
+        if self.updates > self.saved or self.replay.written > self._written:
             self._replays.save(self.replay, self.updates)
+            self._written = self.replay.written
+        if self.updates not in self._checkpoints.steps():
             self._checkpoints.save(self.updates, self.state)
-            self.saved = self.updates
+        self.saved = self.updates
 
     def restore(self) -> None:
+        """Go on from the newest checkpoint, if there is one. Raises ReplayError if the replay of it is damaged."""
         found = self._checkpoints.restore(jax.eval_shape(lambda: self.state))
-        if found is not None:
-            self.updates, self.state = found
+        if found is None:
+            return
+        self.updates, self.state = found
+        try:
             self._replays.restore(self.replay, self.updates)
-            self.saved = self.updates
+        except ReplayError as error:
+            folder = self._checkpoints.folder
+            raise ReplayError(
+                f"{error}. The agent of update {self.updates} is whole: copy the file back, or remove "
+                f"{folder / str(self.updates)} to go on from an older one of {self._checkpoints.steps()}."
+            ) from error
+        self.saved, self._written = self.updates, self.replay.written
 
 
 class _Episodes:

@@ -57,6 +57,10 @@ class ReplayFolder:
         """The steps that were saved, oldest first."""
         return sorted(int(file.stem.removeprefix("replay-")) for file in self.folder.glob("replay-*.json"))
 
+    def shape(self, step: int) -> dict[str, Any]:
+        """Streams, block, capacity and the kinds of arrays of what was saved. Raises ReplayError as `restore` does."""
+        return _read(self._list(step))["shape"]
+
     def restore(self, replay: SequenceReplay, step: int) -> None:
         """Make `replay` what was saved at `step`, from a replay of the same steps and streams; later ones are dropped.
 

@@ -1,6 +1,7 @@
 """The host loop: an exact train ratio, and the same run however often it is stopped."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from dreamjax.envs.lanes import Lanes
 from dreamjax.run.folder import RunFolder
 from dreamjax.run.host import HostConfig, train_offline, train_on_host, updates_due
 from dreamjax.run.metrics import MetricsLog, read_metrics
+from dreamjax.run.recordings import write_spec
+from dreamjax.run.replays import ReplayError
 
 TINY = DreamerConfig(
     RSSMConfig(deter=16, hidden=8, stoch=4, classes=4),
@@ -46,12 +49,18 @@ def lanes() -> Lanes:
     return Lanes(to_gymnasium_vector(probes.counter(max_steps=7), 2), 7)
 
 
-def run(folder: Path, cfg: HostConfig, train=train_on_host, *arguments):
+def run(folder: Path, cfg: HostConfig):
     made = lanes()
     dreamer = Dreamer.of(TINY, made.spec.observation, made.spec.action)
     with MetricsLog(folder) as log, jax.debug_key_reuse(False):
-        where = made if train is train_on_host else 2
-        return train(RunFolder(folder, TINY), log, dreamer, where, cfg, 0, *arguments)
+        return train_on_host(RunFolder(folder, TINY), log, dreamer, made, cfg, 0)
+
+
+def learn(folder: Path, updates: int, recording: Path | None = None, agent: DreamerConfig = TINY):
+    spec = lanes().spec
+    with MetricsLog(folder) as log, jax.debug_key_reuse(False):
+        dreamer = Dreamer.of(agent, spec.observation, spec.action)
+        return train_offline(RunFolder(folder, agent), log, dreamer, CFG, 0, updates, recording)
 
 
 def test_a_run_learns_at_its_ratio_writes_episodes_and_goes_on(tmp_path):
@@ -72,13 +81,42 @@ def test_a_run_learns_at_its_ratio_writes_episodes_and_goes_on(tmp_path):
 
 def test_offline_learning_is_the_same_however_often_it_stops(tmp_path):
     collected = run(tmp_path / "a", CFG)
-    run(tmp_path / "b", CFG)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
     begun = int(collected.step)
-    at_once = run(tmp_path / "a", CFG, train_offline, begun + 24)
-    run(tmp_path / "b", CFG, train_offline, begun + 11)
-    in_parts = run(tmp_path / "b", CFG, train_offline, begun + 24)
+    at_once = learn(tmp_path / "a", begun + 24)
+    learn(tmp_path / "b", begun + 11)
+    in_parts = learn(tmp_path / "b", begun + 24)
     jax.tree.map(np.testing.assert_array_equal, at_once, in_parts)
     assert int(at_once.step) == begun + 24
+
+
+def test_another_agent_learns_from_the_replay_of_a_run(tmp_path):
+    run(tmp_path / "collected", replace(CFG, steps=60))
+    write_spec(tmp_path / "collected", lanes().spec)
+    wider = replace(TINY, rssm=replace(TINY.rssm, deter=32))
+    assert int(learn(tmp_path / "other", 3, tmp_path / "collected", wider).step) == 3
+    with pytest.raises(ReplayError, match="name a recording"):
+        learn(tmp_path / "nothing", 3)
+
+
+def test_all_that_was_collected_is_saved_even_before_the_first_update(tmp_path):
+    short = replace(CFG, steps=10)
+    assert int(run(tmp_path, short).step) == 0
+    assert json.loads((tmp_path / "replay" / "replay-0.json").read_text())["written"] == 5
+    assert int(run(tmp_path, CFG).step) == updates_due(CFG, 9, 2, 160)
+
+
+def test_a_damaged_replay_is_refused_with_a_way_on(tmp_path):
+    run(tmp_path, replace(CFG, steps=100))
+    newest, older = sorted(map(int, (path.name for path in (tmp_path / "checkpoints").glob("[0-9]*"))))[::-1]
+    with open(next((tmp_path / "replay").glob(f"*-{newest}.npz")), "r+b") as file:
+        file.seek(100)
+        file.write(b"damage")
+    with pytest.raises(ReplayError, match=f"remove .*{newest} to go on from") as error:
+        run(tmp_path, replace(CFG, steps=120))
+    assert str(older) in str(error.value)
+    shutil.rmtree(tmp_path / "checkpoints" / str(newest))
+    assert int(run(tmp_path, replace(CFG, steps=120)).step) == updates_due(CFG, 9, 2, 120)
 
 
 def test_what_is_not_finite_stops_the_run(tmp_path):
