@@ -42,7 +42,7 @@ from dreamjax.run.collect import (
     held_random_actions,
     wandering_random_actions,
 )
-from dreamjax.run.devices import keep_freed_memory, population_mesh
+from dreamjax.run.devices import device_mesh, keep_freed_memory
 from dreamjax.run.encode import encode
 from dreamjax.run.films import film_dream, film_game, write_films
 from dreamjax.run.folder import RunFolder, result_row, write_result
@@ -238,7 +238,7 @@ def evolve_stage(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, params:
         return search, metrics
 
     dreamer = dreaming(cfg)
-    mesh = population_mesh() if cfg.evolution.population_size % jax.device_count() == 0 else None
+    mesh = device_mesh("population") if cfg.evolution.population_size % jax.device_count() == 0 else None
     search = evolution.init(cfg.evolution, POLICY.init(key))
     numbers = lambda first: iter(range(first, cfg.generations))  # noqa: E731
     search = train(run, log, "evolve", search, generation, numbers, cfg.generations, checkpoint_every=5, log_every=1)

@@ -197,7 +197,7 @@ SCRIPT = """
 import json, sys
 import jax, jax.numpy as jnp
 from dreamjax import dream
-from dreamjax.run.devices import population_mesh
+from dreamjax.run.devices import device_mesh
 from dreamjax.worldmodels import controller, memory, model
 from dreamjax.worldmodels.memory import MemoryConfig
 from dreamjax.worldmodels.model import WorldModelConfig, WorldModelParams
@@ -215,11 +215,11 @@ keys = jax.random.split(key_dream, 4)
 arguments = (made, policy, WorldModelParams({}, params), starts)
 played = {
     str(count): dream.returns(*arguments, population, keys, 1.15, mesh).steps.tolist()
-    for count, mesh in ((1, None), (2, population_mesh(2)), (8, population_mesh()))
+    for count, mesh in ((1, None), (2, device_mesh("population", 2)), (8, device_mesh("population")))
 }
 fewer = jax.tree.map(lambda leaf: leaf[:12], population)
 try:
-    dream.returns(*arguments, fewer, keys, 1.15, population_mesh())
+    dream.returns(*arguments, fewer, keys, 1.15, device_mesh("population"))
 except ValueError as error:
     played["error"] = str(error)
 print(json.dumps(played))

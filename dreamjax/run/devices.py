@@ -7,8 +7,8 @@ import jax
 from jax.sharding import AxisType, Mesh
 
 
-def population_mesh(n_devices: int | None = None) -> Mesh:
-    """A mesh of one axis, "population", over the first `n_devices` devices; None takes them all.
+def device_mesh(axis: str, n_devices: int | None = None) -> Mesh:
+    """A mesh of one axis of this name over the first `n_devices` devices; None takes them all.
 
     The axis is of type Auto: what is jitted over it is written as if for one device, and the compiler splits it.
 
@@ -19,7 +19,7 @@ def population_mesh(n_devices: int | None = None) -> Mesh:
     count = len(devices) if n_devices is None else n_devices
     if not 1 <= count <= len(devices):
         raise ValueError(f"asked for {count} devices, and jax sees {len(devices)} ({devices[0].platform})")
-    return jax.make_mesh((count,), ("population",), axis_types=(AxisType.Auto,), devices=devices[:count])
+    return jax.make_mesh((count,), (axis,), axis_types=(AxisType.Auto,), devices=devices[:count])
 
 
 def keep_freed_memory() -> None:

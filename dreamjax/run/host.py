@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dreamjax.dreamerv3 import experience, learner
 from dreamjax.dreamerv3.experience import Experience, Latent, Learned
@@ -17,6 +18,7 @@ from dreamjax.envs.lanes import Lanes
 from dreamjax.replay.sequences import Address, ReplayConfig, SequenceReplay
 from dreamjax.rollout import AgentState
 from dreamjax.run.checkpoints import Checkpoints
+from dreamjax.run.devices import device_mesh
 from dreamjax.run.folder import RunFolder
 from dreamjax.run.metrics import MetricsLog
 from dreamjax.run.progress import progress
@@ -140,7 +142,11 @@ class _Host:
     ) -> None:
         self._dreamer, self._cfg, self._seed, self._log = dreamer, cfg, seed, log
         key_init, self._key_act, self._key_learn = jax.random.split(jax.random.key(seed), 3)
-        self.state = jax.jit(partial(learner.init, dreamer))(key_init)
+        # The batch is split over all devices, if it can be; everything else is the same on each.
+        mesh = device_mesh("batch", None if cfg.batch_size % jax.device_count() == 0 else 1)
+        self._split = NamedSharding(mesh, PartitionSpec("batch"))
+        whole = NamedSharding(mesh, PartitionSpec())
+        self.state = jax.jit(partial(learner.init, dreamer), out_shardings=whole)(key_init)
         self.replay = SequenceReplay(cfg.replay(dreamer.cfg.context), experience.example(dreamer), streams)
         self._checkpoints = Checkpoints(run.path / "checkpoints")
         self._replays = ReplayFolder(run.path / "replay")
@@ -162,6 +168,7 @@ class _Host:
         while self.updates < until:
             rng = np.random.default_rng([self._seed, self.updates])
             drawn, address = self.replay.sample(rng, self._cfg.batch_size)
+            drawn = jax.device_put(drawn, self._split)
             self.state, learned = experience.learn(self._dreamer, self._key_learn, self.state, drawn)
             self._store()
             self._waiting = address, learned
@@ -194,7 +201,7 @@ class _Host:
 
     def restore(self) -> None:
         """Go on from the newest checkpoint, if there is one. Raises ReplayError if the replay of it is damaged."""
-        found = self._checkpoints.restore(jax.eval_shape(lambda: self.state))
+        found = self._checkpoints.restore(self.state)
         if found is None:
             return
         self.updates, self.state = found

@@ -1,4 +1,4 @@
-"""Timing what runs asynchronously: compilation apart, results waited for, contenders in turn."""
+"""What programs cost: time, with compilation apart, results waited for and contenders in turn; and arithmetic."""
 
 import time
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 
 class Timing(NamedTuple):
@@ -36,3 +37,38 @@ def measure(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str,
         for name, function in contenders.items():
             seconds[name].append(call(function))
     return {name: Timing(first[name], np.array(seconds[name])) for name in contenders}
+
+
+def matrix_flops(function: Callable[..., Any], *arguments: Any) -> int:
+    """Count the floating-point operations of all matrix products and convolutions, as the program is written.
+
+    A scan counts as often as it runs, a `while` once, of a `cond` the costlier branch. What a convolution multiplies
+    with zeros that pad or dilate counts as well. `arguments` may be `jax.ShapeDtypeStruct`s.
+    """
+    return _flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _flops(jaxpr: Jaxpr) -> int:
+    return sum(map(_flops_of, jaxpr.eqns))
+
+
+def _flops_of(equation: JaxprEqn) -> int:
+    name, settings = equation.primitive.name, equation.params
+    inputs: list[Any] = [variable.aval for variable in equation.invars]
+    outputs: list[Any] = [variable.aval for variable in equation.outvars]
+    if name == "dot_general":
+        (contracted, _), _ = settings["dimension_numbers"]
+        return 2 * outputs[0].size * int(np.prod([inputs[0].shape[axis] for axis in contracted]))
+    if name == "conv_general_dilated":
+        features = inputs[1].shape[settings["dimension_numbers"].rhs_spec[0]]
+        return 2 * outputs[0].size * (inputs[1].size // features)
+    inner = [_flops(part) for part in _jaxprs(settings)]
+    if name == "cond":
+        return max(inner)
+    return sum(inner) * (settings["length"] if name == "scan" else 1)
+
+
+def _jaxprs(settings: dict[str, Any]) -> list[Jaxpr]:
+    values = [x for value in settings.values() for x in (value if isinstance(value, tuple | list) else (value,))]
+    closed = [value.jaxpr if isinstance(value, ClosedJaxpr) else value for value in values]
+    return [value for value in closed if isinstance(value, Jaxpr)]

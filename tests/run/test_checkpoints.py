@@ -310,8 +310,8 @@ def test_sharded_arrays_come_back_sharded(tmp_path):
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from dreamjax.run.checkpoints import Checkpoints
-from dreamjax.run.devices import population_mesh
-sharding = NamedSharding(population_mesh(), PartitionSpec("population"))
+from dreamjax.run.devices import device_mesh
+sharding = NamedSharding(device_mesh("population"), PartitionSpec("population"))
 tree = jax.device_put({{"x": np.arange(8.0, dtype=np.float32), "k": jax.random.split(jax.random.key(0), 4)}}, sharding)
 Checkpoints({str(tmp_path)!r}).save(1, tree)
 like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)

@@ -8,7 +8,7 @@ import sys
 import jax
 import pytest
 
-from dreamjax.run.devices import population_mesh
+from dreamjax.run.devices import device_mesh
 
 
 def run(code: str, **environment: str) -> str:
@@ -21,12 +21,12 @@ def run(code: str, **environment: str) -> str:
 
 FOUR_DEVICES = """
 import jax
-from dreamjax.run.devices import population_mesh
+from dreamjax.run.devices import device_mesh
 
-mesh = population_mesh()
+mesh = device_mesh("population")
 assert mesh.axis_names == ("population",) and mesh.axis_types == (jax.sharding.AxisType.Auto,)
 assert mesh.devices.tolist() == jax.devices() and len(jax.devices()) == 4
-assert population_mesh(2).devices.tolist() == jax.devices()[:2]
+assert device_mesh("population", 2).devices.tolist() == jax.devices()[:2]
 print("ok")
 """
 
@@ -38,7 +38,7 @@ def test_a_mesh_takes_all_devices_or_the_first():
 @pytest.mark.parametrize("count", [0, 1000])
 def test_devices_that_are_not_there_are_an_error(count):
     with pytest.raises(ValueError, match=f"asked for {count} devices, and jax sees {len(jax.devices())}"):
-        population_mesh(count)
+        device_mesh("population", count)
 
 
 FAULTS = """

@@ -1,0 +1,62 @@
+"""An update whose batch is split over eight devices is the update of one device. In a process of its own."""
+
+import os
+import subprocess
+import sys
+
+EIGHT_DEVICES = """
+from dataclasses import replace
+from functools import partial
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dreamjax.dreamerv3 import experience, learner
+from dreamjax.dreamerv3.config import debug
+from dreamjax.dreamerv3.model import Dreamer
+from dreamjax.run.devices import device_mesh
+from dreamjax.types import Space
+
+observation = {"image": Space((48, 48, 3), np.uint8, 0, 256), "vector": Space((5,))}
+action = {"steer": Space((2,), np.float32, -1, 1), "press": Space((), np.int32, 0, 4)}
+dreamer = Dreamer.of(replace(debug(), compute_dtype="float32"), observation, action)
+rng = np.random.default_rng(0)
+
+
+def draw(like):
+    shape = (8, 9, *like.shape)
+    if like.dtype == bool:
+        return rng.random(shape) < 0.1
+    if np.issubdtype(like.dtype, np.integer):
+        return rng.integers(0, 256 if len(like.shape) == 3 else 4, shape).astype(like.dtype)
+    return rng.normal(size=shape).astype(like.dtype)
+
+
+drawn = jax.tree.map(draw, experience.example(dreamer))
+mesh = device_mesh("batch")
+assert mesh.size == 8
+whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))
+begin = partial(learner.init, dreamer)
+one, eight = jax.jit(begin)(jax.random.key(0)), jax.jit(begin, out_shardings=whole)(jax.random.key(0))
+for _ in range(2):
+    one, ours = experience.learn(dreamer, jax.random.key(1), one, drawn)
+    eight, theirs = experience.learn(dreamer, jax.random.key(1), eight, jax.device_put(drawn, split))
+    assert theirs.latent.deter.sharding.spec == PartitionSpec("batch",)
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(eight))
+    for x, y in zip(jax.tree.leaves((one, ours)), jax.tree.leaves((eight, theirs)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+assert experience.learn._cache_size() == 2
+print("ok")
+"""
+
+
+def test_a_batch_split_over_eight_devices_gives_the_same_numbers():
+    child = subprocess.run(
+        [sys.executable, "-c", EIGHT_DEVICES],
+        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.stdout == "ok\n", child.stderr
