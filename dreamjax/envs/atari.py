@@ -89,7 +89,7 @@ class Atari(gymnasium.Env[np.ndarray, np.integer]):
         return self._observe(), reward, terminated, False, {}
 
     def render(self) -> np.ndarray:
-        """The whole picture of the emulator, uint8 [210, 160, 3] (or 250 rows in a few games)."""
+        """The whole picture of the emulator, uint8 [height, 160, 3]; most games are 210 high."""
         return self._game.getScreenRGB()
 
     def _load(self) -> None:
