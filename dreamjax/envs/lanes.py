@@ -108,7 +108,7 @@ def _numbers(info: dict[str, Any], lane: int) -> Iterator[tuple[str, float]]:
 class Restarting(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Make an environment anew where it throws, end its episode (truncated) and say so in `info["crashed"]`.
 
-    The new one is seeded from the last seed that was given: as every run does it, and not with a seed of another lane.
+    The new one's seed is drawn by a generator that the last given seed started, so runs repeat and lanes differ.
     """
 
     def __init__(self, make: Callable[[], gymnasium.Env]) -> None:
@@ -130,7 +130,8 @@ class Restarting(gymnasium.Wrapper[Any, Any, Any, Any]):
                         self.env.close()
                     self.env = self._make()
                     self._broken = False
-                    fresh = int(self._seeds.integers(2**31)) if seed is None else seed
+                    if seed is None:
+                        fresh = int(self._seeds.integers(2**31))
                 self._seen, info = self.env.reset(seed=fresh, options=options)
                 return self._seen, info
             except Exception as error:
