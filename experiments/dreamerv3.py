@@ -4,6 +4,7 @@ Paper: Hafner et al. 2023. One loop: act, store, replay, and learn world model, 
 ratio of replayed to collected steps; one configuration for every domain.
 
     python experiments/dreamerv3.py --task dmc_walker_walk --size 1m
+    python experiments/dreamerv3.py --task atari_pong --size 200m --processes
     python experiments/dreamerv3.py --task gym_CartPole-v1 --folder runs/cartpole
     python experiments/dreamerv3.py --task gym_CartPole-v1 --folder runs/cartpole --offline 50000
     python experiments/dreamerv3.py --task gym_CartPole-v1 --size 12m --offline 50000 --recording runs/cartpole
@@ -17,11 +18,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
 import tyro
+from gymnasium.spaces import Discrete
+from gymnasium.wrappers import TransformAction
 
 from dreamjax.dreamerv3.config import WIDTHS, DreamerConfig, debug, sized
 from dreamjax.dreamerv3.model import Dreamer
@@ -51,9 +54,41 @@ def control(task: str, observation: Literal["vectors", "pixels"]) -> gymnasium.E
     return ControlSuite(task, repeat=2, observation=observation)
 
 
+def atari(task: str, **settings: Any) -> gymnasium.Env:
+    from dreamjax.envs.atari import Atari
+
+    return Atari(task, **settings)
+
+
+def crafter(task: str) -> gymnasium.Env:
+    from dreamjax.envs.crafter import Crafter
+
+    if task != "reward":
+        raise ValueError(f"the task of Crafter is crafter_reward, got {task!r}")
+    return Crafter()
+
+
+def doom(task: str) -> gymnasium.Env:
+    from dreamjax.envs.vizdoom import TakeCover
+
+    if task != "takecover":
+        raise ValueError(f"the task of Doom is doom_takecover, got {task!r}")
+    # The game knows three actions. A normal over its number in [-1, 1] could not prefer left and right to standing.
+    return TransformAction(TakeCover(), (-1.0, 0.0, 1.0).__getitem__, Discrete(3))
+
+
+# Both control suites as in the paper: 500k and 1M frames, with the size 12m. Atari, Atari 100k and Crafter as in the
+# configuration of the published code, with the size 200m; for Atari 100k the paper writes a train ratio of 128. Doom
+# and Gymnasium are not among what was published.
 SUITES = {
     "dmc": Suite(partial(control, observation="vectors"), 500, 250_000, 512, 16, 2),
     "dmcpixels": Suite(partial(control, observation="pixels"), 500, 500_000, 512, 16, 2),
+    "atari": Suite(atari, 27_000, 51_000_000, 32, 16, 4),
+    "atari100k": Suite(
+        partial(atari, size=64, grey=False, sticky=False, all_actions=False), 27_000, 110_000, 256, 1, 4
+    ),
+    "crafter": Suite(crafter, 10_000, 1_100_000, 512, 1),
+    "doom": Suite(doom, 2100, 1_000_000, 32, 8),
     "gym": Suite(gymnasium.make, 1000, 100_000, 512, 4),
 }
 

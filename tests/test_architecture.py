@@ -38,7 +38,7 @@ RANK = {
 LOOPS = 2  # the rank whose modules may import each other: a dream is rolled out
 
 # Below `run`, the only files that may do input and output.
-SUITES = {"dreamjax/envs/dmc.py"}  # need an extra of their own
+SUITES = {f"dreamjax/envs/{name}.py" for name in ("atari", "crafter", "dmc")}  # need an extra of their own
 ADAPTERS = {"dreamjax/envs/gymnasium.py", "dreamjax/envs/vizdoom.py", "dreamjax/replay/episodes.py"}
 IMPURE_MODULES = {"argparse", "logging", "matplotlib", "random", "shutil", "socket", "subprocess", "tempfile", "time"}
 IMPURE_CALLS = {"open", "print", "input", "np.load", "np.save", "np.savez", "np.savez_compressed", "jax.debug.print"}

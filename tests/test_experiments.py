@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import vizdoom
 
 REPO = Path(__file__).resolve().parents[1]
 DOOM = REPO / "experiments" / "doom_take_cover.py"
@@ -151,6 +153,35 @@ def refused(script: Path, *arguments: str) -> str:
 def test_dreamerv3_refuses_what_it_does_not_know() -> None:
     assert "there are dmc" in refused(DREAMER, "--task", "chess")
     assert "walker_walk" in refused(DREAMER, "--task", "dmc_walk")
+
+
+@pytest.mark.parametrize(
+    ("task", "image", "actions"),
+    [
+        ("atari_pong", (96, 96, 1), 18),
+        ("atari100k_pong", (64, 64, 3), 6),
+        ("crafter_reward", (64, 64, 3), 17),
+        ("doom_takecover", (64, 64, 3), 3),
+    ],
+)
+def test_dreamerv3_makes_the_published_environments(task: str, image: tuple[int, ...], actions: int) -> None:
+    suite, _, name = task.partition("_")
+    env = runpy.run_path(str(DREAMER))["SUITES"][suite].make(name)
+    assert (env.observation_space.shape, env.action_space.n) == (image, actions)
+    env.close()
+
+
+def test_dreamerv3_steps_sideways_in_doom() -> None:
+    env = runpy.run_path(str(DREAMER))["SUITES"]["doom"].make("takecover")
+    env.reset(seed=0)
+    sideways = []
+    for action in np.arange(3).repeat(10):
+        env.step(action)
+        sideways.append(env.unwrapped._game.get_game_variable(vizdoom.GameVariable.POSITION_Y))
+    left, stood, right = np.diff(sideways[9::10], prepend=sideways[0])
+    env.close()
+    assert left * right < 0
+    assert abs(stood) < abs(left)
 
 
 TINY = "--loop.envs 2 --loop.batch-size 2 --loop.batch-length 4 --loop.train-ratio 4 --loop.capacity 100"

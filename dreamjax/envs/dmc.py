@@ -9,9 +9,10 @@ import gymnasium
 import numpy as np
 
 try:
+    import mujoco
     from dm_control import suite
-except ImportError as error:
-    raise ImportError("the Control Suite is an extra: pip install 'dreamjax[dmc]'") from error
+except ModuleNotFoundError as error:  # other import errors are about OpenGL, and say so
+    raise ModuleNotFoundError("the Control Suite is an extra: pip install 'dreamjax[suites]'") from error
 
 LIMIT = 1000  # simulated steps of an episode
 CAMERAS = {"quadruped": 2}  # that see more than camera 0
@@ -22,6 +23,8 @@ class ControlSuite(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
     Each action is repeated; its reward is the sum. No episode of the suite ends but by its time limit, which is a
     truncation, unless the task says that its future return is zero.
+
+    Raises: ValueError for settings that do not exist, RuntimeError for pixels where MuJoCo cannot draw.
     """
 
     def __init__(
@@ -35,6 +38,8 @@ class ControlSuite(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self._task, self._repeat, self._size = known[task], repeat, size
         self._pixels = observation == "pixels"
         self._load(None)
+        if self._pixels:
+            self._try_to_draw()
         shape = (size, size, 3)
         self.observation_space: Any = gymnasium.spaces.Dict(
             {"image": gymnasium.spaces.Box(0, 255, shape, np.uint8)}
@@ -67,6 +72,15 @@ class ControlSuite(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     def render(self) -> np.ndarray:
         camera = CAMERAS.get(self._task[0], 0)
         return self._game.physics.render(self._size, self._size, camera_id=camera)
+
+    def _try_to_draw(self) -> None:
+        try:
+            self.render()
+        except (RuntimeError, mujoco.FatalError) as error:
+            raise RuntimeError(
+                "MuJoCo cannot draw: set MUJOCO_GL=egl (needs a GPU, or Mesa's libegl1) or MUJOCO_GL=osmesa (needs "
+                "libosmesa6) before Python starts"
+            ) from error
 
     def _load(self, seed: int | None) -> None:
         self._game = suite.load(*self._task, task_kwargs={"random": seed})

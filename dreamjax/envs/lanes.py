@@ -1,7 +1,7 @@
 """Environments of Gymnasium that step together, as the `Step`s of our loops."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -35,6 +35,7 @@ class Lanes:
         spaces = environments.single_observation_space, environments.single_action_space
         self.spec: EnvSpec = spec_from_spaces(*spaces, max_steps)
         self.crashes = 0  # environments that were made anew, see `Restarting`
+        self.facts: dict[int, dict[str, float]] = {}  # by lane, see `step`
         self._over = np.zeros(len(self), bool)
 
     def __len__(self) -> int:
@@ -43,18 +44,24 @@ class Lanes:
     def reset(self, seed: int | None = None) -> Step:
         """Open an episode in every lane; lane i gets the seed `seed + i`."""
         observation, _ = self.environments.reset(seed=seed)
+        self.facts = {}
         no = np.zeros(len(self), bool)
         return self._arrive(observation, np.zeros(len(self), np.float32), ~no, no, no)
 
     def step(self, action: Action) -> Step:
-        """Step all lanes. Shapes: action [E, ...]. Raises ValueError for NaN, or for what the spec does not allow."""
+        """Step all lanes; of those whose episode ends, `facts` then holds the finite numbers of their last `info`.
+
+        Shapes: action [E, ...]. Raises: ValueError for NaN, or for what the spec does not allow.
+        """
         opened = self._over
         observation, reward, terminated, truncated, info = self.environments.step(
             jax.tree.map(_within, self.spec.action, action)
         )
         self.crashes += int(np.sum(info.get("crashed", 0)))
+        over = terminated | truncated
+        self.facts = {int(lane): dict(_numbers(info, int(lane))) for lane in np.flatnonzero(over)}
         # Some environments set both at a time limit, where a value may be bootstrapped.
-        return self._arrive(observation, reward, opened, terminated | truncated, terminated & ~truncated)
+        return self._arrive(observation, reward, opened, over, terminated & ~truncated)
 
     def close(self) -> None:
         self.environments.close()
@@ -85,17 +92,37 @@ def _within(space: Space, action: Any) -> np.ndarray:
     return action if space.is_discrete else np.clip(action, space.low, space.high)
 
 
+def _numbers(info: dict[str, Any], lane: int) -> Iterator[tuple[str, float]]:
+    """The finite numbers of one lane, named "outer/inner" where they are nested; `_name` masks the lanes of `name`."""
+    for name, values in info.items():
+        if name.startswith("_") or (f"_{name}" in info and not info[f"_{name}"][lane]):
+            continue
+        if isinstance(values, dict):
+            yield from ((f"{name}/{inner}", number) for inner, number in _numbers(values, lane))
+            continue
+        column = np.asarray(values)
+        if column.ndim == 1 and column.dtype.kind in "biuf" and np.isfinite(column[lane]):
+            yield name, float(column[lane])
+
+
 class Restarting(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Make an environment anew where it throws, end its episode (truncated) and say so in `info["crashed"]`."""
+    """Make an environment anew where it throws, end its episode (truncated) and say so in `info["crashed"]`.
+
+    The new one's seed is drawn by a generator that the last given seed started, so runs repeat and lanes differ.
+    """
 
     def __init__(self, make: Callable[[], gymnasium.Env]) -> None:
         super().__init__(make())
         self._make = make
+        self._seeds = np.random.default_rng()  # of environments that are made anew
         self._broken = False
         self._crashes = 0  # since an episode last came to its end
         self._seen: Any = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        fresh = seed
+        if seed is not None:
+            self._seeds = np.random.default_rng(seed)
         while True:
             try:
                 if self._broken:
@@ -103,7 +130,9 @@ class Restarting(gymnasium.Wrapper[Any, Any, Any, Any]):
                         self.env.close()
                     self.env = self._make()
                     self._broken = False
-                self._seen, info = self.env.reset(seed=seed, options=options)
+                    if seed is None:
+                        fresh = int(self._seeds.integers(2**31))
+                self._seen, info = self.env.reset(seed=fresh, options=options)
                 return self._seen, info
             except Exception as error:
                 self._crashed(error)

@@ -87,7 +87,7 @@ def train_on_host(
             memory, latent = host.act(memory, named)
             host.learn(updates_due(cfg, host.replay.cfg.length, len(lanes), host.steps))
             action, latent = jax.device_get((memory.action, latent))
-            for total in episodes.see(step, host.steps):
+            for total in episodes.see(step, lanes.facts, host.steps):
                 bar.set_postfix({"return": f"{total:.4g}", "updates": host.updates})
             host.replay.add(Experience(named, action, latent))
             step = lanes.step(action if isinstance(lanes.spec.action, dict) else action["action"])
@@ -223,11 +223,15 @@ class _Episodes:
         self._log = log
         self._total, self._length = np.zeros(lanes), np.zeros(lanes, int)
 
-    def see(self, step: Step, steps: int) -> Iterator[float]:
-        """Take in one step of every lane, before which `steps` were collected; yield the returns of what ended."""
+    def see(self, step: Step, facts: dict[int, dict[str, float]], steps: int) -> Iterator[float]:
+        """Take in one step of every lane, before which `steps` were collected; yield the returns of what ended.
+
+        What the environments tell about an episode, its `facts`, is written down under "info/".
+        """
         self._total = np.where(step.is_first, 0.0, self._total) + step.reward
         self._length = np.where(step.is_first, 0, self._length + 1)
         for lane in np.flatnonzero(step.is_last):
             ended = {"return": self._total[lane], "length": self._length[lane]}
+            ended |= {f"info/{name}": number for name, number in facts[int(lane)].items()}
             self._log.write("episode", steps + int(lane), ended)
             yield float(self._total[lane])

@@ -26,6 +26,7 @@ class Script(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         super().reset(seed=seed)
+        self.seed = seed
         self.time = 0
         return np.zeros(2), {}
 
@@ -37,7 +38,9 @@ class Script(gymnasium.Env[np.ndarray, np.ndarray]):
             raise RuntimeError("the simulator is gone")
         reward = np.nan if what == 2 else self.time
         observation = np.full(2, np.nan if what == 3 else self.time)
-        return observation, reward, what == 4, self.time >= 6, {}
+        over = what == 4 or self.time >= 6
+        info = {"time": self.time, "by": {"half": self.time / 2}, "name": "script", "unknown": np.nan} if over else {}
+        return observation, reward, what == 4, self.time >= 6, info
 
 
 def raw(value: float) -> np.ndarray:
@@ -78,10 +81,42 @@ def test_an_environment_that_throws_is_made_anew(lanes: Lanes):
         step = lanes.step(raw(1))
     assert (step.is_last[0], step.is_terminal[0], step.reward[0]) == (True, False, 0)
     np.testing.assert_array_equal(step.observation, [[1, 1]])
+    assert lanes.facts == {0: {"crashed": 1.0}}
     step = lanes.step(raw(0))
     assert step.is_first[0]
     assert (Script.made, lanes.crashes) == (before + 1, 1)
     assert lanes.step(raw(0)).reward[0] == 1
+
+
+@pytest.mark.filterwarnings("ignore:an environment is made anew")
+def test_a_new_environment_has_a_seed_of_its_own_that_is_the_same_in_every_run():
+    def seeds(first: int) -> list[int]:
+        lanes = make_lanes(Script, 2, 6)
+        lanes.reset(seed=first)
+        seen = []
+        for _ in range(2):
+            for action in (raw(0), raw(1), raw(0)):
+                lanes.step(np.repeat(action, 2, axis=0))
+            seen += [one.unwrapped.seed for one in lanes.environments.envs]
+        lanes.close()
+        return seen
+
+    assert seeds(3) == seeds(3)
+    assert len({3, 4, *seeds(3)}) == 6
+    assert not set(seeds(3)) & set(seeds(5))
+
+
+def test_the_numbers_of_the_last_info_are_facts_of_the_episode():
+    lanes = make_lanes(Script, 2, 6)
+    lanes.reset(seed=0)
+    for _ in range(2):
+        lanes.step(np.concatenate([raw(0), raw(0)]))
+        assert lanes.facts == {}
+    lanes.step(np.concatenate([raw(0), raw(4)]))
+    assert lanes.facts == {1: {"time": 3.0, "by/half": 1.5}}
+    lanes.step(np.concatenate([raw(0), raw(0)]))
+    assert lanes.facts == {}
+    lanes.close()
 
 
 @pytest.mark.filterwarnings("ignore:an environment is made anew")

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium
 import jax
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ import pytest
 from dreamjax.dreamerv3.config import DreamerConfig, HeadsConfig, RSSMConfig
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs import probes
-from dreamjax.envs.gymnasium import to_gymnasium_vector
-from dreamjax.envs.lanes import Lanes
+from dreamjax.envs.gymnasium import to_gymnasium, to_gymnasium_vector
+from dreamjax.envs.lanes import Lanes, make_lanes
 from dreamjax.run.folder import RunFolder
 from dreamjax.run.host import HostConfig, train_offline, train_on_host, updates_due
 from dreamjax.run.metrics import MetricsLog, read_metrics
@@ -49,8 +50,28 @@ def lanes() -> Lanes:
     return Lanes(to_gymnasium_vector(probes.counter(max_steps=7), 2), 7)
 
 
-def run(folder: Path, cfg: HostConfig):
-    made = lanes()
+class Telling(gymnasium.Wrapper):
+    """Says in every `info` how many steps it has seen."""
+
+    seen = 0
+
+    def step(self, action):
+        self.seen += 1
+        return *super().step(action)[:4], {"seen": self.seen}
+
+
+def test_what_environments_tell_about_an_episode_is_written_down(tmp_path):
+    telling = make_lanes(lambda: Telling(to_gymnasium(probes.counter(max_steps=7))), 2, 7)
+    run(tmp_path, replace(CFG, steps=40), made=telling)
+    metrics = read_metrics(tmp_path / "metrics.jsonl")["episode"]
+    steps, lengths = metrics["length"]
+    for lane in (0, 1):
+        mine = steps % 2 == lane
+        np.testing.assert_array_equal(metrics["info/seen"][1][mine], np.cumsum(lengths[mine]))
+
+
+def run(folder: Path, cfg: HostConfig, made: Lanes | None = None):
+    made = made or lanes()
     dreamer = Dreamer.of(TINY, made.spec.observation, made.spec.action)
     with MetricsLog(folder) as log, jax.debug_key_reuse(False):
         return train_on_host(RunFolder(folder, TINY), log, dreamer, made, cfg, 0)
