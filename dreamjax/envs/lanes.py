@@ -50,7 +50,7 @@ class Lanes:
         """Step all lanes. Shapes: action [E, ...]. Raises ValueError for NaN, or for what the spec does not allow."""
         opened = self._over
         observation, reward, terminated, truncated, info = self.environments.step(
-            jax.tree.map(_within, self.spec.action, action)
+            jax.tree.map(within, self.spec.action, action)
         )
         self.crashes += int(np.sum(info.get("crashed", 0)))
         # Some environments set both at a time limit, where a value may be bootstrapped.
@@ -80,7 +80,8 @@ class Lanes:
         return value
 
 
-def _within(space: Space, action: Any) -> np.ndarray:
+def within(space: Space, action: Any) -> np.ndarray:
+    """Cut a continuous action to the bounds of its space."""
     action = np.asarray(action)
     return action if space.is_discrete else np.clip(action, space.low, space.high)
 

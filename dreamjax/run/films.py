@@ -41,8 +41,8 @@ def film_game(
     """Film the real episode of a seed, as `play` plays it with the same key. Shapes: -> uint8 [T, H, W, 3]."""
     params = (agent.model, agent.controller)
     (played,) = play(make_env, model, policy, params, key, [seed], games=1, film=[seed])
-    assert played.frames is not None  # it was asked for
-    return played.frames
+    assert played.recorded is not None  # it was asked for
+    return played.recorded.step.observation
 
 
 def write_films(folder: str | os.PathLike[str], dreamed: np.ndarray, real: np.ndarray, fps: float) -> None:
