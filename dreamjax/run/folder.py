@@ -173,23 +173,26 @@ def write_result(
     seeds: Sequence[int],
     wall_s: float,
     rows: Iterable[dict[str, Any]],
+    *,
+    origin: tuple[str, str] | None = None,
 ) -> None:
     """Write a `result.json`: what was measured, and all that is needed to measure it again.
 
     A row is `{"name", "mean", "std", "n", "unit", "published"}`: mean and standard deviation over `n` fresh episodes
     or repeats, and what the paper reports, as a number or as text like "906 ± 21", or None where it reports nothing.
-    The commit and the machine are filled in.
+    `origin` are commits (with ", " between them) and machine of the measurement; otherwise those of now are filled in.
 
     Raises:
         ValueError: a field is missing, unknown, of another type, or a number is not finite.
     """
+    made_by, made_on = origin or (commit(), machine())
     result = _jsonable(
         {
             "experiment": experiment,
             "preset": preset,
             "command": command,
-            "commit": commit(),
-            "machine": machine(),
+            "commit": made_by,
+            "machine": made_on,
             "seeds": list(seeds),
             "wall_s": float(wall_s),
             "rows": list(rows),
@@ -197,6 +200,13 @@ def write_result(
     )
     _check_result(result, os.fspath(path))
     _write_json(Path(path), result)
+
+
+def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `write_result` wrote. Raises FileNotFoundError, or ValueError where it has another form."""
+    result = _read_json(Path(path))
+    _check_result(result, os.fspath(path))
+    return result
 
 
 def results_table(paths: Iterable[str | os.PathLike[str]]) -> str:
@@ -208,8 +218,7 @@ def results_table(paths: Iterable[str | os.PathLike[str]]) -> str:
     table = ["| Experiment | Result | Measured | n | Published |", "|---|---|---|---|---|"]
     made = []
     for number, path in enumerate(paths, start=1):
-        result = _read_json(Path(path))
-        _check_result(result, os.fspath(path))
+        result = read_result(path)
         for row in result["rows"]:
             published = "" if row["published"] is None else shown_number(row["published"])
             cells = [
@@ -221,9 +230,10 @@ def results_table(paths: Iterable[str | os.PathLike[str]]) -> str:
             ]
             table.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         seeds = ", ".join(map(str, result["seeds"]))
+        commits = ", ".join(one[:12] for one in result["commit"].split(", "))
         made.append(
             f"{number}. `{result['command']}`: preset {result['preset']}, seeds {seeds}, "
-            f"{shown_duration(result['wall_s'])} on {result['machine']}; commit {result['commit'][:12]}"
+            f"{shown_duration(result['wall_s'])} on {result['machine']}; commit {commits}"
         )
     return "\n".join([*table, "", *made]) + "\n"
 
