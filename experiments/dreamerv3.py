@@ -13,12 +13,11 @@ plays fresh episodes and predicts pieces of them with closed eyes; `--evaluate` 
 under way. What the committed runs measured, how long they took and on which machine: results/dreamerv3/result.json.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import gymnasium
 import jax
@@ -30,11 +29,11 @@ from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs.gymnasium import spec_from_gymnasium
 from dreamjax.envs.lanes import make_lanes, rescaled
 from dreamjax.run import plots
-from dreamjax.run.configs import command_line, read_config
+from dreamjax.run.configs import command_line
 from dreamjax.run.devices import keep_freed_memory
-from dreamjax.run.evaluation import Trained, evaluate, newest, predict, write_predictions
-from dreamjax.run.folder import RunFolder, result_row, write_result
-from dreamjax.run.gather import Run, gather, read_run
+from dreamjax.run.evaluation import OBSERVED, Trained, evaluate, newest, predict, write_predictions
+from dreamjax.run.folder import RunFolder, result_row, shown_measurement, write_result
+from dreamjax.run.gather import gather, read_run
 from dreamjax.run.host import HostConfig, train_on_host
 from dreamjax.run.metrics import MetricsLog, read_metrics
 from dreamjax.run.summary import Section, write_summary
@@ -138,8 +137,9 @@ def report(run: RunFolder, into: RunFolder, episodes: int) -> None:
         plots.return_curves({cfg.task: {"": (frames, returns)}}, into.path / "returns.png")
         sections.append(Section("Learning", "The return of each training episode, over the frames.", ["returns.png"]))
     if episodes:
-        make = partial(playable, suite, name)
-        spec = spec_from_gymnasium(make(), suite.max_steps)
+        make = lambda: rescaled(suite.make(name))  # noqa: E731
+        with make() as environment:
+            spec = spec_from_gymnasium(environment, suite.max_steps)
         dreamer = bind(cfg, spec)
         updates, params = newest(run.path, dreamer)
         trained, key = Trained(dreamer, params, make, spec), jax.random.key(cfg.seed)
@@ -147,9 +147,9 @@ def report(run: RunFolder, into: RunFolder, episodes: int) -> None:
         rows.append(result_row(f"{cfg.task}, evaluated", scores, "return"))
         predictions = predict(trained, key)
         if predictions:
-            text = "The agent sees five steps; from there on its model knows only the actions that followed."
+            text = f"The model sees {OBSERVED} steps (green); from there on it knows only the actions that were taken."
             media = write_predictions(into.path, dreamer, predictions)
-            sections.append(Section("The world as it expects it", text, media))
+            sections.append(Section("What happens, and what the model expects", text, media))
     losses = {k: v for k, v in read_metrics(run.path / "metrics.jsonl").get("learn", {}).items() if "loss" in k}
     if losses:
         plots.learning_curves({"learn": losses}, into.path / "losses.png")
@@ -159,30 +159,20 @@ def report(run: RunFolder, into: RunFolder, episodes: int) -> None:
         wall = run.stage_record("train")["seconds"]
         write_result(into.path / "result.json", "dreamerv3", cfg.size, command, [cfg.seed], wall, rows)
     for row in rows:
-        print(f"{row['name']}: {row['mean']:.1f} ± {row['std']:.1f} {row['unit']}, {row['n']} episodes")
+        print(f"{row['name']}: {shown_measurement(row)}, {row['n']} episodes")
     lead = "" if len(returns) == 0 else f"{len(returns)} episodes in {frames[-1]:,} frames."
     print(f"Open {write_summary(into, f'DreamerV3: {cfg.task}', rows, sections, lead)}")
 
 
-def playable(suite: Suite, name: str) -> gymnasium.Env:
-    """One environment to be played by the agent."""
-    return rescaled(suite.make(name))
-
-
-def open_run(folder: Path) -> RunFolder:
-    """A run that is there already."""
-    written: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return RunFolder(folder, read_config(Config, written))
-
-
 def collect(folders: tuple[Path, ...], into: Path) -> None:
     """Put the results of runs together."""
-    runs: list[Run] = []
-    for folder in folders:
-        cfg = open_run(folder).config
-        runs.append(read_run(folder, cfg.task, cfg.size, cfg.seed, episodes_of(cfg, folder)))
+    configs = [RunFolder.opened(folder, Config).config for folder in folders]
+    runs = [
+        read_run(folder, cfg.task, cfg.size, cfg.seed, episodes_of(cfg, folder))
+        for folder, cfg in zip(folders, configs, strict=True)
+    ]
     for row in gather(into, "dreamerv3", runs):
-        print(f"{row['name']}: {row['mean']:.1f} ± {row['std']:.1f} {row['unit']}, n {row['n']}")
+        print(f"{row['name']}: {shown_measurement(row)}, {row['n']} episodes")
 
 
 @dataclass(frozen=True)
@@ -192,7 +182,7 @@ class Arguments:
     config: Annotated[Config, tyro.conf.arg(name="")] = Config()
     episodes: int = 10  # to evaluate the agent in, once it is trained; 0 leaves that out
     evaluate: Path | None = None  # folder of a run to evaluate and report on instead, into --folder if that is given
-    collect: tuple[Path, ...] = ()  # folders of runs, whose results are put together instead
+    collect: tuple[Path, ...] | None = None  # folders of runs, whose results are put together with those in `into`
     into: Path = Path("experiments/results/dreamerv3")  # folder for what is collected
 
 
@@ -201,10 +191,10 @@ def main() -> None:
     keep_freed_memory()
     args = tyro.cli(Arguments, description=__doc__)
     cfg = args.config
-    if args.collect:
+    if args.collect is not None:
         collect(args.collect, args.into)
     elif args.evaluate:
-        run = open_run(args.evaluate)
+        run = RunFolder.opened(args.evaluate, Config)
         report(run, RunFolder(cfg.folder, run.config) if cfg.folder else run, args.episodes)
     else:
         run = train(cfg, cfg.folder or Path("runs") / f"{cfg.task}-{cfg.size}-{cfg.seed}")

@@ -69,15 +69,15 @@ def evaluate(trained: Trained, key: Key, episodes: int, path: Path) -> np.ndarra
 def predict(trained: Trained, key: Key) -> Predictions | None:
     """Predict pieces of fresh episodes, one after the other, from the actions alone, after `OBSERVED` seen steps.
 
-    The first episodes of `evaluate` are cut into pieces of `LENGTH`, or less if all episodes are shorter. Errors are
-    means over all pieces, of the model and of what was last seen, repeated. Of every episode that is long enough for
-    one, the middle piece is returned. None if no episode is longer than what is seen.
+    The first episodes of `evaluate` are cut into pieces of `LENGTH` steps, or of as many as half of the episodes have.
+    Errors are means over all pieces, of the model and of what was last seen, repeated. Of every episode that is long
+    enough for one, the middle piece is returned. None if half of the episodes are no longer than what is seen.
     """
     seeds = [FIRST_SEED + i for i in range(FILMED)]
     played = _play(trained, key, lambda: TimeLimit(trained.make(), FILM_STEPS), seeds, games=FILMED, film=seeds)
     recorded = [episode.recorded for episode in sorted(played, key=lambda one: one.seed) if episode.recorded]
-    longest = max(len(episode.step.is_first) for episode in recorded)
-    length = min(LENGTH, longest)
+    lengths = sorted(len(episode.step.is_first) for episode in recorded)
+    length, longest = min(LENGTH, lengths[(len(lengths) - 1) // 2]), lengths[-1]
     if length <= OBSERVED:
         return None
     world = model.make(trained.dreamer, trained.spec)

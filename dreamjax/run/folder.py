@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from dreamjax.run.atomic import replacing
+from dreamjax.run.configs import read_config
 
 
 class ConfigMismatch(ValueError):
@@ -69,6 +70,17 @@ class RunFolder:
                 )
         else:
             self.write_json("config.json", wanted)
+
+    @classmethod
+    def opened(cls, path: str | os.PathLike[str], kind: type) -> "RunFolder":
+        """The folder of a run that was begun before, with its configuration, a dataclass of that kind.
+
+        Raises: FileNotFoundError if it is not one, ValueError if the configuration is another one's.
+        """
+        folder = cls.__new__(cls)
+        folder.path = Path(path)
+        folder.config = read_config(kind, folder.read_json("config.json"))
+        return folder
 
     def write_json(self, name: str, value: Any) -> None:
         """Write dataclasses, dicts, sequences, numbers and small arrays to the file `name` of this folder."""

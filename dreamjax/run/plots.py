@@ -68,7 +68,15 @@ def return_curves(
             frames, scores = published[task]
             reached = frames <= 1.02 * end
             if reached.any():
-                axes.plot(frames[reached], scores[reached], "--o", color=_GREY, linewidth=1.2, markersize=2.5, label="published")
+                axes.plot(
+                    frames[reached],
+                    scores[reached],
+                    "--o",
+                    color=_GREY,
+                    linewidth=1.2,
+                    markersize=2.5,
+                    label="published",
+                )
             else:
                 axes.axhline(
                     scores[0], linestyle="--", color=_GREY, linewidth=1.2, label=f"published, at {frames[0]:,}"

@@ -9,7 +9,7 @@ import tyro
 
 from dreamjax.dreamerv3.config import DreamerConfig, debug
 from dreamjax.run.configs import command_line, read_config
-from dreamjax.run.folder import RunFolder
+from dreamjax.run.folder import ConfigMismatch, RunFolder
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,18 @@ CHANGED = [Config(), Config("dmc_walker_walk", 7, True), Config(agent=AGENT)]
 @pytest.mark.parametrize("config", CHANGED)
 def test_what_a_run_folder_holds_is_read_back(config: Config, tmp_path: Path) -> None:
     assert read_config(Config, RunFolder(tmp_path, config).read_json("config.json")) == config
+
+
+def test_a_run_of_an_older_version_can_be_opened_but_not_gone_on_with(tmp_path: Path) -> None:
+    written = json.loads(json.dumps(asdict(Config(steps=3))))
+    del written["processes"]
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    opened = RunFolder.opened(tmp_path, Config)
+    assert opened.config == Config(steps=3) and opened.path == tmp_path and opened.stage_records() == []
+    with pytest.raises(ConfigMismatch, match="processes"):
+        RunFolder(tmp_path, opened.config)
+    with pytest.raises(FileNotFoundError):
+        RunFolder.opened(tmp_path / "other", Config)
 
 
 @pytest.mark.parametrize("config", CHANGED)
