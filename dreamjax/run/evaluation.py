@@ -18,6 +18,7 @@ from dreamjax.rollout import AgentState, Transition
 from dreamjax.run import films, plots
 from dreamjax.run.checkpoints import Checkpoints
 from dreamjax.run.play import Played, play, returns
+from dreamjax.run.progress import progress
 from dreamjax.types import Array, EnvSpec, Key
 
 FIRST_SEED = 2**31 - 10**6  # of the episodes to evaluate in; training draws its own below 2 ** 30
@@ -75,7 +76,8 @@ def predict(trained: Trained, key: Key) -> Predictions | None:
     """
     seeds = [FIRST_SEED + i for i in range(FILMED)]
     played = _play(trained, key, lambda: TimeLimit(trained.make(), FILM_STEPS), seeds, games=FILMED, film=seeds)
-    recorded = [episode.recorded for episode in sorted(played, key=lambda one: one.seed) if episode.recorded]
+    in_order = sorted(progress(played, "film", unit="episode"), key=lambda episode: episode.seed)
+    recorded = [episode.recorded for episode in in_order if episode.recorded]
     lengths = sorted(len(episode.step.is_first) for episode in recorded)
     length, longest = min(LENGTH, lengths[(len(lengths) - 1) // 2]), lengths[-1]
     if length <= OBSERVED:
@@ -85,7 +87,7 @@ def predict(trained: Trained, key: Key) -> Predictions | None:
     follow, look = jax.jit(partial(dream.open_loop, world)), _look(trained)
 
     shown, errors = [], []
-    for number, episode in enumerate(recorded):
+    for number, episode in enumerate(progress(recorded, "predict", unit="episode")):
         key_follow, key_look = jax.random.split(jax.random.fold_in(key, number))
         steps = len(episode.step.is_first)
         whole = jax.tree.map(lambda x: np.pad(x, [(0, longest - len(x))] + [(0, 0)] * (x.ndim - 1)), episode)
