@@ -24,7 +24,7 @@ from dreamjax.types import Array, EnvSpec, Key
 FIRST_SEED = 2**31 - 10**6  # of the episodes to evaluate in; training draws its own below 2 ** 30
 OBSERVED, LENGTH = 5, 50  # steps of an open-loop prediction that are seen, and all of them
 FILMED = 6  # episodes
-FILM_STEPS = 500  # of an episode, at most
+FILM_STEPS = 250  # of an episode, at most
 
 
 class Trained(NamedTuple):
