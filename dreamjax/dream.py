@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from dreamjax.rollout import Returns, population_returns, reactive, zero_action
+from dreamjax.rollout import AgentState, Returns, Transition, population_returns, reactive, zero_action
 from dreamjax.types import (
     Action,
     Array,
@@ -57,6 +57,42 @@ def imagine(
 
     _, (states, actions) = jax.lax.scan(step, state, jax.random.split(key, horizon))
     return Dream(jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), state, states), actions)
+
+
+def open_loop(
+    model: LatentModel,
+    params: Params,
+    key: Key,
+    memory: AgentState,
+    recorded: Transition,
+    observed: Array | int,
+    temperature: Array | float = 1.0,
+) -> State:
+    """Follow what was recorded with open eyes for `observed` steps, then with closed ones: only the actions are known.
+
+    The posterior sees the first steps; from there on states come from the prior, which is told of neither observations
+    nor the beginning of an episode. `memory` is that of the step before the first; it does not matter where the first
+    step opens an episode. Decode the states to look at them.
+
+    Source: Hafner et al. 2023, figure 4, with 5 observed steps and 45 others.
+    Shapes: recorded [T, ...] -> [T, ...].
+    """
+    step = recorded.step
+    embeddings = jax.vmap(partial(model.encode, params))(step.observation)
+    before = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest[:-1]]), memory.action, recorded.action)
+    length = len(step.is_first)
+
+    def follow(state: State, data: tuple[Key, Array, Action, PyTree, Array]) -> tuple[State, State]:
+        key, is_seen, action, embedding, is_first = data
+        state = jax.lax.cond(
+            is_seen,
+            lambda: model.observe(params, key, state, action, embedding, is_first),
+            lambda: model.imagine(params, key, state, action, temperature),
+        )
+        return state, state
+
+    data = (jax.random.split(key, length), jnp.arange(length) < observed, before, embeddings, step.is_first)
+    return jax.lax.scan(follow, memory.latent, data)[1]
 
 
 class DreamState(NamedTuple):

@@ -8,19 +8,23 @@ ratio of replayed to collected steps; one configuration for every domain.
     python experiments/dreamerv3.py --task gym_CartPole-v1 --folder runs/cartpole
     python experiments/dreamerv3.py --task gym_CartPole-v1 --folder runs/cartpole --offline 50000
     python experiments/dreamerv3.py --task gym_CartPole-v1 --size 12m --offline 50000 --recording runs/cartpole
+    python experiments/dreamerv3.py --evaluate runs/cartpole --episodes 100
+    python experiments/dreamerv3.py --collect runs/cartpole runs/walker --into experiments/results/dreamerv3
 
 The command started again goes on where it stopped, with the agent and the replay that it had. With `--offline` it
-learns from the replay of the folder, or from a recording, and needs no environment. What the committed runs
-measured, how long they took and on which machine: results/dreamerv3/result.json.
+learns from the replay of the folder, or from a recording, and needs no environment. At the end of training the agent
+plays fresh episodes and predicts pieces of them with closed eyes; `--evaluate` does that for any run, also while it is
+under way. What the committed runs measured, how long they took and on which machine: results/dreamerv3/result.json.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import gymnasium
+import jax
 import numpy as np
 import tyro
 from gymnasium.spaces import Discrete
@@ -28,12 +32,19 @@ from gymnasium.wrappers import TransformAction
 
 from dreamjax.dreamerv3.config import WIDTHS, DreamerConfig, debug, sized
 from dreamjax.dreamerv3.model import Dreamer
-from dreamjax.envs.lanes import make_lanes
+from dreamjax.envs.gymnasium import spec_from_gymnasium
+from dreamjax.envs.lanes import make_lanes, rescaled
+from dreamjax.run import plots
+from dreamjax.run.configs import command_line
 from dreamjax.run.devices import keep_freed_memory
-from dreamjax.run.folder import RunFolder
+from dreamjax.run.evaluation import OBSERVED, Trained, evaluate, newest, predict, write_predictions
+from dreamjax.run.folder import RunFolder, result_row, shown_measurement, write_result
+from dreamjax.run.gather import gather, read_run
 from dreamjax.run.host import HostConfig, train_offline, train_on_host
 from dreamjax.run.metrics import MetricsLog, read_metrics
 from dreamjax.run.recordings import read_spec, write_spec
+from dreamjax.run.summary import Section, write_summary
+from dreamjax.types import EnvSpec
 
 
 @dataclass(frozen=True)
@@ -115,12 +126,23 @@ class Config:
     recording: Path | None = None  # of another run, or by `write_recording`, for an offline run that begins
 
 
-def train(cfg: Config, folder: Path) -> None:
-    """Train to the end, or from where the folder stands."""
-    suite_name, _, name = cfg.task.partition("_")
+def find(task: str) -> tuple[Suite, str]:
+    """The suite of a task, and its name there."""
+    suite_name, _, name = task.partition("_")
     if suite_name not in SUITES:
-        raise SystemExit(f"unknown suite {suite_name!r} in task {cfg.task!r}; there are {', '.join(SUITES)}")
-    suite = SUITES[suite_name]
+        raise SystemExit(f"unknown suite {suite_name!r} in task {task!r}; there are {', '.join(SUITES)}")
+    return SUITES[suite_name], name
+
+
+def bind(cfg: Config, spec: EnvSpec) -> Dreamer:
+    """The agent for an environment."""
+    agent = debug(cfg.agent) if cfg.size == "debug" else sized(WIDTHS[cfg.size], cfg.agent)
+    return Dreamer.of(agent, spec.observation, spec.action)
+
+
+def train(cfg: Config, folder: Path) -> RunFolder:
+    """Train to the end, or from where the folder stands."""
+    suite, name = find(cfg.task)
     host = HostConfig(
         cfg.steps or suite.steps,
         cfg.batch_size,
@@ -134,8 +156,7 @@ def train(cfg: Config, folder: Path) -> None:
     if cfg.offline is None:
         lanes = make_lanes(partial(suite.make, name), cfg.envs or suite.envs, suite.max_steps, cfg.processes)
     spec = lanes.spec if lanes else read_spec(cfg.recording or folder)
-    agent = debug(cfg.agent) if cfg.size == "debug" else sized(WIDTHS[cfg.size], cfg.agent)
-    dreamer = Dreamer.of(agent, spec.observation, spec.action)
+    dreamer = bind(cfg, spec)
     run = RunFolder(folder, replace(cfg, folder=None, offline=None, recording=None))  # a run may be moved, and go on
     write_spec(folder, spec)
     with MetricsLog(folder) as log:
@@ -144,17 +165,88 @@ def train(cfg: Config, folder: Path) -> None:
             lanes.close()
         else:
             train_offline(run, log, dreamer, host, cfg.seed, cfg.offline or 0, cfg.recording)
-    episodes = read_metrics(folder / "metrics.jsonl").get("episode")
+    return run
+
+
+def episodes_of(cfg: Config, folder: Path) -> plots.Series:
+    """Frames before the end of each training episode, and its return."""
+    steps, returns = read_metrics(folder / "metrics.jsonl").get("episode", {}).get("return", ([], []))
+    return np.asarray(steps) * find(cfg.task)[0].repeat, np.asarray(returns)
+
+
+def report(run: RunFolder, into: RunFolder, episodes: int) -> None:
+    """Evaluate the newest agent of a run, and write what there is to see of it into a folder."""
+    cfg: Config = run.config
+    suite, name = find(cfg.task)
+    rows, sections = [], []
+    frames, returns = episodes_of(cfg, run.path)
+    if len(returns):
+        rows.append(result_row(cfg.task, returns[-5:], "return"))
+        plots.return_curves({cfg.task: {"": (frames, returns)}}, into.path / "returns.png")
+        sections.append(Section("Learning", "The return of each training episode, over the frames.", ["returns.png"]))
     if episodes:
-        _, returns = episodes["return"]
-        print(f"{cfg.task}: the last five of {len(returns)} episodes return {np.mean(returns[-5:]):.1f} on average")
+        make = lambda: rescaled(suite.make(name))  # noqa: E731
+        with make() as environment:
+            spec = spec_from_gymnasium(environment, suite.max_steps)
+        dreamer = bind(cfg, spec)
+        updates, params = newest(run.path, dreamer)
+        trained, key = Trained(dreamer, params, make, spec), jax.random.key(cfg.seed)
+        scores = evaluate(trained, key, episodes, into.path / "evaluation" / f"{updates}.jsonl")
+        rows.append(result_row(f"{cfg.task}, evaluated", scores, "return"))
+        predictions = predict(trained, key)
+        if predictions:
+            text = f"The model sees {OBSERVED} steps (green); from there on it knows only the actions that were taken."
+            media = write_predictions(into.path, dreamer, predictions)
+            sections.append(Section("What happens, and what the model expects", text, media))
+    losses = {k: v for k, v in read_metrics(run.path / "metrics.jsonl").get("learn", {}).items() if "loss" in k}
+    if losses:
+        plots.learning_curves({"learn": losses}, into.path / "losses.png")
+        sections.append(Section("Losses", "Over the updates.", ["losses.png"]))
+    if rows:
+        command = " ".join(["python experiments/dreamerv3.py", *command_line(cfg, Config())])
+        wall = run.stage_record("train")["seconds"]
+        write_result(into.path / "result.json", "dreamerv3", cfg.size, command, [cfg.seed], wall, rows)
+    for row in rows:
+        print(f"{row['name']}: {shown_measurement(row)}, {row['n']} episodes")
+    lead = "" if len(returns) == 0 else f"{len(returns)} episodes in {frames[-1]:,} frames."
+    print(f"Open {write_summary(into, f'DreamerV3: {cfg.task}', rows, sections, lead)}")
+
+
+def collect(folders: tuple[Path, ...], into: Path) -> None:
+    """Put the results of runs together."""
+    configs = [RunFolder.opened(folder, Config).config for folder in folders]
+    runs = [
+        read_run(folder, cfg.task, cfg.size, cfg.seed, episodes_of(cfg, folder))
+        for folder, cfg in zip(folders, configs, strict=True)
+    ]
+    for row in gather(into, "dreamerv3", runs):
+        print(f"{row['name']}: {shown_measurement(row)}, {row['n']} episodes")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to do."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")] = Config()
+    episodes: int = 10  # to evaluate the agent in, once it is trained; 0 leaves that out
+    evaluate: Path | None = None  # folder of a run to evaluate and report on instead, into --folder if that is given
+    collect: tuple[Path, ...] | None = None  # folders of runs, whose results are put together with those in `into`
+    into: Path = Path("experiments/results/dreamerv3")  # folder for what is collected
 
 
 def main() -> None:
     """Read the command line."""
     keep_freed_memory()
-    cfg = tyro.cli(Config, description=__doc__)
-    train(cfg, cfg.folder or Path("runs") / f"{cfg.task}-{cfg.size}-{cfg.seed}")
+    args = tyro.cli(Arguments, description=__doc__)
+    cfg = args.config
+    if args.collect is not None:
+        collect(args.collect, args.into)
+    elif args.evaluate:
+        run = RunFolder.opened(args.evaluate, Config)
+        report(run, RunFolder(cfg.folder, run.config) if cfg.folder else run, args.episodes)
+    else:
+        run = train(cfg, cfg.folder or Path("runs") / f"{cfg.task}-{cfg.size}-{cfg.seed}")
+        report(run, run, args.episodes if cfg.offline is None else 0)  # offline there may be no environment
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from gymnasium.utils.env_checker import check_env
 
 from dreamjax import dream, rollout
 from dreamjax.envs.gymnasium import to_gymnasium
-from dreamjax.types import Action, Array, EnvSpec, Key, LatentModel, Outcome, Params, Policy, Space
+from dreamjax.rollout import Transition
+from dreamjax.types import Action, Array, EnvSpec, Key, LatentModel, Outcome, Params, Policy, Space, Step
 
 MAX_STEPS = 6
 CONTINUES = [1.0, 0.9, 0.51, 0.5, 0.49, 0.0]  # of counts 0 to 5 and above: 4 is the first that ends a dream
@@ -124,6 +125,30 @@ def test_an_imagined_action_belongs_to_the_state_before_it() -> None:
     np.testing.assert_array_equal(dreamed.states.mark, [7] * 4)
     hot = dream.imagine(MODEL, LINEAR, (PARAMS, jnp.array([0.0, 1.0])), jax.random.key(0), start, 2, 10.0)
     np.testing.assert_array_equal(hot.states.count, [2, 12, 22])
+
+
+def recorded(counts: list[float], actions: list[float]) -> Transition:
+    zeros = jnp.zeros(len(counts))
+    first = jnp.arange(len(counts)) == 0
+    return Transition(Step(jnp.array(counts), zeros, first, first & False, first & False), jnp.array(actions))
+
+
+def test_with_closed_eyes_only_the_actions_count() -> None:
+    """The first step is seen, the others follow from the actions recorded before them."""
+    memory = rollout.AgentState(MODEL.start(PARAMS), jnp.float32(0))
+    seen = recorded([5, 50, 60, 70], [1, 2, 0.5, 9])
+    states = dream.open_loop(MODEL, PARAMS, jax.random.key(0), memory, seen, 1)
+    np.testing.assert_array_equal(states.count, [5, 6, 8, 8.5])
+    np.testing.assert_array_equal(states.mark, 0)
+    states = dream.open_loop(MODEL, PARAMS, jax.random.key(0), memory, seen, 1, temperature=2.0)
+    np.testing.assert_array_equal(states.count, [5, 7, 11, 12])
+
+
+def test_an_open_loop_can_begin_with_closed_eyes() -> None:
+    memory = rollout.AgentState(Count(jnp.float32(3), jnp.float32(7)), jnp.float32(0.25))
+    states = dream.open_loop(MODEL, PARAMS, jax.random.key(0), memory, recorded([50, 60], [1, 2]), 0)
+    np.testing.assert_array_equal(states.count, [3.25, 4.25])
+    np.testing.assert_array_equal(states.mark, 7)
 
 
 def test_gradients_flow_through_imagined_states_and_actions() -> None:

@@ -126,9 +126,10 @@ SMALL = "--task gym_CartPole-v1 --size debug --steps 400 --envs 2 --batch-size 4
 def test_dreamerv3_killed_goes_on_to_the_same_number_of_updates(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     arguments = (*SMALL.split(), "--folder", str(folder), "--checkpoint-every", "20", "--log-every", "10")
+    arguments = (*arguments, "--episodes", "2")
     kill_when(start(DREAMER, *arguments), folder / "checkpoints" / "20")
     output = finish(start(DREAMER, *arguments))
-    assert "episodes return" in output
+    assert "gym_CartPole-v1, evaluated" in output and "2 episodes" in output
     metrics: dict[str, list[int]] = {"learn": [], "episode": []}
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
@@ -141,6 +142,25 @@ def test_dreamerv3_killed_goes_on_to_the_same_number_of_updates(tmp_path: Path) 
     assert "name a recording" in refused(DREAMER, *other)
     finish(start(DREAMER, *other, "--recording", str(folder)))
     assert (tmp_path / "other" / "checkpoints" / "20").exists()
+    dreamerv3_leaves_what_a_person_looks_at(folder, tmp_path)
+
+
+def dreamerv3_leaves_what_a_person_looks_at(folder: Path, tmp_path: Path) -> None:
+    """The folder of the run, a later evaluation of it, and what is collected from it."""
+    _, rows = outcome(folder)
+    assert {name: row["n"] for name, row in rows.items()} == {"gym_CartPole-v1": 5, "gym_CartPole-v1, evaluated": 2}
+    for name in ("summary.html", "returns.png", "losses.png"):
+        assert (folder / name).stat().st_size > 1000, name
+    finish(start(DREAMER, "--evaluate", str(folder), "--episodes", "3", "--folder", str(tmp_path / "out")))
+    evaluated = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert [row["n"] for row in evaluated["rows"]] == [5, 3]
+    assert evaluated["rows"][0] == rows["gym_CartPole-v1"]
+    flags = evaluated["command"].removeprefix("python experiments/dreamerv3.py ").split()
+    assert set(flags) == {*SMALL.split(), "--checkpoint-every", "20", "--log-every", "10"} - {"16"} | {"16.0"}
+    assert (tmp_path / "out" / "summary.html").exists()
+    finish(start(DREAMER, "--collect", str(folder), "--into", str(tmp_path / "all")))
+    assert json.loads((tmp_path / "all" / "result.json").read_text())["rows"] == list(rows.values())
+    assert (tmp_path / "all" / "curves.png").exists()
 
 
 def refused(script: Path, *arguments: str) -> str:

@@ -175,3 +175,28 @@ def reconstruction_losses(
             target = symlog(x.astype(jnp.float32)) if cfg.symlog else x.astype(jnp.float32)
             losses[name] = ((reconstruction.vectors[name].astype(jnp.float32) - target) ** 2).sum(axes)
     return losses
+
+
+def distances(
+    cfg: CodecConfig, spaces: Spaces, predicted: Mapping[str, Array], seen: Mapping[str, Array]
+) -> dict[str, Array]:
+    """How far observations are from others, in float32: to be compared, no loss.
+
+    The mean squared difference of pictures in [0, 1] and of vectors (squashed, where the encoder reads them so), the
+    share of discrete values that differ.
+    Shapes: [..., *shape] of each -> [...] of each.
+    """
+    found = {}
+    for name, space in spaces:
+        x, y = predicted[name], seen[name]
+        if space.is_discrete and not is_image(space):
+            apart = (x != y).astype(jnp.float32)
+        else:
+            x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+            if is_image(space):
+                x, y = x / 255, y / 255
+            elif cfg.symlog:
+                x, y = symlog(x), symlog(y)
+            apart = (x - y) ** 2
+        found[name] = apart.mean(tuple(range(-len(space.shape), 0)))
+    return found

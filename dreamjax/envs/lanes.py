@@ -55,7 +55,7 @@ class Lanes:
         """
         opened = self._over
         observation, reward, terminated, truncated, info = self.environments.step(
-            jax.tree.map(_within, self.spec.action, action)
+            jax.tree.map(within, self.spec.action, action)
         )
         self.crashes += int(np.sum(info.get("crashed", 0)))
         over = terminated | truncated
@@ -87,7 +87,8 @@ class Lanes:
         return value
 
 
-def _within(space: Space, action: Any) -> np.ndarray:
+def within(space: Space, action: Any) -> np.ndarray:
+    """Cut a continuous action to the bounds of its space."""
     action = np.asarray(action)
     return action if space.is_discrete else np.clip(action, space.low, space.high)
 

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from dreamjax.run.atomic import replacing
+from dreamjax.run.configs import read_config
 
 
 class ConfigMismatch(ValueError):
@@ -69,6 +70,17 @@ class RunFolder:
                 )
         else:
             self.write_json("config.json", wanted)
+
+    @classmethod
+    def opened(cls, path: str | os.PathLike[str], kind: type) -> "RunFolder":
+        """The folder of a run that was begun before, with its configuration, a dataclass of that kind.
+
+        Raises: FileNotFoundError if it is not one, ValueError if the configuration is another one's.
+        """
+        folder = cls.__new__(cls)
+        folder.path = Path(path)
+        folder.config = read_config(kind, folder.read_json("config.json"))
+        return folder
 
     def write_json(self, name: str, value: Any) -> None:
         """Write dataclasses, dicts, sequences, numbers and small arrays to the file `name` of this folder."""
@@ -173,23 +185,26 @@ def write_result(
     seeds: Sequence[int],
     wall_s: float,
     rows: Iterable[dict[str, Any]],
+    *,
+    origin: tuple[str, str] | None = None,
 ) -> None:
     """Write a `result.json`: what was measured, and all that is needed to measure it again.
 
     A row is `{"name", "mean", "std", "n", "unit", "published"}`: mean and standard deviation over `n` fresh episodes
     or repeats, and what the paper reports, as a number or as text like "906 ± 21", or None where it reports nothing.
-    The commit and the machine are filled in.
+    `origin` are commits (with ", " between them) and machine of the measurement; otherwise those of now are filled in.
 
     Raises:
         ValueError: a field is missing, unknown, of another type, or a number is not finite.
     """
+    made_by, made_on = origin or (commit(), machine())
     result = _jsonable(
         {
             "experiment": experiment,
             "preset": preset,
             "command": command,
-            "commit": commit(),
-            "machine": machine(),
+            "commit": made_by,
+            "machine": made_on,
             "seeds": list(seeds),
             "wall_s": float(wall_s),
             "rows": list(rows),
@@ -197,6 +212,13 @@ def write_result(
     )
     _check_result(result, os.fspath(path))
     _write_json(Path(path), result)
+
+
+def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `write_result` wrote. Raises FileNotFoundError, or ValueError where it has another form."""
+    result = _read_json(Path(path))
+    _check_result(result, os.fspath(path))
+    return result
 
 
 def results_table(paths: Iterable[str | os.PathLike[str]]) -> str:
@@ -208,8 +230,7 @@ def results_table(paths: Iterable[str | os.PathLike[str]]) -> str:
     table = ["| Experiment | Result | Measured | n | Published |", "|---|---|---|---|---|"]
     made = []
     for number, path in enumerate(paths, start=1):
-        result = _read_json(Path(path))
-        _check_result(result, os.fspath(path))
+        result = read_result(path)
         for row in result["rows"]:
             published = "" if row["published"] is None else shown_number(row["published"])
             cells = [
@@ -221,9 +242,10 @@ def results_table(paths: Iterable[str | os.PathLike[str]]) -> str:
             ]
             table.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         seeds = ", ".join(map(str, result["seeds"]))
+        commits = ", ".join(one[:12] for one in result["commit"].split(", "))
         made.append(
             f"{number}. `{result['command']}`: preset {result['preset']}, seeds {seeds}, "
-            f"{shown_duration(result['wall_s'])} on {result['machine']}; commit {result['commit'][:12]}"
+            f"{shown_duration(result['wall_s'])} on {result['machine']}; commit {commits}"
         )
     return "\n".join([*table, "", *made]) + "\n"
 

@@ -78,8 +78,8 @@ def train_on_host(
     if host.steps >= cfg.steps:
         return host.state
     memory = experience.start(dreamer, len(lanes))
-    # Episodes of a resumed run are not those that it has already seen.
-    step = lanes.reset(seed=int(np.random.default_rng([seed, host.steps]).integers(2**31)))
+    # Episodes of a resumed run are not those that it has already seen. Seeds far above are left to evaluation.
+    step = lanes.reset(seed=int(np.random.default_rng([seed, host.steps]).integers(2**30)))
     episodes = _Episodes(log, len(lanes))
     with run.stage("train") as stage, progress(cfg.steps, "train", initial=host.steps, unit="step") as bar:
         while host.steps < cfg.steps:

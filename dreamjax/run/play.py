@@ -13,10 +13,12 @@ import numpy as np
 
 from dreamjax import rollout
 from dreamjax.envs.gymnasium import host_reset, host_step
+from dreamjax.envs.lanes import within
 from dreamjax.envs.vizdoom import GameCrashed
+from dreamjax.rollout import Transition
 from dreamjax.run.atomic import replacing
 from dreamjax.run.progress import progress
-from dreamjax.types import Array, Key, LatentModel, Params, Policy, PyTree, Step
+from dreamjax.types import Action, EnvSpec, Key, LatentModel, Params, Policy, PyTree, Step
 
 _CRASHES = 3  # of one episode, before giving up
 
@@ -28,7 +30,7 @@ class Played(NamedTuple):
     total: float  # sum of rewards
     steps: int
     terminated: bool  # ended by itself, not by the step limit
-    frames: np.ndarray | None  # [steps, ...] what the agent saw, if that was asked for
+    recorded: Transition | None  # [steps, ...] what the agent saw and chose, if that was asked for
 
 
 def play(
@@ -46,13 +48,13 @@ def play(
 
     An episode depends on the parameters, its seed and `key`, not on which others are played beside it. A game that
     crashes repeats its episode. `params` are those of the model and of the policy; episodes whose seed is in `film`
-    come with their frames.
+    come with what was recorded of them. Continuous actions are cut to the bounds of the model's spec.
 
     Raises: GameCrashed if an episode crashes three times.
     """
     act = partial(_act(model, policy), *params)
     waiting = iter(seeds)
-    tables = [_Table(make_env, film) for _ in range(games)]
+    tables = [_Table(make_env, film, model.spec) for _ in range(games)]
     memories = jax.tree.map(
         lambda leaf: jnp.repeat(leaf[None], games, 0), rollout.agent(model, params[0], policy).start(params[1])
     )
@@ -65,8 +67,9 @@ def play(
             )
             steps = jax.tree.map(lambda *leaves: np.stack(leaves), *(table.step for table in tables))
             memories, actions = act(keys, memories, steps)
-            for table, action in zip(tables, np.asarray(actions), strict=True):
-                played = table.advance(action)
+            actions = jax.device_get(actions)
+            for i, table in enumerate(tables):
+                played = table.advance(jax.tree.map(lambda leaf, i=i: leaf[i], actions))
                 if played is not None:
                     yield played
                     table.open(next(waiting, None))
@@ -75,7 +78,7 @@ def play(
             table.env.close()
 
 
-def _act(model: LatentModel, policy: Policy) -> Callable[..., tuple[PyTree, Array]]:
+def _act(model: LatentModel, policy: Policy) -> Callable[..., tuple[PyTree, Action]]:
     """One jitted call that acts in all games; model parameters are arguments of the program, not constants in it."""
 
     def act(model_params: Params, policy_params: Params, keys: Key, memories: PyTree, steps: Step) -> Any:
@@ -88,32 +91,33 @@ def _act(model: LatentModel, policy: Policy) -> Callable[..., tuple[PyTree, Arra
 class _Table:
     """One game and the episode played in it. Without an episode it goes on showing its last step."""
 
-    def __init__(self, make_env: Callable[[], gymnasium.Env], film: Sequence[int]) -> None:
+    def __init__(self, make_env: Callable[[], gymnasium.Env], film: Sequence[int], spec: EnvSpec) -> None:
         self.env = make_env()
         self.film = film
+        self.spec = spec
         self.seed: int | None = None
         self.crashes = 0
-        self.step = _nothing(self.env)
+        self.step = _nothing(spec)
         self.steps = 0
         self.total = 0.0
-        self.frames: list[np.ndarray] = []
+        self.recorded: list[Transition] = []
 
     def open(self, seed: int | None) -> None:
         """Begin the episode of a seed; with None, idle."""
         if seed != self.seed:
             self.crashes = 0
-        self.seed, self.steps, self.total, self.frames = seed, 0, 0.0, []
+        self.seed, self.steps, self.total, self.recorded = seed, 0, 0.0, []
         if seed is not None:
             self.step = host_reset(self.env, seed)
 
-    def advance(self, action: np.ndarray) -> Played | None:
+    def advance(self, action: Action) -> Played | None:
         """Take one action; return the episode if it ended."""
         if self.seed is None:
             return None
         if self.seed in self.film:
-            self.frames.append(np.asarray(self.step.observation))
+            self.recorded.append(Transition(self.step, action))
         try:
-            self.step = host_step(self.env, action)
+            self.step = host_step(self.env, jax.tree.map(within, self.spec.action, action))
         except GameCrashed:
             self.crashes += 1
             if self.crashes == _CRASHES:
@@ -124,14 +128,16 @@ class _Table:
         self.total += float(self.step.reward)
         if not self.step.is_last:
             return None
-        frames = np.stack(self.frames) if self.frames else None
-        return Played(self.seed, self.total, self.steps, bool(self.step.is_terminal), frames)
+        recorded = jax.tree.map(lambda *leaves: np.stack(leaves), *self.recorded) if self.recorded else None
+        return Played(self.seed, self.total, self.steps, bool(self.step.is_terminal), recorded)
 
 
-def _nothing(env: gymnasium.Env) -> Step:
+def _nothing(spec: EnvSpec) -> Step:
     """A step to fill the batch with while a game has no episode; what the agent makes of it is thrown away."""
-    space = env.observation_space
-    blank: dict[str, Any] = {"observation": np.zeros(space.shape or (), space.dtype), "reward": np.float32(0)}
+    blank: dict[str, Any] = {
+        "observation": jax.tree.map(lambda space: np.zeros(space.shape, space.dtype), spec.observation),
+        "reward": np.float32(0),
+    }
     flags: dict[str, Any] = {"is_first": np.array(True), "is_last": np.array(False), "is_terminal": np.array(False)}
     return Step(**blank, **flags)
 

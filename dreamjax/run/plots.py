@@ -1,5 +1,6 @@
 """Plots of a run, drawn without a display and in colours that all eyes tell apart (Okabe and Ito)."""
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 
@@ -13,6 +14,7 @@ from dreamjax.run.atomic import replacing
 Series = tuple[np.ndarray, np.ndarray]  # steps [T], values [T]
 
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#666666"
+_CYCLE = (_BLUE, _ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _SMOOTH_FROM = 60  # points; fewer are drawn as they are
 
 
@@ -26,11 +28,8 @@ def learning_curves(metrics: Mapping[str, Mapping[str, Series]], path: str | os.
     panels = [panel for panel in panels if len(panel[1])]
     if not panels:
         raise ValueError("there are no metrics to draw")
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.2 * columns, 2.6 * rows), layout="constrained")
-    all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, (title, steps, values) in zip(all_axes, panels, strict=False):
+    figure, all_axes = _grid(len(panels))
+    for axes, (title, steps, values) in zip(all_axes, panels, strict=True):
         is_long = len(steps) >= _SMOOTH_FROM
         marker = "o" if len(steps) <= 20 else None
         axes.plot(steps, values, color=_BLUE, linewidth=1, alpha=0.3 if is_long else 1, marker=marker, markersize=3)
@@ -38,10 +37,72 @@ def learning_curves(metrics: Mapping[str, Mapping[str, Series]], path: str | os.
             axes.plot(steps, _running_mean(values, len(values) // 20), color=_BLUE, linewidth=1.6)
         axes.set_title(title, fontsize=10, loc="left")
         _tidy(axes)
-    for axes in all_axes[len(panels) :]:
-        axes.set_visible(False)
-    for axes in all_axes[max(0, len(panels) - columns) : len(panels)]:
-        axes.set_xlabel("step", fontsize=9)
+    _label_lowest(all_axes, "step")
+    _save(figure, path)
+
+
+def return_curves(
+    tasks: Mapping[str, Mapping[str, Series]],
+    path: str | os.PathLike[str],
+    published: Mapping[str, Series] | None = None,
+) -> None:
+    """One panel per task: the return of every episode against the frames before it, and their means.
+
+    `tasks` holds the runs of each task by label, `published` the known scores by task, as curves or single points. A
+    panel is as wide as its runs; where nothing published falls into it, the nearest score is drawn right across. Means
+    are those of up to 30 equal pieces of a run, as in the published plots of Hafner et al. 2023.
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    if not any(len(frames) for runs in tasks.values() for frames, _ in runs.values()):
+        raise ValueError("there are no episodes to draw")
+    figure, all_axes = _grid(len(tasks))
+    for axes, (task, runs) in zip(all_axes, tasks.items(), strict=True):
+        for colour, (label, (frames, returns)) in zip(itertools.cycle(_CYCLE), runs.items(), strict=False):
+            axes.plot(frames, returns, ".", color=colour, markersize=2.5, alpha=0.35)
+            axes.plot(*_piecewise_mean(frames, returns), "o-", color=colour, linewidth=1.6, markersize=3, label=label)
+        end = max(frames[-1] for frames, _ in runs.values() if len(frames))
+        axes.set_xlim(0, 1.02 * end)
+        if published and task in published:
+            frames, scores = published[task]
+            reached = frames <= 1.02 * end
+            if reached.any():
+                axes.plot(
+                    frames[reached],
+                    scores[reached],
+                    "--o",
+                    color=_GREY,
+                    linewidth=1.2,
+                    markersize=2.5,
+                    label="published",
+                )
+            else:
+                axes.axhline(
+                    scores[0], linestyle="--", color=_GREY, linewidth=1.2, label=f"published, at {frames[0]:,}"
+                )
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8, loc="best")
+        axes.set_title(task, fontsize=10, loc="left")
+        _tidy(axes)
+    _label_lowest(all_axes, "frames")
+    _save(figure, path)
+
+
+def horizon_errors(errors: Mapping[str, Mapping[str, np.ndarray]], observed: int, path: str | os.PathLike[str]) -> None:
+    """One panel per part of the observation: errors [T] over the steps of a sequence, of several kinds by label.
+
+    A line stands where the `observed` steps end.
+    """
+    figure, all_axes = _grid(len(errors))
+    for axes, (name, kinds) in zip(all_axes, errors.items(), strict=True):
+        for colour, (label, values) in zip(itertools.cycle(_CYCLE), kinds.items(), strict=False):
+            axes.plot(np.arange(1, len(values) + 1), values, color=colour, linewidth=1.6, label=label)
+        axes.axvline(observed + 0.5, color=_GREY, linewidth=1, linestyle=":")
+        axes.set_title(name, fontsize=10, loc="left")
+        axes.legend(frameon=False, fontsize=8, loc="best")
+        _tidy(axes)
+    _label_lowest(all_axes, "step")
     _save(figure, path)
 
 
@@ -108,10 +169,34 @@ def reconstruction_sheet(originals: np.ndarray, reconstructions: np.ndarray, pat
     _save(figure, path)
 
 
+def _grid(panels: int) -> tuple[Figure, list[Axes]]:
+    """A figure with so many panels, three in a row."""
+    columns = min(3, panels)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(max(4.2 * columns, 6), 2.6 * rows if panels > 1 else 3.6), layout="constrained")
+    all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in all_axes[panels:]:
+        axes.set_visible(False)
+    return figure, list(all_axes[:panels])
+
+
+def _label_lowest(all_axes: list[Axes], label: str) -> None:
+    """Name the horizontal axis below the lowest panel of each column."""
+    for axes in all_axes[-3:]:
+        axes.set_xlabel(label, fontsize=9)
+
+
 def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
     """Centred, over fewer points at the ends."""
     kernel = np.ones(2 * max(1, width // 2) + 1)
     return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
+
+
+def _piecewise_mean(at: np.ndarray, values: np.ndarray, pieces: int = 30) -> Series:
+    """Mean of what falls into each of some equal pieces of [0, end], and where it lies on average."""
+    piece = np.minimum(at * pieces // max(1, at.max(initial=0)), pieces - 1)
+    found = np.unique(piece)
+    return np.array([at[piece == i].mean() for i in found]), np.array([values[piece == i].mean() for i in found])
 
 
 def _tidy(axes: Axes) -> None:

@@ -98,11 +98,16 @@ def side_by_side(videos: Sequence[np.ndarray], labels: Sequence[str], gap: int =
     columns = []
     for video, label in zip(videos, labels, strict=True):
         after = np.repeat(video[-1:] // 3, length - len(video), axis=0)
-        strip = _label_strip(label, video.shape[2], text_height)
-        whole = np.concatenate([video, after])
-        columns.append(np.concatenate([np.broadcast_to(strip, (length, *strip.shape)), whole], axis=1))
+        columns.append(labelled(np.concatenate([video, after]), label, text_height))
         columns.append(np.full((*columns[-1].shape[:2], gap, 3), _BACKGROUND, np.uint8))
     return np.concatenate(columns[:-1], axis=2)
+
+
+def labelled(video: np.ndarray, label: str, text_height: int) -> np.ndarray:
+    """A video [T, H, W, 3] under a strip with its label -> [T, H + strip, W, 3]. What does not fit is cut off."""
+    _check_video(video)
+    strip = _label_strip(label, video.shape[2], text_height)
+    return np.concatenate([np.broadcast_to(strip, (len(video), *strip.shape)), video], axis=1)
 
 
 def contact_sheet(frames: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:

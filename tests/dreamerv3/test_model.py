@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dreamjax import dream, rollout
-from dreamjax.dreamerv3 import experience, model, rssm
+from dreamjax.dreamerv3 import codec, experience, model, rssm
 from dreamjax.dreamerv3.config import debug
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs import probes
@@ -40,6 +40,51 @@ def test_its_dream_is_an_environment():
         state, step = advance(jax.random.key(3 + i), state, jnp.int32(1))
         assert np.isfinite(step.reward)
         assert not step.is_first
+
+
+def unrolled(length: int) -> rollout.Transition:
+    agent = rollout.agent(WORLD, PARAMS, ACTOR)
+    return jax.jit(lambda key: rollout.unroll(GAME, agent, PARAMS.pol, key, length))(jax.random.key(1))[1]
+
+
+def open_loop(recorded: rollout.Transition, observed: int):
+    memory = rollout.AgentState(WORLD.start(PARAMS), jnp.int32(0))
+    return jax.jit(lambda *args: dream.open_loop(WORLD, PARAMS, jax.random.key(5), memory, *args))(recorded, observed)
+
+
+def test_an_open_loop_that_sees_everything_is_the_posterior():
+    recorded = unrolled(30)
+    assert recorded.step.is_first[1:].any()  # it runs across the end of an episode
+    state, action = WORLD.start(PARAMS), jnp.int32(1)
+    observe, states = jax.jit(WORLD.observe), []
+    for t, key in enumerate(jax.random.split(jax.random.key(5), 30)):
+        step = jax.tree.map(lambda x, t=t: x[t], recorded.step)
+        state = observe(PARAMS, key, state, action, WORLD.encode(PARAMS, step.observation), step.is_first)
+        action = recorded.action[t]
+        states.append(state)
+    expected = jax.tree.map(lambda *x: jnp.stack(x), *states)
+    seen = open_loop(recorded, 30)
+    np.testing.assert_array_equal(seen.stoch, expected.stoch)
+    np.testing.assert_allclose(seen.deter, expected.deter, atol=1e-6)
+
+
+def test_what_comes_after_the_observed_steps_tells_an_open_loop_nothing():
+    recorded, observed = unrolled(12), 5
+    later = jnp.arange(12) >= observed
+    changed = recorded.step._replace(
+        observation=jnp.where(later[:, None], 7.0, recorded.step.observation),
+        reward=recorded.step.reward + later,
+        is_first=recorded.step.is_first ^ later,
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        open_loop(recorded, observed),
+        open_loop(recorded._replace(step=changed), observed),
+    )
+    acted = open_loop(recorded._replace(action=recorded.action.at[observed].set(1 - recorded.action[observed])), 5)
+    same = (acted.deter == open_loop(recorded, observed).deter).all(-1)
+    np.testing.assert_array_equal(same[: observed + 1], True)
+    assert not same[observed + 1]
 
 
 def test_outcomes_and_pictures_of_the_mind():
@@ -110,3 +155,27 @@ def test_temperature_one_changes_nothing_and_a_low_one_draws_the_likeliest():
     np.testing.assert_array_equal(rssm.sample(CFG.rssm, uniform, logits, jnp.float32(1.0)), plain)
     cold = rssm.sample(CFG.rssm, uniform, logits, jnp.float32(1e-6))
     np.testing.assert_array_equal(cold.argmax(-1), logits.argmax(-1))
+
+
+def test_distances_are_zero_for_what_is_equal_and_known_for_what_is_not():
+    observation = {
+        "image": Space((48, 48, 2), np.uint8, 0, 256),
+        "vector": Space((3,)),
+        "word": Space((4,), np.int32, 1, 5),
+        "flag": Space((), np.bool_, 0, 2),
+    }
+    spaces = codec.named(observation)
+    zero = {name: jnp.zeros((2, 7, *space.shape), space.dtype) for name, space in observation.items()}
+    same = codec.distances(CFG.codec, spaces, zero, zero)
+    assert {name: float(x.max()) for name, x in same.items()} == dict.fromkeys(observation, 0.0)
+    other = {
+        "image": jnp.full((2, 7, 48, 48, 2), 51, np.uint8),
+        "vector": jnp.full((2, 7, 3), np.e - 1),  # symlog 1
+        "word": zero["word"].at[..., 0].set(3),
+        "flag": ~zero["flag"],
+    }
+    apart = codec.distances(CFG.codec, spaces, other, zero)
+    assert all(x.shape == (2, 7) and x.dtype == np.float32 for x in apart.values())
+    np.testing.assert_allclose([float(apart[name][1, 3]) for name in observation], [0.04, 1, 0.25, 1], rtol=1e-6)
+    plain = codec.distances(replace(CFG.codec, symlog=False), spaces, other, zero)
+    np.testing.assert_allclose(plain["vector"], (np.e - 1) ** 2, rtol=1e-6)

@@ -76,18 +76,20 @@ def test_the_agent_moves_to_all_sides(alone: dict[int, tuple[np.ndarray, np.ndar
 def test_an_episode_does_not_depend_on_those_beside_it(
     games: int, params: tuple[Params, Params], alone: dict[int, tuple[np.ndarray, np.ndarray]]
 ) -> None:
-    """Fewer games than episodes, and more. Equal frames mean equal actions."""
+    """Fewer games than episodes, and more."""
     film = [11, 5]
     played = by_seed(play(MAKE_ENV, MODEL, POLICY, params, KEY, SEEDS, games=games, film=SEEDS))
     assert played.keys() == set(SEEDS)
-    for seed, (frames, _) in alone.items():
+    for seed, (frames, actions) in alone.items():
         episode = played[seed]
         assert (episode.total, episode.steps, episode.terminated) == (MAX_STEPS, MAX_STEPS, False)
-        assert episode.frames.shape == (MAX_STEPS, 64, 64, 3) and episode.frames.dtype == np.uint8
-        np.testing.assert_array_equal(episode.frames, frames)
+        assert frames.shape == (MAX_STEPS, 64, 64, 3) and episode.recorded.step.observation.dtype == np.uint8
+        np.testing.assert_array_equal(episode.recorded.step.observation, frames)
+        np.testing.assert_allclose(episode.recorded.action, actions, atol=1e-5)  # but for rounding in a batch
+        np.testing.assert_array_equal(episode.recorded.step.is_first, np.arange(MAX_STEPS) == 0)
     if games == 3:
         filmed = by_seed(play(MAKE_ENV, MODEL, POLICY, params, KEY, SEEDS, games=games, film=film))
-        assert [seed for seed in SEEDS if filmed[seed].frames is not None] == film
+        assert [seed for seed in SEEDS if filmed[seed].recorded is not None] == film
 
 
 def engines() -> list[int]:
@@ -132,7 +134,7 @@ def test_an_episode_whose_game_crashed_is_played_again_the_same(
     assert made[0].crashes == 0 and made[0].steps == 20 + 2 * MAX_STEPS
     for seed in SEEDS[:2]:
         assert (played[seed].total, played[seed].steps) == (MAX_STEPS, MAX_STEPS)
-        np.testing.assert_array_equal(played[seed].frames, alone[seed][0])
+        np.testing.assert_array_equal(played[seed].recorded.step.observation, alone[seed][0])
 
 
 def test_an_episode_that_always_crashes_is_given_up(params: tuple[Params, Params]) -> None:

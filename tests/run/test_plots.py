@@ -5,7 +5,13 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dreamjax.run.plots import fitness_curve, learning_curves, reconstruction_sheet
+from dreamjax.run.plots import (
+    fitness_curve,
+    horizon_errors,
+    learning_curves,
+    reconstruction_sheet,
+    return_curves,
+)
 
 
 @pytest.fixture
@@ -43,6 +49,40 @@ def test_no_metrics_are_an_error(tmp_path):
     with pytest.raises(ValueError, match="no metrics"):
         learning_curves({"vision": {"loss": series(0)}}, tmp_path / "curves.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_return_curves_show_episodes_and_the_means_of_their_pieces(tmp_path, drawn):
+    frames = np.array([10, 10, 20, 300, 300, 300])
+    returns = np.array([1.0, 3.0, 8.0, 1.0, 2.0, 6.0])
+    return_curves({"walk": {"seed 0": (frames, returns), "seed 1": (frames, returns + 1)}}, tmp_path / "a.png")
+    (axes,) = drawn[0].axes
+    episodes, means, *_ = axes.lines
+    np.testing.assert_array_equal(episodes.get_xydata(), np.array([frames, returns]).T)
+    np.testing.assert_allclose(means.get_xydata(), [[10, 2], [20, 8], [300, 3]])  # pieces of 10 frames
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["seed 0", "seed 1"]
+    assert (tmp_path / "a.png").exists()
+
+
+def test_return_curves_show_what_is_published_as_far_as_a_run_went(tmp_path, drawn):
+    run = {"": (np.array([50, 100]), np.array([1.0, 2.0]))}
+    published = {"a": (np.array([50, 100, 900]), np.array([3.0, 4.0, 5.0])), "b": (np.array([900]), np.array([7.0]))}
+    return_curves({"a": run, "b": run, "c": run}, tmp_path / "a.png", published)
+    a, b, c = drawn[0].axes
+    np.testing.assert_array_equal(a.lines[-1].get_xydata(), [[50, 3], [100, 4]])
+    np.testing.assert_array_equal(b.lines[-1].get_ydata(), [7, 7])
+    assert b.get_legend().get_texts()[0].get_text() == "published, at 900"
+    assert len(c.lines) == 2 and c.get_legend() is None
+    with pytest.raises(ValueError, match="no episodes"):
+        return_curves({"a": {"": (np.zeros(0), np.zeros(0))}}, tmp_path / "b.png")
+
+
+def test_errors_by_horizon_have_a_panel_per_part(tmp_path, drawn):
+    errors = {name: {"model": np.arange(4.0), "still": np.ones(4)} for name in "abcd"}
+    horizon_errors(errors, 2, tmp_path / "a.png")
+    panels = [axes for axes in drawn[0].axes if axes.get_visible()]
+    assert [axes.get_title(loc="left") for axes in panels] == list("abcd")
+    np.testing.assert_array_equal(panels[3].lines[0].get_xydata(), [[1, 0], [2, 1], [3, 2], [4, 3]])
+    assert panels[0].lines[2].get_xdata()[0] == 2.5
 
 
 def test_a_fitness_curve_shows_range_mean_and_evaluations(tmp_path, drawn):

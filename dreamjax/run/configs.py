@@ -1,0 +1,45 @@
+"""Configurations of experiments, read back from what was written of them, and as a command line."""
+
+import dataclasses
+import typing
+from typing import Any, TypeVar
+
+Config = TypeVar("Config")
+
+
+def read_config(kind: type[Config], written: dict[str, Any]) -> Config:
+    """Make a dataclass of what `RunFolder` wrote of it as JSON; a field that is not there gets its default.
+
+    Raises:
+        ValueError: there is a field that the dataclass does not have.
+    """
+    kinds = typing.get_type_hints(kind)
+    unknown = sorted(written.keys() - kinds.keys())
+    if unknown:
+        raise ValueError(f"{kind.__name__} has no {', '.join(unknown)}: this was written by another version of it")
+    return kind(**{name: _read(kinds[name], value) for name, value in written.items()})
+
+
+def _read(kind: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return read_config(typing.cast(type, kind), value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def command_line(config: Any, default: Any, prefix: str = "--") -> list[str]:
+    """Write the flags that make `config` of `default`, as tyro reads them. Both are dataclasses of one kind."""
+    flags = []
+    for field in dataclasses.fields(config):
+        value, usual = getattr(config, field.name), getattr(default, field.name)
+        flag = field.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            flags += command_line(value, usual, f"{prefix}{flag}.")
+        elif value != usual:
+            match value:
+                case bool():
+                    flags += [prefix + flag if value else f"{prefix}no-{flag}"]
+                case tuple():
+                    flags += [prefix + flag, *map(str, value)]
+                case _:
+                    flags += [prefix + flag, str(value)]
+    return flags

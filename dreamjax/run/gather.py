@@ -1,0 +1,104 @@
+"""Runs of one experiment put together: one result, one picture of all learning curves, and the numbers behind it."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dreamjax.run import plots
+from dreamjax.run.atomic import replacing
+from dreamjax.run.folder import read_result, shown_number, write_result
+
+
+class Run(NamedTuple):
+    """One run: what it learned, and the result that it wrote."""
+
+    task: str
+    size: str
+    seed: int
+    frames: list[int]  # before the end of each episode, in order
+    returns: list[float]
+    result: dict[str, Any]  # its rows are named after the task
+
+
+def read_run(folder: Path, task: str, size: str, seed: int, episodes: tuple[np.ndarray, np.ndarray]) -> Run:
+    """Take a run from its folder; `episodes` are frames and returns.
+
+    Raises: FileNotFoundError if it has not written its result.
+    """
+    frames, returns = episodes
+    rounded = [float(f"{value:.5g}") for value in returns]
+    return Run(task, size, seed, frames.tolist(), rounded, read_result(folder / "result.json"))
+
+
+def gather(into: Path, experiment: str, runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """Write `curves.jsonl`, and from it `result.json` and `curves.png`; return the rows of the result.
+
+    Runs that `curves.jsonl` has already stay, unless one of `runs` has the same task, size and seed. Where the folder
+    has a `published.json`, task -> [[frames, score], ...], rows name the score that is published nearest to their end.
+
+    Raises: ValueError if there are no runs at all.
+    """
+    known = {(run.task, run.size, run.seed): run for run in [*_read(into / "curves.jsonl"), *runs]}
+    all_runs = [known[identity] for identity in sorted(known)]
+    if not all_runs:
+        raise ValueError("there are no runs to gather")
+    with replacing(into / "curves.jsonl") as temporary:
+        temporary.write_text("".join(json.dumps(run._asdict()) + "\n" for run in all_runs))
+    published = _published(into / "published.json")
+    tasks: dict[str, dict[str, plots.Series]] = {}
+    rows = []
+    for run in all_runs:
+        label = _label(run, all_runs)
+        tasks.setdefault(run.task, {})[label] = np.array(run.frames), np.array(run.returns)
+        known_score = _nearest(published[run.task], run.frames[-1]) if run.task in published else None
+        for row in run.result["rows"]:
+            name = ", ".join(filter(None, [run.task, label])) + row["name"].removeprefix(run.task)
+            rows.append(row | {"name": name, "published": known_score})
+    results = [run.result for run in all_runs]
+    write_result(
+        into / "result.json",
+        experiment,
+        ", ".join(_unique(result["preset"] for result in results)),
+        "; ".join(_unique(result["command"] for result in results)),
+        sorted({run.seed for run in all_runs}),
+        sum(result["wall_s"] for result in results),
+        rows,
+        origin=(
+            ", ".join(_unique(result["commit"] for result in results)),
+            " and ".join(_unique(result["machine"] for result in results)),
+        ),
+    )
+    plots.return_curves(tasks, into / "curves.png", published)
+    return rows
+
+
+def _read(path: Path) -> list[Run]:
+    return [Run(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _published(path: Path) -> Mapping[str, plots.Series]:
+    if not path.exists():
+        return {}
+    written = json.loads(path.read_text())
+    return {task: (np.array(curve)[:, 0].astype(int), np.array(curve)[:, 1]) for task, curve in written.items()}
+
+
+def _nearest(curve: plots.Series, end: int) -> str:
+    frames, scores = curve
+    i = np.abs(frames - end).argmin()
+    return f"{shown_number(scores[i])} at {frames[i]:,} frames"
+
+
+def _label(run: Run, runs: list[Run]) -> str:
+    """What tells a run from others of its task."""
+    others = [other for other in runs if other.task == run.task]
+    parts = [run.size] if len({other.size for other in others}) > 1 else []
+    parts += [f"seed {run.seed}"] if len({other.seed for other in others}) > 1 else []
+    return ", ".join(parts)
+
+
+def _unique(texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(texts))

@@ -1,0 +1,77 @@
+"""Several runs become one result and one picture, and the table of the README takes them in."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dreamjax.run.folder import read_result, result_row, results_table, write_result
+from dreamjax.run.gather import Run, gather, read_run
+
+
+def run(folder: Path, task: str, seed: int, score: float, size: str = "1m", commit: str = "a" * 40) -> Run:
+    """A run that has written its result."""
+    rows = [result_row(task, np.full(5, score), "return"), result_row(f"{task}, evaluated", np.ones(3), "return")]
+    path = folder / f"{task}-{size}-{seed}"
+    command = f"train --task {task} --seed {seed}"
+    write_result(path / "result.json", "dreamerv3", size, command, [seed], 60.0, rows, origin=(commit, "a machine"))
+    return read_run(path, task, size, seed, (np.arange(1, 40) * 100, np.linspace(0, score, 39)))
+
+
+def names(into: Path) -> dict[str, float]:
+    return {row["name"]: row["mean"] for row in read_result(into / "result.json")["rows"]}
+
+
+def test_runs_are_merged_with_those_that_are_there(tmp_path: Path) -> None:
+    into = tmp_path / "results" / "dreamerv3"
+    rows = gather(into, "dreamerv3", [run(tmp_path, "walk", 0, 10.0)])
+    assert names(into) == {"walk": 10.0, "walk, evaluated": 1.0}
+    assert rows == read_result(into / "result.json")["rows"]
+    gather(into, "dreamerv3", [run(tmp_path, "walk", 1, 20.0, commit="b" * 40), run(tmp_path, "swim", 0, 5.0)])
+    assert names(into) == {
+        "swim": 5.0,
+        "swim, evaluated": 1.0,
+        "walk, seed 0": 10.0,
+        "walk, seed 0, evaluated": 1.0,
+        "walk, seed 1": 20.0,
+        "walk, seed 1, evaluated": 1.0,
+    }
+    gather(into, "dreamerv3", [run(tmp_path, "swim", 0, 6.0)])  # in place of the other one
+    assert names(into)["swim"] == 6.0
+    gather(into, "dreamerv3", [run(tmp_path, "swim", 0, 7.0, size="12m")])
+    assert (names(into)["swim, 1m"], names(into)["swim, 12m"]) == (6.0, 7.0)
+    result = read_result(into / "result.json")
+    assert result["seeds"] == [0, 1] and result["wall_s"] == 4 * 60
+    assert result["command"].split("; ") == [
+        f"train --task {x}" for x in ("swim --seed 0", "walk --seed 0", "walk --seed 1")
+    ]
+    assert result["preset"] == "12m, 1m" and result["machine"] == "a machine"
+    assert result["commit"] == f"{'a' * 40}, {'b' * 40}"
+    lines = [json.loads(line) for line in (into / "curves.jsonl").read_text().splitlines()]
+    assert [(one["task"], one["size"], one["seed"]) for one in lines][2:] == [("walk", "1m", 0), ("walk", "1m", 1)]
+    assert lines[2]["frames"][-1] == 3900 and lines[2]["returns"][-1] == 10.0
+    assert (into / "curves.png").stat().st_size > 5000
+
+
+def test_what_is_published_is_named_with_its_frames(tmp_path: Path) -> None:
+    tmp_path.joinpath("published.json").write_text(
+        '{"walk": [[2000, 50], [4000, 925.5], [490000, 960]], "fly": [[1, 2]]}'
+    )
+    rows = gather(tmp_path, "dreamerv3", [run(tmp_path, "walk", 0, 10.0), run(tmp_path, "swim", 0, 5.0)])
+    assert [row["published"] for row in rows] == [None, None, "925.5 at 4,000 frames", "925.5 at 4,000 frames"]
+
+
+def test_the_table_of_the_readme_takes_a_gathered_result(tmp_path: Path) -> None:
+    gather(tmp_path, "dreamerv3", [run(tmp_path, "walk", s, 10.0 * s, commit=c * 40) for s, c in ((0, "a"), (1, "b"))])
+    table = results_table([tmp_path / "result.json"])
+    assert "| dreamerv3 [1] | walk, seed 1 | 10.00 ± 0.00 return | 5 |  |" in table
+    made = "1. `train --task walk --seed 0; train --task walk --seed 1`: preset 1m, seeds 0, 1, 2.0 min on a machine; "
+    assert made + "commit aaaaaaaaaaaa, bbbbbbbbbbbb\n" in table
+
+
+def test_what_is_not_there_cannot_be_gathered(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no runs"):
+        gather(tmp_path, "dreamerv3", [])
+    with pytest.raises(FileNotFoundError, match=r"result\.json"):
+        read_run(tmp_path, "walk", "1m", 0, (np.arange(3), np.arange(3.0)))
