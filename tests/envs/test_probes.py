@@ -1,5 +1,7 @@
 """The probes do what their docstrings say, by hand-computed episodes and by policies whose order is known."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,14 +15,25 @@ from dreamjax.envs.probes import (
     PLAYER_SPEED,
     PLAYER_TOP,
     PROJECTILE,
+    CatchState,
     DodgeState,
+    RememberState,
+    catch,
     counter,
     dodge,
+    draw_catch,
     draw_dodge,
     hits,
+    remember,
 )
 
-PROBES = {"counter": counter(), "dodge": dodge(), "dodge-state": dodge(observation="state")}
+PROBES = {
+    "counter": counter(),
+    "remember": remember(),
+    "catch": catch(),
+    "dodge": dodge(),
+    "dodge-state": dodge(observation="state"),
+}
 STAY, LEFT, RIGHT = jnp.float32(0), jnp.float32(-1), jnp.float32(1)
 
 
@@ -48,6 +61,118 @@ def test_counter_time_limit_is_not_terminal_but_arriving_at_it_is():
         for action in actions:
             state, step = environment.step(jax.random.key(1), state, jnp.int32(action))
         assert flags(step) == expected
+
+
+def opened_with(environment, **wanted):
+    """A first state and step with these values in the state."""
+    for seed in range(200):
+        state, step = environment.reset(jax.random.key(seed))
+        if all(int(getattr(state, name)) == value for name, value in wanted.items()):
+            return state, step
+    raise AssertionError(f"no reset gave {wanted}")
+
+
+def play(environment, start, actions):
+    """All steps of an episode that is played to its end by these actions."""
+    state, step = start
+    steps = [step]
+    for action in actions:
+        assert not step.is_last
+        state, step = environment.step(jax.random.key(0), state, jnp.int32(action))
+        steps.append(step)
+    assert step.is_last and len(steps) <= 1 + environment.spec.max_steps
+    return steps
+
+
+def test_remember_shows_the_cue_once_and_asks_for_it():
+    environment = remember(cues=3, delay=2)
+    steps = play(environment, opened_with(environment, cue=1), [0, 0, 1])
+    np.testing.assert_array_equal([s.observation for s in steps], [[0, 1, 0, 0], [0] * 4, [0, 0, 0, 1], [0] * 4])
+    assert [float(s.reward) for s in steps] == [0, 0, 0, 1]
+    going = (False, False, False)
+    assert [flags(s) for s in steps] == [(True, False, False), going, going, (False, True, True)]
+
+
+def test_remember_rewards_the_cue_named_at_the_end_and_nothing_else():
+    environment = remember(cues=3, delay=2)
+    for cue in range(3):
+        start = opened_with(environment, cue=cue)
+        for actions in itertools.product(range(3), repeat=3):
+            rewards = [float(step.reward) for step in play(environment, start, actions)]
+            assert rewards == [0, 0, 0, actions[-1] == cue]
+
+
+def test_remember_without_memory_is_chance():
+    environment = remember(cues=3, delay=2)
+    # Every policy that maps what it sees now (a cue, the question, nothing) to an action, on every cue.
+    policies = jnp.array(list(itertools.product(range(3), repeat=5)))
+
+    def total(policy, cue):
+        def act(carry, _):
+            state, seen = carry
+            what = jnp.where(seen.any(), seen.argmax(), 4)
+            state, step = environment.step(jax.random.key(0), state, policy[what])
+            return (state, step.observation), step.reward
+
+        start = RememberState(cue, jnp.int32(0)), jnp.eye(4)[cue]
+        return jax.lax.scan(act, start, length=3)[1].sum()
+
+    totals = jax.jit(jax.vmap(jax.vmap(total, (None, 0)), (0, None)))(policies, jnp.arange(3))
+    np.testing.assert_array_equal(totals.sum(1), np.ones(3**5))
+
+
+def test_catch_moves_falls_and_ends():
+    environment = catch(columns=4)
+    for actions, column, reward in [([2, 1, 2], 2, 1), ([2, 2, 2], 3, 0), ([0, 0, 0], 0, 0), ([0, 2, 2], 2, 1)]:
+        steps = play(environment, opened_with(environment, player=0, ball=2), actions)
+        assert [float(s.reward) for s in steps] == [0, 0, 0, reward]
+        assert flags(steps[0]) == (True, False, False) and flags(steps[-1]) == (False, True, True)
+        for row, step in enumerate(steps[:-1]):
+            assert (step.observation[16 * row, 32] == jnp.array(probes.BALL_COLOUR)).all()
+        bottom = steps[-1].observation[63, 16 * column]
+        assert (bottom == jnp.array(probes.BALL_COLOUR if reward else probes.PLAYER_COLOUR)).all()
+
+
+def test_catch_draws_what_the_state_says():
+    expected = np.empty((FRAME, FRAME, 3), np.uint8)
+    expected[:] = probes.WALL_COLOUR
+    expected[56:64, 8:16] = probes.PLAYER_COLOUR
+    expected[16:24, 56:64] = probes.BALL_COLOUR
+    frame = draw_catch(CatchState(jnp.int32(1), jnp.int32(7), jnp.int32(2)), 8)
+    assert frame.dtype == jnp.uint8
+    np.testing.assert_array_equal(frame, expected)
+
+
+@pytest.mark.parametrize("columns", [2, 4, 8])
+def test_catch_is_always_won_by_who_looks(columns):
+    towards = survival(catch(columns), lambda key, state: 1 + jnp.sign(state.ball - state.player), 100)
+    assert (towards == 1).all()
+
+
+def test_catch_blind_is_chance():
+    # Every sequence of actions, from every column, under every ball: whatever is done, one ball in four is caught.
+    environment = catch(4)
+
+    def final(player, ball, actions):
+        state = CatchState(player, ball, jnp.int32(0))
+        _, steps = jax.lax.scan(lambda s, a: environment.step(jax.random.key(0), s, a), state, actions)
+        return steps.reward.sum()
+
+    actions = jnp.array(list(itertools.product(range(3), repeat=3)))
+    places = jnp.arange(4)
+    over_balls = jax.vmap(final, (None, 0, None))
+    totals = jax.jit(jax.vmap(jax.vmap(over_balls, (0, None, None)), (None, None, 0)))(places, places, actions)
+    assert totals.shape == (27, 4, 4)
+    np.testing.assert_array_equal(totals.sum(-1), 1)
+
+
+def test_remember_and_catch_open_anywhere():
+    keys = jax.random.split(jax.random.key(0), 800)
+    cues = jax.vmap(remember(cues=16).reset)(jax.random.clone(keys))[0].cue
+    opened = jax.vmap(catch(4).reset)(keys)[0]
+    for drawn in (cues, 4 * opened.player + opened.ball):
+        counts = np.bincount(drawn, minlength=16)
+        assert len(counts) == 16 and np.all(np.abs(counts - 50) < 4 * np.sqrt(50))
 
 
 def fall(environment, state, action, steps):
@@ -272,6 +397,18 @@ def test_counter_refuses_bad_settings():
         counter(size=1)
     with pytest.raises(ValueError, match="max_steps"):
         counter(max_steps=0)
+
+
+@pytest.mark.parametrize("settings", [{"cues": 1}, {"delay": 0}])
+def test_remember_refuses_bad_settings(settings):
+    with pytest.raises(ValueError, match="cues >= 2 and delay >= 1"):
+        remember(**settings)
+
+
+@pytest.mark.parametrize("columns", [1, 5, 128])
+def test_catch_refuses_bad_settings(columns):
+    with pytest.raises(ValueError, match="divide 64"):
+        catch(columns)
 
 
 def test_geometry_fits_the_frame():
