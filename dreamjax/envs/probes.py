@@ -92,9 +92,10 @@ def counter(size: int = 5, max_steps: int = 20) -> Environment:
 def remember(cues: int = 4, delay: int = 3) -> Environment:
     """Be shown one of `cues` cues, uniformly drawn, and name it `delay` steps later: reward 1 if right, terminal.
 
-    The observation is [cues + 1] float32: the cue, one-hot, at the first step only; zeros in between; the last entry
-    is 1 when the cue is asked for. The action, one of the cues, counts at that step and does nothing before it, so that
-    an episode has delay + 1 actions.
+    The observation is [cues + 1] float32: the cue, one-hot, at the first step; zeros in between; the last entry is 1
+    when the cue is asked for. The action, one of the cues, counts at that step and does nothing before it, so that an
+    episode has delay + 1 actions. When all is over the cue is shown again, so that a model that predicts what it will
+    see learns to remember, whatever the policy does.
 
     The best return is 1. Without memory it is 1 / cues, whatever the policy: what is seen when the cue is asked for
     is always the same, so the answer cannot depend on the cue.
@@ -105,8 +106,8 @@ def remember(cues: int = 4, delay: int = 3) -> Environment:
         raise ValueError(f"remember needs cues >= 2 and delay >= 1, got cues={cues}, delay={delay}")
 
     def arrive(state: RememberState, reward: Array) -> tuple[RememberState, Step]:
-        shown = jax.nn.one_hot(state.cue, cues) * (state.time == 0)
         is_over = state.time > delay
+        shown = jax.nn.one_hot(state.cue, cues) * ((state.time == 0) | is_over)
         asked = (state.time == delay).astype(jnp.float32)
         observation = jnp.concatenate([shown, asked[None]])
         return state, Step(observation, reward, is_first=state.time == 0, is_last=is_over, is_terminal=is_over)
