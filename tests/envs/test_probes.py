@@ -27,13 +27,8 @@ from dreamjax.envs.probes import (
     remember,
 )
 
-PROBES = {
-    "counter": counter(),
-    "remember": remember(),
-    "catch": catch(),
-    "dodge": dodge(),
-    "dodge-state": dodge(observation="state"),
-}
+PROBES = {"counter": counter(), "remember": remember(), "catch": catch(), "dodge": dodge()}
+PROBES["dodge-state"] = dodge(observation="state")
 STAY, LEFT, RIGHT = jnp.float32(0), jnp.float32(-1), jnp.float32(1)
 
 
@@ -130,8 +125,7 @@ def test_catch_moves_falls_and_ends():
 
 
 def test_catch_draws_what_the_state_says():
-    expected = np.empty((FRAME, FRAME, 3), np.uint8)
-    expected[:] = probes.WALL_COLOUR
+    expected = np.full((FRAME, FRAME, 3), probes.WALL_COLOUR, np.uint8)
     expected[56:64, 8:16] = probes.PLAYER_COLOUR
     expected[16:24, 56:64] = probes.BALL_COLOUR
     frame = draw_catch(CatchState(jnp.int32(1), jnp.int32(7), jnp.int32(2)), 8)
@@ -154,12 +148,10 @@ def test_catch_blind_is_chance():
         _, steps = jax.lax.scan(lambda s, a: environment.step(jax.random.key(0), s, a), state, actions)
         return steps.reward.sum()
 
-    actions = jnp.array(list(itertools.product(range(3), repeat=3)))
-    places = jnp.arange(4)
-    over_balls = jax.vmap(final, (None, 0, None))
-    totals = jax.jit(jax.vmap(jax.vmap(over_balls, (0, None, None)), (None, None, 0)))(places, places, actions)
-    assert totals.shape == (27, 4, 4)
-    np.testing.assert_array_equal(totals.sum(-1), 1)
+    actions, places = jnp.array(list(itertools.product(range(3), repeat=3))), jnp.arange(4)
+    over_players = jax.vmap(jax.vmap(final, (None, 0, None)), (0, None, None))
+    totals = jax.jit(jax.vmap(over_players, (None, None, 0)))(places, places, actions)
+    np.testing.assert_array_equal(totals.sum(-1), np.ones((27, 4)))
 
 
 def test_remember_and_catch_open_anywhere():
