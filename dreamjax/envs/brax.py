@@ -22,9 +22,10 @@ def make(name: str) -> Environment:
     except ImportError as error:
         raise ImportError("Brax is an extra: pip install 'dreamjax[brax]'") from error
     try:
-        return from_brax(envs.create(name, auto_reset=False))
+        environment = envs.create(name, auto_reset=False)
     except KeyError as error:
         raise ValueError(f"Brax has no environment {name!r}") from error
+    return from_brax(environment)
 
 
 def from_brax(environment: Any) -> Environment:

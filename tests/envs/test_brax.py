@@ -1,5 +1,6 @@
 """Brax comes out of the adapter as it is when stepped by hand, and its time limit is no end of the world."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ def envs() -> Any:
 
 
 @pytest.fixture(autouse=True)
-def lax_ranks(strict_jax: None) -> Any:
+def lax_ranks(strict_jax: None) -> Iterator[None]:
     with jax.numpy_rank_promotion("allow"):  # Brax broadcasts across ranks
         yield
 

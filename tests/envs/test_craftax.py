@@ -1,5 +1,6 @@
 """Craftax comes out of the adapter as it is when stepped by hand; its pictures become even bytes."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,6 +18,12 @@ QUICK = {"xla_backend_optimization_level": 0}
 def original() -> Any:
     craftax = pytest.importorskip("craftax.craftax_env", reason="not installed: make test-adapters")
     return craftax.make_craftax_env_from_name(NAME, auto_reset=False)
+
+
+@pytest.fixture(autouse=True)
+def lax_jax(strict_jax: None) -> Iterator[None]:
+    with jax.numpy_rank_promotion("allow"), jax.debug_key_reuse(False):  # Craftax does both, throughout
+        yield
 
 
 def test_steps_are_those_of_the_original(original: Any) -> None:
@@ -38,9 +45,8 @@ def test_steps_are_those_of_the_original(original: Any) -> None:
         state, first = environment.reset(keys[0])
         return first, jax.lax.scan(lambda s, g: environment.step(g[0], s, g[1]), state, (keys[1:], actions))[1]
 
-    with jax.numpy_rank_promotion("allow"), jax.debug_key_reuse(False):
-        opened, (seen, reward, is_over) = jax.jit(by_hand, compiler_options=QUICK)(jax.random.clone(keys))
-        first, steps = jax.jit(ours, compiler_options=QUICK)(keys)
+    opened, (seen, reward, is_over) = jax.jit(by_hand, compiler_options=QUICK)(jax.random.clone(keys))
+    first, steps = jax.jit(ours, compiler_options=QUICK)(keys)
     np.testing.assert_array_equal(first.observation, opened)
     np.testing.assert_array_equal(steps.observation, seen)
     np.testing.assert_allclose(steps.reward, reward)
@@ -52,12 +58,11 @@ def test_steps_are_those_of_the_original(original: Any) -> None:
 
 def test_a_time_limit_is_not_terminal_but_a_death_is(original: Any) -> None:
     environment = from_craftax(original, original.default_params.replace(max_timesteps=1))
-    with jax.numpy_rank_promotion("allow"), jax.debug_key_reuse(False):
-        state, _ = jax.jit(environment.reset, compiler_options=QUICK)(jax.random.key(0))
-        dying = state.replace(player_health=jnp.int32(0))
-        both = jax.tree.map(lambda *leaves: jnp.stack(leaves), state, dying)
-        step = jax.jit(jax.vmap(environment.step, (None, 0, None)), compiler_options=QUICK)
-        _, steps = step(jax.random.key(1), both, jnp.int32(0))
+    state, _ = jax.jit(environment.reset, compiler_options=QUICK)(jax.random.key(0))
+    dying = state.replace(player_health=jnp.int32(0))
+    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), state, dying)
+    step = jax.jit(jax.vmap(environment.step, (None, 0, None)), compiler_options=QUICK)
+    _, steps = step(jax.random.key(1), both, jnp.int32(0))
     np.testing.assert_array_equal(steps.is_last, [True, True])
     np.testing.assert_array_equal(steps.is_terminal, [False, True])
     assert environment.spec.max_steps == 1
