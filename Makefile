@@ -59,16 +59,15 @@ $(VENV)/experiments.stamp: pyproject.toml | $(BIN)/pip
 	@$(PIP) --editable '.[experiments]'
 	@touch $@
 
-$(ADAPTERS)/test.stamp: pyproject.toml
-	@$(MAKE) --no-print-directory VENV=$(ADAPTERS) $(ADAPTERS)/bin/pip
+$(ADAPTERS)/test.stamp: pyproject.toml | $(ADAPTERS)/bin/pip
 	@echo "==> installing dreamjax with gymnax, Craftax and Brax (1 to 3 minutes, about 2 GB)"
 	@$(ADAPTERS)/bin/python -m pip --disable-pip-version-check install --editable '.[adapters]'
 	@touch $@
 
-$(BIN)/pip:
+$(BIN)/pip $(ADAPTERS)/bin/pip:
 	@command -v "$(PYTHON)" >/dev/null || { echo "$(PYTHON) was not found; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
 		echo "dreamjax needs Python 3.11, 3.12 or 3.13, but $(PYTHON) is $$("$(PYTHON)" --version 2>&1);" >&2; \
 		echo "name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@echo "==> creating $(VENV) with $$("$(PYTHON)" --version)"
-	@"$(PYTHON)" -m venv $(VENV)
+	@echo "==> creating $(@:/bin/pip=) with $$("$(PYTHON)" --version)"
+	@"$(PYTHON)" -m venv $(@:/bin/pip=)
