@@ -4,17 +4,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
+ADAPTERS := .venv-adapters
 
 .DELETE_ON_ERROR:
-.PHONY: help test demo lint format table benchmarks clean
+.PHONY: help test test-adapters demo lint format table benchmarks clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.12]"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test: lint ## install, lint, check the types, run the tests
 	@echo "==> tests"
 	@$(BIN)/python -m pytest --durations=15
+
+test-adapters: $(ADAPTERS)/test.stamp ## try gymnax, Craftax and Brax, in a venv of their own: they hold other packages back
+	@echo "==> tests of the adapters"
+	@$(ADAPTERS)/bin/python -m pytest -rs tests/envs/test_gymnax.py tests/envs/test_craftax.py tests/envs/test_brax.py
 
 lint: $(VENV)/test.stamp ## ruff and mypy
 	@echo "==> ruff, mypy"
@@ -39,8 +44,8 @@ table: $(VENV)/test.stamp ## put what experiments and benchmarks measured into t
 benchmarks: $(VENV)/test.stamp ## run every benchmark; each writes its rows to benchmarks/results
 	@set -e; for script in benchmarks/*.py; do echo "==> $$script"; $(BIN)/python "$$script"; done
 
-clean: ## remove .venv, builds and caches; runs/ stays
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove the venvs, builds and caches; runs/ stays
+	rm -rf $(VENV) $(ADAPTERS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are younger than pyproject.toml as long as what is installed is what it asks for.
@@ -54,10 +59,15 @@ $(VENV)/experiments.stamp: pyproject.toml | $(BIN)/pip
 	@$(PIP) --editable '.[experiments]'
 	@touch $@
 
-$(BIN)/pip:
+$(ADAPTERS)/test.stamp: pyproject.toml | $(ADAPTERS)/bin/pip
+	@echo "==> installing dreamjax with gymnax, Craftax and Brax (1 to 3 minutes, about 2 GB)"
+	@$(ADAPTERS)/bin/python -m pip --disable-pip-version-check install --editable '.[adapters]'
+	@touch $@
+
+$(BIN)/pip $(ADAPTERS)/bin/pip:
 	@command -v "$(PYTHON)" >/dev/null || { echo "$(PYTHON) was not found; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
 		echo "dreamjax needs Python 3.11, 3.12 or 3.13, but $(PYTHON) is $$("$(PYTHON)" --version 2>&1);" >&2; \
 		echo "name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@echo "==> creating $(VENV) with $$("$(PYTHON)" --version)"
-	@"$(PYTHON)" -m venv $(VENV)
+	@echo "==> creating $(@:/bin/pip=) with $$("$(PYTHON)" --version)"
+	@"$(PYTHON)" -m venv $(@:/bin/pip=)

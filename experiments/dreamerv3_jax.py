@@ -4,8 +4,11 @@ Paper: Hafner et al. 2023. Several seeds learn at once, by `vmap`.
 
     python experiments/dreamerv3_jax.py --task counter --seeds 4
     python experiments/dreamerv3_jax.py --task dodge --size 1m
+    python experiments/dreamerv3_jax.py --task gymnax_CartPole-v1
 
-The command started again goes on where it stopped.
+The last one needs an extra: gymnax, craftax or brax. The command started again goes on where it stopped. In
+`metrics.jsonl` are, by iteration, the environment steps of each seed so far and, for each seed, how many episodes
+ended and their mean return.
 """
 
 from collections.abc import Callable
@@ -21,19 +24,23 @@ import tyro
 from dreamjax.dreamerv3 import loop
 from dreamjax.dreamerv3.config import WIDTHS, DreamerConfig, debug, sized
 from dreamjax.dreamerv3.loop import LoopConfig, LoopState
-from dreamjax.envs import probes
+from dreamjax.envs import brax, craftax, gymnax, probes
 from dreamjax.run.checkpoints import Checkpoints
 from dreamjax.run.devices import keep_freed_memory
 from dreamjax.run.folder import RunFolder
-from dreamjax.run.metrics import MetricsLog
+from dreamjax.run.metrics import MetricsLog, read_metrics
 from dreamjax.run.progress import progress
 from dreamjax.types import Environment
 
 TASKS: dict[str, Callable[[], Environment]] = {
     "counter": probes.counter,
+    "remember": probes.remember,
+    "catch": probes.catch,
     "dodge": partial(probes.dodge, observation="pixels"),
     "dodge_state": partial(probes.dodge, observation="state"),
 }
+SUITES: dict[str, Callable[[str], Environment]] = {"gymnax": gymnax.make, "craftax": craftax.make, "brax": brax.make}
+LAST = 0.1  # part of the iterations that counts in the end
 
 
 @dataclass(frozen=True)
@@ -42,26 +49,40 @@ class Config:
 
     task: str = "counter"
     folder: Path | None = None  # of the run; otherwise named after task, size and seed
-    size: Literal["debug", "1m", "12m", "25m", "50m", "100m", "200m", "400m"] = "1m"
+    size: Literal["custom", "debug", "1m", "12m", "25m", "50m", "100m", "200m", "400m"] = "1m"
     seed: int = 0
     seeds: int = 1  # that learn at once
     iterations: int = 1000  # rounds of collecting and learning
     loop: LoopConfig = LoopConfig()
-    agent: DreamerConfig = DreamerConfig()  # everything but the sizes, which `size` sets
+    agent: DreamerConfig = DreamerConfig()  # everything but the sizes, which `size` sets, unless it is "custom"
     at_once: int = 10  # iterations of one call, after which there is news
     checkpoint_every: int = 100  # iterations; a multiple of `at_once`
 
 
+def make(task: str) -> Environment:
+    """Make the environment of a task: a probe, or what a suite knows by the name behind its own."""
+    suite, _, name = task.partition("_")
+    if task in TASKS:
+        return TASKS[task]()
+    if suite in SUITES:
+        return SUITES[suite](name)
+    raise SystemExit(f"unknown task {task!r}; there are {', '.join(TASKS)}, and those of {', '.join(SUITES)}")
+
+
+def scaled(agent: DreamerConfig, size: str) -> DreamerConfig:
+    """Set the sizes of all layers."""
+    if size == "custom":
+        return agent
+    return debug(agent) if size == "debug" else sized(WIDTHS[size], agent)
+
+
 def train(cfg: Config, folder: Path) -> None:
     """Train to the end, or from where the folder stands."""
-    if cfg.task not in TASKS:
-        raise SystemExit(f"unknown task {cfg.task!r}; there are {', '.join(TASKS)}")
     if cfg.checkpoint_every % cfg.at_once or cfg.iterations % cfg.at_once:
         raise SystemExit(f"checkpoint_every and iterations must be multiples of at_once, {cfg.at_once}")
+    environment = make(cfg.task)
+    dreamer = loop.bind(scaled(cfg.agent, cfg.size), environment)
     run = RunFolder(folder, replace(cfg, folder=None))  # a run may be moved
-    environment = TASKS[cfg.task]()
-    agent = debug(cfg.agent) if cfg.size == "debug" else sized(WIDTHS[cfg.size], cfg.agent)
-    dreamer = loop.bind(agent, environment)
 
     def iterations(state: LoopState, keys: jax.Array) -> tuple[LoopState, loop.Progress]:
         def body(state: LoopState, key: jax.Array) -> tuple[LoopState, loop.Progress]:
@@ -88,7 +109,9 @@ def train(cfg: Config, folder: Path) -> None:
             state, out = advance(state, np.int32(done + 1))
             done += cfg.at_once
             finished, returns = (np.asarray(x).sum(1) for x in (out.finished, out.returns))  # [seeds]
-            shown = {f"return/{seed}": returns[seed] / finished[seed] for seed in np.flatnonzero(finished)}
+            shown = {"steps": int(state.replay.written[0]) * cfg.loop.envs}
+            shown |= {f"episodes/{seed}": count for seed, count in enumerate(finished)}
+            shown |= {f"return/{seed}": returns[seed] / finished[seed] for seed in np.flatnonzero(finished)}
             log.write("learn", done, {name: np.mean(x[:, -1]) for name, x in out.metrics.items()} | shown)
             bar.update(cfg.at_once)
             if finished.sum():
@@ -97,6 +120,18 @@ def train(cfg: Config, folder: Path) -> None:
                 checkpoints.save(done, state)
                 stage.tick()
     print(f"{cfg.task}: {done} iterations of {cfg.seeds} seeds in {folder}")
+    report(cfg, folder)
+
+
+def report(cfg: Config, folder: Path) -> None:
+    """Print what the episodes of the last iterations returned, while the agent explored and learned."""
+    learned, since = read_metrics(folder / "metrics.jsonl")["learn"], (1 - LAST) * cfg.iterations
+    for seed in range(cfg.seeds):
+        episodes = dict(zip(*learned[f"episodes/{seed}"], strict=True))
+        late = [(x, episodes[at]) for at, x in zip(*learned.get(f"return/{seed}", ((), ())), strict=True) if at > since]
+        if late:
+            returns, counts = np.array(late).T
+            print(f"seed {seed}: the last {counts.sum():.0f} episodes return {np.average(returns, weights=counts):.4g}")
 
 
 def main() -> None:

@@ -39,6 +39,7 @@ LOOPS = 2  # the rank whose modules may import each other: a dream is rolled out
 
 # Below `run`, the only files that may do input and output.
 SUITES = {f"dreamjax/envs/{name}.py" for name in ("atari", "crafter", "dmc")}  # need an extra of their own
+OWN_EXTRA = {f"dreamjax/envs/{name}.py": name for name in ("brax", "craftax", "gymnax")}  # and these, one each
 ADAPTERS = {"dreamjax/envs/gymnasium.py", "dreamjax/envs/vizdoom.py", "dreamjax/replay/episodes.py"}
 IMPURE_MODULES = {"argparse", "logging", "matplotlib", "random", "shutil", "socket", "subprocess", "tempfile", "time"}
 IMPURE_CALLS = {"open", "print", "input", "np.load", "np.save", "np.savez", "np.savez_compressed", "jax.debug.print"}
@@ -134,7 +135,8 @@ def declared(*extras: str) -> frozenset[str]:
     requirements = sum((project["optional-dependencies"][extra] for extra in extras), project["dependencies"])
     wanted = {canonical(re.split(r"[\[<>=!~; ]", requirement)[0]) for requirement in requirements}
     installed = importlib.metadata.packages_distributions()
-    return frozenset(name for name, packages in installed.items() if wanted & set(map(canonical, packages)))
+    # What is not installed is taken to be imported by the name of its package.
+    return frozenset(name for name, packages in installed.items() if wanted & set(map(canonical, packages))) | wanted
 
 
 def canonical(package: str) -> str:
@@ -188,6 +190,7 @@ def test_flax_means_linen(path: Path) -> None:
 @each_library
 def test_library_imports_what_it_requires(path: Path) -> None:
     extras = ("experiments",) if name_of(path).startswith("dreamjax/run/") else ("suites",) * (name_of(path) in SUITES)
+    extras += (OWN_EXTRA[name_of(path)],) if name_of(path) in OWN_EXTRA else ()
     assert third_party(path) <= declared(*extras)
 
 

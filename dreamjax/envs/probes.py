@@ -1,7 +1,8 @@
 """Small pure environments with known answers, to test learners and dreams.
 
-`counter` can be modelled without error and its optimal value is a power of the discount. `dodge` has the shape of
-Doom Take Cover in 64x64 pixels: step aside from what is thrown at you, and live.
+`counter` can be modelled without error and its optimal value is a power of the discount. `remember` rewards only who
+keeps in mind what was shown at the beginning. `catch` is the least that pixels can ask: look where the ball falls.
+`dodge` has the shape of Doom Take Cover in 64x64 pixels: step aside from what is thrown at you, and live.
 """
 
 from typing import Literal, NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 
 from dreamjax.types import Array, Environment, EnvSpec, Key, Space, Step
 
-FRAME = 64  # height and width of a dodge frame, pixels
+FRAME = 64  # height and width of a frame, pixels
 PLAYER, PROJECTILE = 5, 3  # edge of the square player and of a square projectile, pixels
 PLAYER_TOP = 54  # row of the player's upper edge
 FLOOR_TOP = PLAYER_TOP + PLAYER  # row where the floor begins, on which projectiles vanish
@@ -23,6 +24,7 @@ PLAYER_COLOUR = (90, 220, 90)
 PROJECTILE_COLOUR = (250, 120, 30)
 WALL_COLOUR = (50, 45, 70)
 FLOOR_COLOUR = (110, 85, 60)
+BALL_COLOUR = (250, 230, 90)
 
 
 class CounterState(NamedTuple):
@@ -30,6 +32,21 @@ class CounterState(NamedTuple):
 
     value: Array  # [] int32, in [0, size)
     time: Array  # [] int32, steps since reset
+
+
+class RememberState(NamedTuple):
+    """What `remember` carries."""
+
+    cue: Array  # [] int32, in [0, cues)
+    time: Array  # [] int32, steps since reset
+
+
+class CatchState(NamedTuple):
+    """What `catch` carries, in cells of the grid."""
+
+    player: Array  # [] int32, column, in the bottom row
+    ball: Array  # [] int32, column
+    time: Array  # [] int32, steps since reset, which is the row of the ball
 
 
 class DodgeState(NamedTuple):
@@ -70,6 +87,86 @@ def counter(size: int = 5, max_steps: int = 20) -> Environment:
 
     spec = EnvSpec(Space((size,), np.float32, 0.0, 1.0), Space((), np.int32, 0, 2), max_steps)
     return Environment(reset, step, spec)
+
+
+def remember(cues: int = 4, delay: int = 3) -> Environment:
+    """Be shown one of `cues` cues, uniformly drawn, and name it `delay` steps later: reward 1 if right, terminal.
+
+    The observation is [cues + 1] float32: the cue, one-hot, at the first step; zeros in between; the last entry is 1
+    when the cue is asked for. The action, one of the cues, counts at that step and does nothing before it, so that an
+    episode has delay + 1 actions. When all is over the cue is shown again, so that a model that predicts what it will
+    see learns to remember, whatever the policy does.
+
+    The best return is 1. Without memory it is 1 / cues, whatever the policy: what is seen when the cue is asked for
+    is always the same, so the answer cannot depend on the cue.
+
+    Raises: ValueError for cues < 2 or delay < 1.
+    """
+    if cues < 2 or delay < 1:
+        raise ValueError(f"remember needs cues >= 2 and delay >= 1, got cues={cues}, delay={delay}")
+
+    def arrive(state: RememberState, reward: Array) -> tuple[RememberState, Step]:
+        is_over = state.time > delay
+        shown = jax.nn.one_hot(state.cue, cues) * ((state.time == 0) | is_over)
+        asked = (state.time == delay).astype(jnp.float32)
+        observation = jnp.concatenate([shown, asked[None]])
+        return state, Step(observation, reward, is_first=state.time == 0, is_last=is_over, is_terminal=is_over)
+
+    def reset(key: Key) -> tuple[RememberState, Step]:
+        return arrive(RememberState(jax.random.randint(key, (), 0, cues), jnp.int32(0)), jnp.float32(0))
+
+    def step(key: Key, state: RememberState, action: Array) -> tuple[RememberState, Step]:
+        is_right = (state.time == delay) & (action == state.cue)
+        return arrive(state._replace(time=state.time + 1), is_right.astype(jnp.float32))
+
+    spec = EnvSpec(Space((cues + 1,), np.float32, 0.0, 1.0), Space((), np.int32, 0, cues), delay + 1)
+    return Environment(reset, step, spec)
+
+
+def catch(columns: int = 4) -> Environment:
+    """Stand under a falling ball: on a grid of columns x columns cells, the ball falls one row a step.
+
+    Player (bottom row) and ball (top row) begin in columns drawn uniformly, each for itself. Action 0 goes left, 1
+    stays, 2 goes right, up to the walls. After columns - 1 steps the ball is in the bottom row: reward 1 if the player
+    stands there, and a terminal end. The observation is a [64, 64, 3] uint8 frame, see `draw_catch`.
+
+    The best return is 1, as no column is further away than the ball is high. Who does not look at the ball gets
+    1 / columns on average, whatever the policy, as the column of the ball depends on nothing else.
+
+    Raises: ValueError if columns < 2, or does not divide 64.
+    """
+    if columns < 2 or FRAME % columns:
+        raise ValueError(f"columns must be at least 2 and divide {FRAME}, got {columns}")
+
+    def arrive(state: CatchState) -> tuple[CatchState, Step]:
+        is_over = state.time == columns - 1
+        return state, Step(
+            observation=draw_catch(state, columns),
+            reward=(is_over & (state.player == state.ball)).astype(jnp.float32),
+            is_first=state.time == 0,
+            is_last=is_over,
+            is_terminal=is_over,
+        )
+
+    def reset(key: Key) -> tuple[CatchState, Step]:
+        player, ball = jax.random.randint(key, (2,), 0, columns)
+        return arrive(CatchState(player, ball, jnp.int32(0)))
+
+    def step(key: Key, state: CatchState, action: Array) -> tuple[CatchState, Step]:
+        player = jnp.clip(state.player + action - 1, 0, columns - 1)
+        return arrive(CatchState(player, state.ball, state.time + 1))
+
+    spec = EnvSpec(Space((FRAME, FRAME, 3), np.uint8, 0, 256), Space((), np.int32, 0, 3), columns - 1)
+    return Environment(reset, step, spec)
+
+
+def draw_catch(state: CatchState, columns: int) -> Array:
+    """Draw a state of `catch`: -> [64, 64, 3] uint8. A cell is a square of one colour; the ball covers the player."""
+    cell = jnp.arange(FRAME) // (FRAME // columns)  # of each row and column of pixels
+    ball = (cell == state.time)[:, None] & (cell == state.ball)[None, :]
+    player = (cell == columns - 1)[:, None] & (cell == state.player)[None, :]
+    frame = jnp.broadcast_to(jnp.array(WALL_COLOUR, jnp.uint8), (FRAME, FRAME, 3))
+    return _paint(_paint(frame, player, PLAYER_COLOUR), ball, BALL_COLOUR)
 
 
 def dodge(
@@ -159,9 +256,6 @@ def draw_dodge(state: DodgeState) -> Array:
     def span(start: Array, length: int) -> Array:  # [] -> [FRAME], true on the pixels of [start, start + length)
         return (line >= start) & (line < start + length)
 
-    def paint(frame: Array, mask: Array, colour: tuple[int, int, int]) -> Array:
-        return jnp.where(mask[:, :, None], jnp.array(colour, jnp.uint8)[None, None, :], frame)
-
     player = span(jnp.int32(PLAYER_TOP), PLAYER)[:, None] & span(state.player, PLAYER)[None, :]
     rows = jax.vmap(lambda row: span(row, PROJECTILE))(state.rows)  # [K, FRAME]
     columns = jax.vmap(lambda column: span(column, PROJECTILE) & (column != ABSENT))(state.columns)  # [K, FRAME]
@@ -169,9 +263,13 @@ def draw_dodge(state: DodgeState) -> Array:
     projectiles = rows.astype(jnp.float32).T @ columns.astype(jnp.float32) > 0
     floor = jnp.broadcast_to((line >= FLOOR_TOP)[:, None], (FRAME, FRAME))
     frame = jnp.broadcast_to(jnp.array(WALL_COLOUR, jnp.uint8), (FRAME, FRAME, 3))
-    frame = paint(frame, floor, FLOOR_COLOUR)
-    frame = paint(frame, player, PLAYER_COLOUR)
-    return paint(frame, projectiles, PROJECTILE_COLOUR)
+    frame = _paint(frame, floor, FLOOR_COLOUR)
+    frame = _paint(frame, player, PLAYER_COLOUR)
+    return _paint(frame, projectiles, PROJECTILE_COLOUR)
+
+
+def _paint(frame: Array, mask: Array, colour: tuple[int, int, int]) -> Array:
+    return jnp.where(mask[:, :, None], jnp.array(colour, jnp.uint8)[None, None, :], frame)
 
 
 def _observe_dodge(state: DodgeState) -> Array:

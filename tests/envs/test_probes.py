@@ -1,5 +1,7 @@
 """The probes do what their docstrings say, by hand-computed episodes and by policies whose order is known."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,14 +15,20 @@ from dreamjax.envs.probes import (
     PLAYER_SPEED,
     PLAYER_TOP,
     PROJECTILE,
+    CatchState,
     DodgeState,
+    RememberState,
+    catch,
     counter,
     dodge,
+    draw_catch,
     draw_dodge,
     hits,
+    remember,
 )
 
-PROBES = {"counter": counter(), "dodge": dodge(), "dodge-state": dodge(observation="state")}
+PROBES = {"counter": counter(), "remember": remember(), "catch": catch(), "dodge": dodge()}
+PROBES["dodge-state"] = dodge(observation="state")
 STAY, LEFT, RIGHT = jnp.float32(0), jnp.float32(-1), jnp.float32(1)
 
 
@@ -48,6 +56,110 @@ def test_counter_time_limit_is_not_terminal_but_arriving_at_it_is():
         for action in actions:
             state, step = environment.step(jax.random.key(1), state, jnp.int32(action))
         assert flags(step) == expected
+
+
+def opened_with(environment, **wanted):
+    """A first state and step with these values in the state."""
+    opened = (environment.reset(jax.random.key(seed)) for seed in range(200))
+    return next(pair for pair in opened if all(getattr(pair[0], name) == wanted[name] for name in wanted))
+
+
+def play(environment, start, actions):
+    """All steps of an episode that is played to its end by these actions."""
+    state, step = start
+    steps = [step]
+    for action in actions:
+        assert not step.is_last
+        state, step = environment.step(jax.random.key(0), state, jnp.int32(action))
+        steps.append(step)
+    assert step.is_last and len(steps) <= 1 + environment.spec.max_steps
+    return steps
+
+
+def test_remember_shows_the_cue_asks_for_it_and_shows_it_again():
+    environment = remember(cues=3, delay=2)
+    steps = play(environment, opened_with(environment, cue=1), [0, 0, 1])
+    np.testing.assert_array_equal([s.observation.argmax() for s in steps], [1, 0, 3, 1])
+    np.testing.assert_array_equal([s.observation.sum() for s in steps], [1, 0, 1, 1])
+    assert [float(s.reward) for s in steps] == [0, 0, 0, 1]
+    going = (False, False, False)
+    assert [flags(s) for s in steps] == [(True, False, False), going, going, (False, True, True)]
+
+
+def test_remember_rewards_the_cue_named_at_the_end_and_nothing_else():
+    environment = remember(cues=3, delay=2)
+    start = opened_with(environment, cue=1)
+    for actions in itertools.product(range(3), repeat=3):
+        assert [step.reward for step in play(environment, start, actions)] == [0, 0, 0, actions[-1] == 1]
+
+
+def test_remember_without_memory_is_chance():
+    environment = remember(cues=3, delay=2)
+    # Every policy that maps what it sees now (a cue, the question, nothing) to an action, on every cue.
+    policies = jnp.array(list(itertools.product(range(3), repeat=5)))
+
+    def total(policy, cue):
+        def act(carry, _):
+            state, seen = carry
+            what = jnp.where(seen.any(), seen.argmax(), 4)
+            state, step = environment.step(jax.random.key(0), state, policy[what])
+            return (state, step.observation), step.reward
+
+        start = RememberState(cue, jnp.int32(0)), jnp.eye(4)[cue]
+        return jax.lax.scan(act, start, length=3)[1].sum()
+
+    totals = jax.jit(jax.vmap(jax.vmap(total, (None, 0)), (0, None)))(policies, jnp.arange(3))
+    np.testing.assert_array_equal(totals.sum(1), np.ones(3**5))
+
+
+def test_catch_moves_falls_and_ends():
+    environment = catch(columns=4)
+    for actions, column, reward in [([2, 1, 2], 2, 1), ([2, 2, 2], 3, 0), ([0, 0, 0], 0, 0), ([0, 2, 2], 2, 1)]:
+        steps = play(environment, opened_with(environment, player=0, ball=2), actions)
+        assert [float(s.reward) for s in steps] == [0, 0, 0, reward]
+        assert flags(steps[0]) == (True, False, False) and flags(steps[-1]) == (False, True, True)
+        for row in range(3):
+            assert (steps[row].observation[16 * row, 32] == jnp.array(probes.BALL_COLOUR)).all()
+        bottom = steps[-1].observation[63, 16 * column]
+        assert (bottom == jnp.array(probes.BALL_COLOUR if reward else probes.PLAYER_COLOUR)).all()
+
+
+def test_catch_draws_what_the_state_says():
+    expected = np.full((FRAME, FRAME, 3), probes.WALL_COLOUR, np.uint8)
+    expected[56:64, 8:16] = probes.PLAYER_COLOUR
+    expected[16:24, 56:64] = probes.BALL_COLOUR
+    frame = draw_catch(CatchState(jnp.int32(1), jnp.int32(7), jnp.int32(2)), 8)
+    assert frame.dtype == jnp.uint8
+    np.testing.assert_array_equal(frame, expected)
+
+
+@pytest.mark.parametrize("columns", [2, 4, 8])
+def test_catch_is_always_won_by_who_looks(columns):
+    towards = survival(catch(columns), lambda key, state: 1 + jnp.sign(state.ball - state.player), 100)
+    assert (towards == 1).all()
+
+
+def test_catch_blind_is_chance():
+    # Every sequence of actions, from every column, under every ball: whatever is done, one ball in four is caught.
+    environment = catch(4)
+
+    def final(player, ball, actions):
+        state = CatchState(player, ball, jnp.int32(0))
+        _, steps = jax.lax.scan(lambda s, a: environment.step(jax.random.key(0), s, a), state, actions)
+        return steps.reward.sum()
+
+    actions, places = jnp.array(list(itertools.product(range(3), repeat=3))), jnp.arange(4)
+    over_players = jax.vmap(jax.vmap(final, (None, 0, None)), (0, None, None))
+    totals = jax.jit(jax.vmap(over_players, (None, None, 0)))(places, places, actions)
+    np.testing.assert_array_equal(totals.sum(-1), np.ones((27, 4)))
+
+
+def test_remember_and_catch_open_anywhere():
+    keys = jax.random.split(jax.random.key(0), 800)
+    opened = jax.vmap(catch(4).reset)(jax.random.clone(keys))[0]
+    for drawn in (4 * opened.player + opened.ball, jax.vmap(remember(16).reset)(keys)[0].cue):
+        counts = np.bincount(drawn, minlength=16)
+        assert len(counts) == 16 and np.all(np.abs(counts - 50) < 4 * np.sqrt(50))
 
 
 def fall(environment, state, action, steps):
@@ -267,11 +379,20 @@ def test_dodge_refuses_bad_settings(settings, message):
         dodge(**settings)
 
 
-def test_counter_refuses_bad_settings():
-    with pytest.raises(ValueError, match="size"):
-        counter(size=1)
-    with pytest.raises(ValueError, match="max_steps"):
-        counter(max_steps=0)
+@pytest.mark.parametrize(
+    ("make", "settings", "message"),
+    [
+        (counter, {"size": 1}, "size"),
+        (counter, {"max_steps": 0}, "max_steps"),
+        (remember, {"cues": 1}, "cues >= 2"),
+        (remember, {"delay": 0}, "delay >= 1"),
+        (catch, {"columns": 1}, "at least 2"),
+        (catch, {"columns": 5}, "divide 64"),
+    ],
+)
+def test_other_probes_refuse_bad_settings(make, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(**settings)
 
 
 def test_geometry_fits_the_frame():
