@@ -8,7 +8,8 @@ Paper: Hafner et al. 2023. Several seeds learn at once, by `vmap`.
 
 The last one needs an extra: gymnax, craftax or brax. The command started again goes on where it stopped. In
 `metrics.jsonl` are, by iteration, the environment steps of each seed so far and, for each seed, how many episodes
-ended and their mean return.
+ended and their mean return; in `result.json` what the trained agents reach in fresh episodes. What the committed runs
+reached: results/dreamerv3_jax_*/result.json.
 """
 
 from collections.abc import Callable
@@ -21,16 +22,19 @@ import jax
 import numpy as np
 import tyro
 
-from dreamjax.dreamerv3 import loop
+from dreamjax import rollout
+from dreamjax.dreamerv3 import loop, model
 from dreamjax.dreamerv3.config import WIDTHS, DreamerConfig, debug, sized
 from dreamjax.dreamerv3.loop import LoopConfig, LoopState
+from dreamjax.dreamerv3.model import Dreamer, DreamerParams
 from dreamjax.envs import brax, craftax, gymnax, probes
 from dreamjax.run.checkpoints import Checkpoints
+from dreamjax.run.configs import command_line
 from dreamjax.run.devices import keep_freed_memory
-from dreamjax.run.folder import RunFolder
-from dreamjax.run.metrics import MetricsLog, read_metrics
+from dreamjax.run.folder import RunFolder, result_row, shown_measurement, write_result
+from dreamjax.run.metrics import MetricsLog
 from dreamjax.run.progress import progress
-from dreamjax.types import Environment
+from dreamjax.types import Array, Environment, Key
 
 TASKS: dict[str, Callable[[], Environment]] = {
     "counter": probes.counter,
@@ -40,7 +44,6 @@ TASKS: dict[str, Callable[[], Environment]] = {
     "dodge_state": partial(probes.dodge, observation="state"),
 }
 SUITES: dict[str, Callable[[str], Environment]] = {"gymnax": gymnax.make, "craftax": craftax.make, "brax": brax.make}
-LAST = 0.1  # part of the iterations that counts in the end
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Config:
     agent: DreamerConfig = DreamerConfig()  # everything but the sizes, which `size` sets, unless it is "custom"
     at_once: int = 10  # iterations of one call, after which there is news
     checkpoint_every: int = 100  # iterations; a multiple of `at_once`
+    episodes: int = 100  # fresh ones, to evaluate every seed in
 
 
 def make(task: str) -> Environment:
@@ -119,19 +123,28 @@ def train(cfg: Config, folder: Path) -> None:
             if done % cfg.checkpoint_every == 0 or done == cfg.iterations:
                 checkpoints.save(done, state)
                 stage.tick()
-    print(f"{cfg.task}: {done} iterations of {cfg.seeds} seeds in {folder}")
-    report(cfg, folder)
+    report(run, dreamer, environment, state.learner.params)
 
 
-def report(cfg: Config, folder: Path) -> None:
-    """Print what the episodes of the last iterations returned, while the agent explored and learned."""
-    learned, since = read_metrics(folder / "metrics.jsonl")["learn"], (1 - LAST) * cfg.iterations
-    for seed in range(cfg.seeds):
-        episodes = dict(zip(*learned[f"episodes/{seed}"], strict=True))
-        late = [(x, episodes[at]) for at, x in zip(*learned.get(f"return/{seed}", ((), ())), strict=True) if at > since]
-        if late:
-            returns, counts = np.array(late).T
-            print(f"seed {seed}: the last {counts.sum():.0f} episodes return {np.average(returns, weights=counts):.4g}")
+def report(run: RunFolder, dreamer: Dreamer, environment: Environment, params: DreamerParams) -> None:
+    """Evaluate the trained agents, whose actions are drawn as in training. Shapes: params [seeds, ...]."""
+    cfg: Config = run.config
+
+    def play(params: DreamerParams, key: Key) -> Array:
+        world, actor = model.make(dreamer, environment.spec), model.policy(dreamer, environment.spec)
+        bound = actor._replace(act=lambda _, key, features: actor.act(params.pol, key, features))
+        keys = jax.random.split(key, cfg.episodes)
+        return rollout.episodes(environment, rollout.agent(world, params, bound), (), keys).total
+
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(cfg.seed), cfg.seeds), cfg.seeds)  # training has others
+    returns = np.asarray(jax.jit(jax.vmap(play))(params, keys))
+    names = [f"{cfg.task}, seed {seed}" for seed in range(cfg.seeds)] if cfg.seeds > 1 else [cfg.task]
+    rows = [result_row(name, scores, "return") for name, scores in zip(names, returns, strict=True)]
+    command = " ".join(["python experiments/dreamerv3_jax.py", *command_line(replace(cfg, folder=None), Config())])
+    wall = run.stage_record("train")["seconds"]
+    write_result(run.path / "result.json", "dreamerv3_jax", cfg.size, command, [cfg.seed], wall, rows)
+    for row in rows:
+        print(f"{row['name']}: {shown_measurement(row)}, {row['n']} episodes")
 
 
 def main() -> None:
