@@ -129,6 +129,7 @@ class DreamerConfig:
     behaviour: BehaviourConfig = field(default_factory=BehaviourConfig)
     optimizer: LaPropConfig = field(default_factory=LaPropConfig)
     compute_dtype: str = "bfloat16"  # of activations; parameters, norms, losses and returns are float32
+    rematerialize: bool = False  # encoder, decoder, actor and critic again for the gradient: less memory, more time
     context: int = 1  # replayed steps before the trained ones, of which the last one's stored latent is the start
 
     def __post_init__(self) -> None:

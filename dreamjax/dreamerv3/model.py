@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from dreamjax.distributions import symexp
 from dreamjax.dreamerv3 import heads, rssm
@@ -47,11 +48,11 @@ class Dreamer:
 
     @cached_property
     def encoder(self) -> Encoder:
-        return Encoder(self.cfg.codec, self.observation, self.cfg.compute_dtype)
+        return self._kept(Encoder)(self.cfg.codec, self.observation, self.cfg.compute_dtype)
 
     @cached_property
     def decoder(self) -> Decoder:
-        return Decoder(self.cfg.codec, self.observation)
+        return self._kept(Decoder)(self.cfg.codec, self.observation)
 
     @cached_property
     def reward(self) -> ScalarHead:
@@ -63,11 +64,14 @@ class Dreamer:
 
     @cached_property
     def actor(self) -> Actor:
-        return Actor(self.cfg.heads, self.action)
+        return self._kept(Actor)(self.cfg.heads, self.action)
 
     @cached_property
     def critic(self) -> ScalarHead:
-        return ScalarHead(self.cfg.heads, self.cfg.heads.value_layers)
+        return self._kept(ScalarHead)(self.cfg.heads, self.cfg.heads.value_layers)
+
+    def _kept(self, module: Any) -> Any:
+        return nn.remat(module) if self.cfg.rematerialize else module
 
 
 def by_name(tree: PyTree, name: str) -> Mapping[str, Any]:

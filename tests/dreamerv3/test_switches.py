@@ -1,7 +1,7 @@
 """Where gradients go, and where they must not; and every technique that can be switched off."""
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -153,3 +153,14 @@ def test_without_unimix_latents_may_be_certain():
     assert float(jnp.exp(unimix(logits, 0.0))[1]) == pytest.approx(0)
     assert float(jnp.exp(unimix(logits, 0.01))[1]) == pytest.approx(0.005)
     assert np.isfinite(gradients(changed("rssm", unimix=0.0))[0]["dynamics"])
+
+
+def test_rematerialisation_changes_nothing_but_the_memory():
+    values, reached = gradients(BASE)
+    again_values, again_reached = gradients(replace(BASE, rematerialize=True))
+    assert again_values == pytest.approx(values, rel=1e-5)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), again_reached, reached)
+    dreamer = Dreamer.of(replace(BASE, rematerialize=True), OBSERVATION, ACTION)
+    state = jax.eval_shape(partial(learner.init, dreamer), jax.random.key(0))
+    program = jax.make_jaxpr(partial(experience.learn, dreamer))(jax.random.key(1), state, drawn(dreamer))
+    assert str(program).count("remat") >= 4

@@ -1,0 +1,148 @@
+"""What the loops around DreamerV3's update cost: host loop and jitted loop on one probe, and the share of updates.
+
+    python benchmarks/dreamerv3_loops.py            about five minutes on two cores
+    python benchmarks/dreamerv3_loops.py --smoke    a minute, to see that it runs; writes nothing
+
+The probe is `counter`, and the agent the smallest there is, so that what is not the update shows. The host loop steps
+it through Gymnasium; the jitted one is one program. The share of updates is measured on walker of the Control Suite
+from vectors, size 1m, at the published train ratio of 512: it is the time that as many updates take on their own, in
+turn with the loop, over the time of the loop.
+"""
+
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dreamjax.dreamerv3 import experience, learner, loop
+from dreamjax.dreamerv3.config import SIZES, DreamerConfig, debug
+from dreamjax.dreamerv3.loop import LoopConfig
+from dreamjax.dreamerv3.model import Dreamer
+from dreamjax.envs import probes
+from dreamjax.envs.dmc import ControlSuite
+from dreamjax.envs.gymnasium import to_gymnasium_vector
+from dreamjax.envs.lanes import Lanes, make_lanes
+from dreamjax.run.devices import keep_freed_memory
+from dreamjax.run.folder import RunFolder, result_row, write_result
+from dreamjax.run.host import HostConfig, train_on_host
+from dreamjax.run.metrics import MetricsLog
+from dreamjax.run.timing import measure
+from dreamjax.types import Environment
+
+RESULTS = Path(__file__).parent / "results" / "dreamerv3_loops.json"
+ENVS = 16
+
+
+class HostLoop:
+    """A run of the host loop that is taken further and further."""
+
+    def __init__(self, agent: DreamerConfig, lanes: Lanes, cfg: HostConfig) -> None:
+        self.dreamer = Dreamer.of(agent, lanes.spec.observation, lanes.spec.action)
+        self._lanes, self._cfg, self._steps = lanes, cfg, cfg.steps
+        self._folder = tempfile.TemporaryDirectory()
+        self._run = RunFolder(self._folder.name, agent)
+        self.updates = 0
+        self.go(0)
+
+    def go(self, steps: int) -> None:
+        """Collect and learn `steps` further; what it takes to read and write the run is in it."""
+        self._steps += steps
+        with MetricsLog(self._folder.name) as log:
+            cfg = replace(self._cfg, steps=self._steps)
+            state = train_on_host(self._run, log, self.dreamer, self._lanes, cfg, 0)
+        self.updates = int(state.step)
+
+
+def jitted(environment: Environment, agent: DreamerConfig, cfg: LoopConfig, iterations: int) -> Any:
+    """Return a function that runs so many iterations of the jitted loop, in one call."""
+    dreamer = loop.bind(agent, environment)
+
+    @partial(jax.jit, donate_argnums=0)
+    def run(state: loop.LoopState, key: jax.Array) -> tuple[loop.LoopState, loop.Progress]:
+        iterate = lambda state, key: loop.iterate(dreamer, environment, cfg, key, state)  # noqa: E731
+        return jax.lax.scan(iterate, state, jax.random.split(key, iterations))
+
+    state = jax.jit(partial(loop.init, dreamer, environment, cfg))(jax.random.key(0))
+    calls = 0
+
+    def advance() -> loop.Progress:
+        nonlocal state, calls
+        calls += 1
+        state, progress = run(state, jax.random.fold_in(jax.random.key(1), calls))
+        return progress
+
+    return advance
+
+
+def probe_rows(batch: tuple[int, int], ratio: float, iterations: int, repeats: int) -> list[dict[str, Any]]:
+    """Time both loops on the probe."""
+    environment, agent = probes.counter(), replace(debug(), compute_dtype="float32")
+    inside = LoopConfig(ENVS, *batch, ratio)
+    _, steps = inside.rhythm
+    lanes = Lanes(to_gymnasium_vector(environment, ENVS), environment.spec.max_steps)
+    host = HostLoop(agent, lanes, HostConfig(2 * ENVS * batch[1] + batch[0] * batch[1], *batch, ratio))
+    amount = iterations * steps * ENVS
+    timings = measure(
+        {"jitted": jitted(environment, agent, inside, iterations), "host": partial(host.go, amount)}, repeats
+    )
+    rate = {name: timing.rate(amount) for name, timing in timings.items()}
+    name = f"probe, ratio {ratio:g}, batch {batch[0]} x {batch[1]}"
+    return [
+        *(result_row(f"{name}: {kind} loop", values, "steps/s") for kind, values in rate.items()),
+        result_row(f"{name}: jitted / host", rate["jitted"] / rate["host"], "x"),
+    ]
+
+
+def share_rows(agent: DreamerConfig, cfg: HostConfig, steps: int, repeats: int) -> list[dict[str, Any]]:
+    """Measure how much of the host loop's time its updates take, on walker."""
+    lanes = make_lanes(partial(ControlSuite, "walker_walk"), ENVS, 500)
+    host = HostLoop(agent, lanes, cfg)
+    rng = np.random.default_rng(0)
+    length = agent.context + cfg.batch_length
+
+    def invent(like: jax.ShapeDtypeStruct) -> np.ndarray:
+        return rng.integers(0, 2, (cfg.batch_size, length, *like.shape)).astype(like.dtype)
+
+    drawn = jax.tree.map(invent, experience.example(host.dreamer))
+    state = jax.jit(partial(learner.init, host.dreamer))(jax.random.key(0))
+    before, due = host.updates, round(steps * cfg.train_ratio / (cfg.batch_size * cfg.batch_length))
+
+    def updates() -> jax.Array:
+        nonlocal state
+        for _ in range(due):
+            state, learned = experience.learn(host.dreamer, jax.random.key(1), state, drawn)
+        return learned.metrics["loss"]
+
+    timings = measure({"updates": updates, "loop": partial(host.go, steps)}, repeats)
+    assert abs(host.updates - before - due * (repeats + 1)) <= 1
+    share = timings["updates"].seconds / timings["loop"].seconds
+    return [
+        result_row(f"walker, ratio {cfg.train_ratio:g}: host loop", timings["loop"].rate(steps), "steps/s"),
+        result_row(f"walker, ratio {cfg.train_ratio:g}: share of updates", share, ""),
+    ]
+
+
+def main(smoke: bool) -> None:
+    """Measure and write."""
+    begun = time.monotonic()
+    keep_freed_memory()
+    if smoke:
+        rows = probe_rows((2, 4), 4, 2, 1)
+        rows += share_rows(replace(debug(), compute_dtype="float32"), HostConfig(200, 2, 4, 4), 64, 1)
+    else:
+        rows = probe_rows((16, 64), 32, 200, 5) + probe_rows((16, 64), 1, 20, 5)
+        rows += share_rows(replace(SIZES["1m"], compute_dtype="float32"), HostConfig(2400, 16, 64, 512), 64, 5)
+    print("\n".join(f"{row['name']}: {row['mean']:.3g} ± {row['std']:.2g} {row['unit']}" for row in rows))
+    if not smoke:
+        command = "python benchmarks/dreamerv3_loops.py"
+        write_result(RESULTS, "dreamerv3_loops", "full", command, [0], time.monotonic() - begun, rows)
+
+
+if __name__ == "__main__":
+    main("--smoke" in sys.argv[1:])
