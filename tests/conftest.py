@@ -23,6 +23,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax
 
+# Scripts that tests start run for seconds and compile for minutes: they compile with less care, in half the time. This
+# process has read its own flags by now.
+jax.devices()
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 # No deadline: the first example pays for a compilation. Derandomised: a suite that passes today passes tomorrow.
 hypothesis.settings.register_profile("dreamjax", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("dreamjax")

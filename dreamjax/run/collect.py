@@ -198,7 +198,7 @@ def _attempts(
                 ended = busy.pop(connection)
                 try:
                     reply = connection.recv()
-                except EOFError:
+                except (EOFError, ConnectionResetError):
                     raise RuntimeError(
                         f"a worker process died in attempt {ended} (its own message, if any, is above; the system may "
                         "have run out of memory); the same call continues where this one stopped"
