@@ -174,6 +174,16 @@ def episodes_of(cfg: Config, folder: Path) -> plots.Series:
     return np.asarray(steps) * find(cfg.task)[0].repeat, np.asarray(returns)
 
 
+def crafter_score(path: Path) -> dict[str, Any]:
+    """The score that Crafter is published with: of all training episodes in the metrics at `path`."""
+    from dreamjax.envs.crafter import ACHIEVEMENTS, score
+
+    told = read_metrics(path)["episode"]
+    counts = np.stack([told[f"info/achievements/{name}"][1] for name in ACHIEVEMENTS], -1)
+    percent = score([dict(zip(ACHIEVEMENTS, episode, strict=True)) for episode in counts])
+    return result_row(f"crafter_reward, Crafter score of {len(counts)} episodes", np.array([percent]), "%")
+
+
 def report(run: RunFolder, into: RunFolder, episodes: int) -> None:
     """Evaluate the newest agent of a run, and write what there is to see of it into a folder."""
     cfg: Config = run.config
@@ -182,6 +192,8 @@ def report(run: RunFolder, into: RunFolder, episodes: int) -> None:
     frames, returns = episodes_of(cfg, run.path)
     if len(returns):
         rows.append(result_row(cfg.task, returns[-5:], "return"))
+        if suite is SUITES["crafter"]:
+            rows.append(crafter_score(run.path / "metrics.jsonl"))
         plots.return_curves({cfg.task: {"": (frames, returns)}}, into.path / "returns.png")
         sections.append(Section("Learning", "The return of each training episode, over the frames.", ["returns.png"]))
     if episodes:

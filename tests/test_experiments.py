@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 import vizdoom
 
+from dreamjax.envs.crafter import ACHIEVEMENTS
+from dreamjax.run.metrics import MetricsLog
+
 REPO = Path(__file__).resolve().parents[1]
 DOOM = REPO / "experiments" / "doom_take_cover.py"
 DREAMER = REPO / "experiments" / "dreamerv3.py"
@@ -189,6 +192,16 @@ def test_dreamerv3_makes_the_published_environments(task: str, image: tuple[int,
     env = runpy.run_path(str(DREAMER))["SUITES"][suite].make(name)
     assert (env.observation_space.shape, env.action_space.n) == (image, actions)
     env.close()
+
+
+def test_dreamerv3_scores_crafter_over_all_training_episodes(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path) as log:
+        for step, woods in enumerate([0, 2, 1, 0]):
+            done = dict.fromkeys(ACHIEVEMENTS, 0) | {"collect_wood": woods}
+            log.write("episode", step, {f"info/achievements/{name}": count for name, count in done.items()})
+    row = runpy.run_path(str(DREAMER))["crafter_score"](tmp_path / "metrics.jsonl")
+    assert row["name"].startswith("crafter_reward, ") and "4 episodes" in row["name"]
+    assert row["mean"] == pytest.approx(51 ** (1 / 22) - 1)
 
 
 def test_dreamerv3_steps_sideways_in_doom() -> None:

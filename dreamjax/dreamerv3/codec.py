@@ -24,14 +24,13 @@ Spaces = tuple[tuple[str, Space], ...]  # named spaces in the order of the envir
 def named(spaces: Mapping[str, Space]) -> Spaces:
     """Check the spaces of observations, by name. Raises ValueError for one that no encoder could read."""
     for name, space in spaces.items():
-        rank = len(space.shape)
-        if rank > 3 or (rank == 3 and space.dtype != np.uint8):
-            raise ValueError(
-                f"observation {name!r} must be a uint8 picture [H, W, C] or have at most two axes: {space}"
-            )
-        if rank == 3 and not all(size % 16 == 0 and 3 <= size // 16 <= 16 for size in space.shape[:2]):
+        if space.dtype == np.uint8 and len(space.shape) > 3:
+            raise ValueError(f"observation {name!r} of bytes must be [H, W, C] or have fewer axes, got {space}")
+        if not is_image(space) and len(space.shape) == 3 and min(space.shape[:2]) >= 48:
+            raise ValueError(f"observation {name!r} must be uint8 to be read as a picture, got {space}")
+        if is_image(space) and not all(size % 16 == 0 and 3 <= size // 16 <= 16 for size in space.shape[:2]):
             raise ValueError(f"the sides of {name!r} must be multiples of 16 from 48 to 256, got {space.shape}")
-        if rank < 3 and space.is_discrete and not np.isfinite([space.low, space.high]).all():
+        if not is_image(space) and space.is_discrete and not np.isfinite([space.low, space.high]).all():
             raise ValueError(f"discrete observation {name!r} needs finite bounds, got {space}")
     sizes = {space.shape[:2] for space in spaces.values() if is_image(space)}
     if len(sizes) > 1:
@@ -40,8 +39,8 @@ def named(spaces: Mapping[str, Space]) -> Spaces:
 
 
 def is_image(space: Space) -> bool:
-    """Tell pictures from vectors."""
-    return len(space.shape) == 3
+    """Tell pictures, of bytes, from vectors, which may have any axes."""
+    return len(space.shape) == 3 and space.dtype == np.uint8
 
 
 def classes(space: Space) -> int:

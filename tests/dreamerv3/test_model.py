@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dreamjax import dream, rollout
-from dreamjax.dreamerv3 import codec, experience, model, rssm
+from dreamjax.dreamerv3 import codec, experience, heads, model, rssm
 from dreamjax.dreamerv3.config import debug
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs import probes
@@ -122,7 +122,8 @@ def test_mixed_spaces_are_read_and_imagined_by_name():
 @pytest.mark.parametrize(
     ("observation", "action", "message"),
     [
-        (Space((64, 64, 3)), GAME.spec.action, "uint8 picture"),
+        (Space((64, 64, 3)), GAME.spec.action, "uint8 to be read as a picture"),
+        (Space((4, 64, 64, 3), np.uint8, 0, 256), GAME.spec.action, "fewer axes"),
         (Space((50, 64, 3), np.uint8, 0, 256), GAME.spec.action, "multiples of 16"),
         ({"a": Space((64, 64, 3), np.uint8, 0, 256), "b": Space((48, 48, 3), np.uint8, 0, 256)}, None, "one size"),
         (Space((), np.int32), GAME.spec.action, "finite bounds"),
@@ -133,6 +134,18 @@ def test_mixed_spaces_are_read_and_imagined_by_name():
 def test_spaces_that_cannot_be_used_are_refused(observation, action, message: str):
     with pytest.raises(ValueError, match=message):
         Dreamer.of(CFG, observation, action or GAME.spec.action)
+
+
+def test_small_grids_are_read_as_vectors_and_come_back_in_their_shape():
+    grid = {"grid": Space((5, 5, 2), np.bool_, 0, 2), "heat": Space((4, 4, 1))}
+    dreamer = Dreamer.of(CFG, grid, GAME.spec.action)
+    seen = {"grid": jax.random.bernoulli(jax.random.key(0), 0.5, (3, 5, 5, 2)), "heat": jnp.ones((3, 4, 4, 1))}
+    params = model.init(dreamer, jax.random.key(1))
+    tokens = heads.apply(dreamer.encoder, params.enc, seen)
+    assert tokens.shape == (3, CFG.codec.units)
+    painted = heads.apply(dreamer.decoder, params.dec, *rssm.start(CFG.rssm, (3,), np.float32))
+    losses = codec.reconstruction_losses(CFG.codec, dreamer.observation, painted, seen)
+    assert {name: x.shape for name, x in losses.items()} == {"grid": (3,), "heat": (3,)}
 
 
 def test_stored_latents_come_back_as_they_were():
