@@ -42,10 +42,12 @@ def imagine(
     state: State,
     horizon: int,
     temperature: Array | float = 1.0,
+    unroll: int = 1,
 ) -> Dream:
     """Follow a policy through the prior for `horizon` steps, without regard to the end of episodes.
 
-    Differentiable through the states and actions. `params` are those of the model and of the policy.
+    Differentiable through the states and actions. `params` are those of the model and of the policy. `unroll` steps are
+    compiled as one: with short steps that is faster.
     """
     model_params, policy_params = params
 
@@ -55,7 +57,7 @@ def imagine(
         following = model.imagine(model_params, key_imagine, state, action, temperature)
         return following, (following, action)
 
-    _, (states, actions) = jax.lax.scan(step, state, jax.random.split(key, horizon))
+    _, (states, actions) = jax.lax.scan(step, state, jax.random.split(key, horizon), unroll=unroll)
     return Dream(jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), state, states), actions)
 
 

@@ -30,7 +30,7 @@ import tyro
 from gymnasium.spaces import Discrete
 from gymnasium.wrappers import TransformAction
 
-from dreamjax.dreamerv3.config import WIDTHS, DreamerConfig, debug, sized
+from dreamjax.dreamerv3.config import DreamerConfig, Size, scaled
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs.gymnasium import spec_from_gymnasium
 from dreamjax.envs.lanes import make_lanes, rescaled
@@ -110,13 +110,13 @@ class Config:
 
     task: str = "dmc_walker_walk"
     folder: Path | None = None  # of the run; otherwise named after task, size and seed
-    size: Literal["debug", "1m", "12m", "25m", "50m", "100m", "200m", "400m"] = "12m"
+    size: Size = "12m"
     seed: int = 0
     steps: int | None = None  # actions, all environments together
     envs: int | None = None
     train_ratio: float | None = None
     processes: bool = False  # one for every environment
-    agent: DreamerConfig = DreamerConfig()  # everything but the sizes, which `size` sets
+    agent: DreamerConfig = DreamerConfig()  # everything but the sizes, which `size` sets, unless it is "custom"
     batch_size: int = 16
     batch_length: int = 64
     capacity: int = 5_000_000
@@ -136,8 +136,7 @@ def find(task: str) -> tuple[Suite, str]:
 
 def bind(cfg: Config, spec: EnvSpec) -> Dreamer:
     """The agent for an environment."""
-    agent = debug(cfg.agent) if cfg.size == "debug" else sized(WIDTHS[cfg.size], cfg.agent)
-    return Dreamer.of(agent, spec.observation, spec.action)
+    return Dreamer.of(scaled(cfg.agent, cfg.size), spec.observation, spec.action)
 
 
 def train(cfg: Config, folder: Path) -> RunFolder:

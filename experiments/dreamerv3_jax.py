@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import jax
 import numpy as np
@@ -24,7 +23,7 @@ import tyro
 
 from dreamjax import rollout
 from dreamjax.dreamerv3 import loop, model
-from dreamjax.dreamerv3.config import WIDTHS, DreamerConfig, debug, sized
+from dreamjax.dreamerv3.config import DreamerConfig, Size, scaled
 from dreamjax.dreamerv3.loop import LoopConfig, LoopState
 from dreamjax.dreamerv3.model import Dreamer, DreamerParams
 from dreamjax.envs import brax, craftax, gymnax, probes
@@ -52,7 +51,7 @@ class Config:
 
     task: str = "counter"
     folder: Path | None = None  # of the run; otherwise named after task, size and seed
-    size: Literal["custom", "debug", "1m", "12m", "25m", "50m", "100m", "200m", "400m"] = "1m"
+    size: Size = "1m"
     seed: int = 0
     seeds: int = 1  # that learn at once
     iterations: int = 1000  # rounds of collecting and learning
@@ -71,13 +70,6 @@ def make(task: str) -> Environment:
     if suite in SUITES:
         return SUITES[suite](name)
     raise SystemExit(f"unknown task {task!r}; there are {', '.join(TASKS)}, and those of {', '.join(SUITES)}")
-
-
-def scaled(agent: DreamerConfig, size: str) -> DreamerConfig:
-    """Set the sizes of all layers."""
-    if size == "custom":
-        return agent
-    return debug(agent) if size == "debug" else sized(WIDTHS[size], agent)
 
 
 def train(cfg: Config, folder: Path) -> None:

@@ -123,6 +123,8 @@ def test_an_imagined_action_belongs_to_the_state_before_it() -> None:
     np.testing.assert_array_equal(dreamed.states.count, [2, 4, 7, 11.5])  # x + (x / 2 + 1)
     np.testing.assert_array_equal(dreamed.actions, [2, 3, 4.5])
     np.testing.assert_array_equal(dreamed.states.mark, [7] * 4)
+    three = dream.imagine(MODEL, LINEAR, (PARAMS, jnp.array([0.5, 1.0])), jax.random.key(0), start, 3, unroll=2)
+    jax.tree.map(np.testing.assert_array_equal, three, dreamed)
     hot = dream.imagine(MODEL, LINEAR, (PARAMS, jnp.array([0.0, 1.0])), jax.random.key(0), start, 2, 10.0)
     np.testing.assert_array_equal(hot.states.count, [2, 12, 22])
 

@@ -5,6 +5,7 @@ max-pooling encoders, upsampling decoders and no uniform mixture in a discrete a
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from dreamjax.optim import LaPropConfig
 
@@ -159,5 +160,13 @@ def debug(base: DreamerConfig | None = None) -> DreamerConfig:
     )
 
 
+Size = Literal["custom", "debug", "1m", "12m", "25m", "50m", "100m", "200m", "400m"]
 WIDTHS = {"1m": 64, "12m": 256, "25m": 384, "50m": 512, "100m": 768, "200m": 1024, "400m": 1536}
 SIZES = {name: sized(width) for name, width in WIDTHS.items()}
+
+
+def scaled(agent: DreamerConfig, size: Size) -> DreamerConfig:
+    """Give all layers the sizes of a preset; "custom" leaves them as they are."""
+    if size == "custom":
+        return agent
+    return debug(agent) if size == "debug" else sized(WIDTHS[size], agent)

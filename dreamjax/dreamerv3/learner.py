@@ -21,6 +21,8 @@ from dreamjax.types import Array, EnvSpec, Key, Metrics, Params, Step
 
 stop = jax.lax.stop_gradient
 
+UNROLL = 3  # imagined steps compiled as one: on two cores 6 % faster for the whole update at 1m, and so is 15
+
 
 class Batch(NamedTuple):
     """Replayed sequences: C context steps, then T to train on."""
@@ -147,5 +149,5 @@ def _imagine(dreamer: Dreamer, params: DreamerParams, key: Key, starts: RSSMStat
     bound, actor = model.make(dreamer, spec), model.policy(dreamer, spec)
     # All layers take leading axes, so the dream of many starts is the dream of one.
     horizon = dreamer.cfg.behaviour.horizon
-    states, actions = dream.imagine(bound, actor, (params, params.pol), key, starts, horizon)
+    states, actions = dream.imagine(bound, actor, (params, params.pol), key, starts, horizon, unroll=UNROLL)
     return rssm.features(states), actions
