@@ -15,7 +15,7 @@ help: ## list the targets
 
 test: lint ## install, lint, check the types, run the tests
 	@echo "==> tests"
-	@$(BIN)/python -m pytest --durations=15
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal --durations=15
 
 test-adapters: $(ADAPTERS)/test.stamp ## try gymnax, Craftax and Brax, in a venv of their own: they hold other packages back
 	@echo "==> tests of the adapters"

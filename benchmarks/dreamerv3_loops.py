@@ -19,8 +19,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-from dreamjax.dreamerv3 import experience, learner, loop
+from dreamjax.dreamerv3 import experience, loop
 from dreamjax.dreamerv3.config import SIZES, DreamerConfig, debug
 from dreamjax.dreamerv3.loop import LoopConfig
 from dreamjax.dreamerv3.model import Dreamer
@@ -28,7 +29,7 @@ from dreamjax.envs import probes
 from dreamjax.envs.dmc import ControlSuite
 from dreamjax.envs.gymnasium import to_gymnasium_vector
 from dreamjax.envs.lanes import Lanes, make_lanes
-from dreamjax.run.devices import keep_freed_memory
+from dreamjax.run.devices import device_mesh, keep_freed_memory
 from dreamjax.run.folder import RunFolder, result_row, write_result
 from dreamjax.run.host import HostConfig, train_on_host
 from dreamjax.run.metrics import MetricsLog
@@ -47,7 +48,6 @@ class HostLoop:
         self._lanes, self._cfg, self._steps = lanes, cfg, cfg.steps
         self._folder = tempfile.TemporaryDirectory()
         self._run = RunFolder(self._folder.name, agent)
-        self.updates = 0
         self.go(0)
 
     def go(self, steps: int) -> None:
@@ -55,8 +55,7 @@ class HostLoop:
         self._steps += steps
         with MetricsLog(self._folder.name) as log:
             cfg = replace(self._cfg, steps=self._steps)
-            state = train_on_host(self._run, log, self.dreamer, self._lanes, cfg, 0)
-        self.updates = int(state.step)
+            self.state = train_on_host(self._run, log, self.dreamer, self._lanes, cfg, 0)
 
 
 def jitted(environment: Environment, agent: DreamerConfig, cfg: LoopConfig, iterations: int) -> Any:
@@ -109,9 +108,11 @@ def share_rows(agent: DreamerConfig, cfg: HostConfig, steps: int, repeats: int) 
     def invent(like: jax.ShapeDtypeStruct) -> np.ndarray:
         return rng.integers(0, 2, (cfg.batch_size, length, *like.shape)).astype(like.dtype)
 
-    drawn = jax.tree.map(invent, experience.example(host.dreamer))
-    state = jax.jit(partial(learner.init, host.dreamer))(jax.random.key(0))
-    before, due = host.updates, round(steps * cfg.train_ratio / (cfg.batch_size * cfg.batch_length))
+    # Where the host loop puts them, so that both run the same program.
+    split = NamedSharding(device_mesh("batch", 1), PartitionSpec("batch"))
+    drawn = jax.device_put(jax.tree.map(invent, experience.example(host.dreamer)), split)
+    state, before = host.state, int(host.state.step)
+    due = round(steps * cfg.train_ratio / (cfg.batch_size * cfg.batch_length))
 
     def updates() -> jax.Array:
         nonlocal state
@@ -120,7 +121,7 @@ def share_rows(agent: DreamerConfig, cfg: HostConfig, steps: int, repeats: int) 
         return learned.metrics["loss"]
 
     timings = measure({"updates": updates, "loop": partial(host.go, steps)}, repeats)
-    assert abs(host.updates - before - due * (repeats + 1)) <= 1
+    assert abs(int(host.state.step) - before - due * (repeats + 1)) <= 1
     share = timings["updates"].seconds / timings["loop"].seconds
     return [
         result_row(f"walker, ratio {cfg.train_ratio:g}: host loop", timings["loop"].rate(steps), "steps/s"),

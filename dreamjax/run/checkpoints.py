@@ -99,8 +99,8 @@ class Checkpoints:
         """Read the newest undamaged step into the structure of `like`; None where no step was ever saved.
 
         `like` holds arrays, `jax.ShapeDtypeStruct`s (see `jax.eval_shape`) or Python numbers, and each leaf comes back
-        as the kind of thing it is there: numpy as numpy, a Python number as one, all else as a jax array, sharded over
-        several devices where the leaf of `like` is and on the default device otherwise.
+        as the kind of thing it is there: numpy as numpy, a Python number as one, all else as a jax array, sharded as
+        the leaf of `like` is where that was put somewhere, and on the default device otherwise.
 
         Raises:
             ValueError: the checkpoint is sound, and `like` differs from it in structure, shape or type.
@@ -282,9 +282,9 @@ def _from_numpy(array: np.ndarray, leaf: Any, record: dict[str, Any]) -> Any:
     else:
         value = jnp.asarray(array)
     sharding = getattr(leaf, "sharding", None)
-    if sharding is None or len(sharding.device_set) == 1:
-        return value
-    return jax.device_put(value, sharding)
+    placed = sharding is not None and getattr(leaf, "committed", True)
+    # What differs in its sharding alone, were it over one device, is compiled for once more.
+    return jax.device_put(value, sharding) if placed else value
 
 
 def _crc32(array: np.ndarray) -> int:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -146,7 +145,7 @@ class _Host:
         mesh = device_mesh("batch", None if cfg.batch_size % jax.device_count() == 0 else 1)
         self._split = NamedSharding(mesh, PartitionSpec("batch"))
         whole = NamedSharding(mesh, PartitionSpec())
-        self.state = jax.jit(partial(learner.init, dreamer), out_shardings=whole)(key_init)
+        self.state = jax.jit(learner.init, static_argnums=0, out_shardings=whole)(dreamer, key_init)
         self.replay = SequenceReplay(cfg.replay(dreamer.cfg.context), experience.example(dreamer), streams)
         self._checkpoints = Checkpoints(run.path / "checkpoints")
         self._replays = ReplayFolder(run.path / "replay")

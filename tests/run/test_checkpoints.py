@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dreamjax.run.checkpoints import CheckpointError, Checkpoints
+from dreamjax.run.devices import device_mesh
 
 
 class Nested(NamedTuple):
@@ -324,3 +326,17 @@ np.testing.assert_array_equal(jax.random.key_data(back["k"]), jax.random.key_dat
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     _, tree = Checkpoints(tmp_path).restore({"x": jnp.zeros(8), "k": jax.random.split(jax.random.key(1), 4)})
     np.testing.assert_array_equal(tree["x"], np.arange(8.0))  # written on four devices, read on one
+
+
+def test_what_is_restored_is_not_compiled_for_again(tmp_path):
+    @jax.jit
+    def double(tree):
+        return jax.tree.map(lambda x: 2 * x, tree)
+
+    replicated = NamedSharding(device_mesh("batch", 1), PartitionSpec())
+    for name, tree in {"new": jnp.ones(3), "placed": jax.device_put(jnp.ones(3), replicated)}.items():
+        Checkpoints(tmp_path / name).save(1, tree)
+        double(tree)
+        compiled = double._cache_size()
+        double(Checkpoints(tmp_path / name).restore(tree)[1])
+        assert double._cache_size() == compiled, name
