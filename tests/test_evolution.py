@@ -1,6 +1,5 @@
 """CMA-ES: it converges, it follows pycma step by step, and ties, failures, checkpoints and tracing cannot upset it."""
 
-import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -173,13 +172,10 @@ def test_ties_leave_the_recombination_weights_summing_to_one(tied: int) -> None:
 
 
 def test_fitness_without_information_leaves_the_search_where_it_is() -> None:
-    cfg = EvolutionConfig(population_size=16, sigma=0.1)
-    state, _ = search(cfg, jax.random.key(3), evolution.init(cfg, jnp.zeros(100)), lambda x: 0.0 * x[0] + 5.0, 100)
+    cfg, key = EvolutionConfig(population_size=16, sigma=0.1), jax.random.key(3)
+    state, _ = search(cfg, key, evolution.init(cfg, jnp.zeros(100)), lambda x: 0.0 * x[0] + 5.0, generations=100)
     assert 0.05 < float(state.sigma) < 0.2
-    # The path is another on every machine, with the eigenvectors of nearly equal eigenvalues. This is how far a walk in
-    # averages of 16 goes in 100 generations at the first deviation.
-    walk = 0.1 * math.sqrt(100 / 16)
-    assert float(jnp.sqrt(jnp.mean(state.mean**2))) < 3 * walk
+    assert float(jnp.linalg.norm(state.mean)) < 7.5  # a walk in averages of 16: 0.1 * sqrt(100 * 100 / 16) = 2.5
     assert float(jnp.linalg.cond(state.covariance)) < 10
 
 
