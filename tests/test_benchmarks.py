@@ -9,7 +9,9 @@ import pytest
 REPO = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("name", ["dream_throughput", "dreamerv3_loops", "dreamerv3_update", "training_throughput"])
+@pytest.mark.parametrize(
+    "name", ["car_racing", "dream_throughput", "dreamerv3_loops", "dreamerv3_update", "training_throughput"]
+)
 def test_benchmark_runs(name: str) -> None:
     command = [sys.executable, str(REPO / "benchmarks" / f"{name}.py"), "--smoke"]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)

@@ -63,6 +63,20 @@ def every_tic_random_actions(rng: np.random.Generator, length: int) -> np.ndarra
     return rng.uniform(-1.0, 1.0, length).astype(np.float32)
 
 
+def random_network_actions(rng: np.random.Generator, length: int) -> np.ndarray:
+    """The collection policy of Ha & Schmidhuber (2018) in CarRacing, from their code: float32 [length, 3].
+
+    A whole agent with random weights drives: Cauchy-distributed, and scaled for each episode by s ~ U(0, 0.01) in C
+    and by a ten-thousandth of that in V and M. So V says next to nothing, which makes z ~ N(0, I), and M's output is
+    next to zero; what is left is C's bias and its weights on 32 such latents. Gas stays about one half, steering and
+    braking are noise; uniform actions would brake half of the time and hardly move.
+    """
+    scale = rng.uniform(0.0, 0.01)
+    bias, kernel = scale * rng.standard_cauchy(3), scale * rng.standard_cauchy((32, 3))
+    steer, gas, brake = np.tanh(rng.standard_normal((length, 32)) @ kernel + bias).T
+    return np.stack([steer, (gas + 1) / 2, np.clip(brake, 0, 1)], 1).astype(np.float32)
+
+
 def record(env: gymnasium.Env, actions: np.ndarray, seed: int) -> store.Episode:
     """Plays `actions` from `reset(seed=seed)` until the episode ends or they run out.
 
