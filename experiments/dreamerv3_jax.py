@@ -27,6 +27,7 @@ from dreamjax.dreamerv3.config import DreamerConfig, Size, scaled
 from dreamjax.dreamerv3.loop import LoopConfig, LoopState
 from dreamjax.dreamerv3.model import Dreamer, DreamerParams
 from dreamjax.envs import brax, craftax, gymnax, probes
+from dreamjax.envs.swingup import swingup
 from dreamjax.run.checkpoints import Checkpoints
 from dreamjax.run.configs import command_line
 from dreamjax.run.devices import keep_freed_memory
@@ -41,6 +42,8 @@ TASKS: dict[str, Callable[[], Environment]] = {
     "catch": probes.catch,
     "dodge": partial(probes.dodge, observation="pixels"),
     "dodge_state": partial(probes.dodge, observation="state"),
+    "swingup": swingup,
+    "swingup_state": partial(swingup, observation="state"),
 }
 SUITES: dict[str, Callable[[str], Environment]] = {"gymnax": gymnax.make, "craftax": craftax.make, "brax": brax.make}
 

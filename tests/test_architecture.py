@@ -38,7 +38,9 @@ RANK = {
 LOOPS = 2  # the rank whose modules may import each other: a dream is rolled out
 
 # Below `run`, the only files that may do input and output.
-SUITES = {f"dreamjax/envs/{name}.py" for name in ("atari", "car_racing", "crafter", "dmc")}  # need an extra of their own
+SUITES = {
+    f"dreamjax/envs/{name}.py" for name in ("atari", "car_racing", "crafter", "dmc")
+}  # need an extra of their own
 OWN_EXTRA = {f"dreamjax/envs/{name}.py": name for name in ("brax", "craftax", "gymnax")}  # and these, one each
 ADAPTERS = {"dreamjax/envs/gymnasium.py", "dreamjax/envs/vizdoom.py", "dreamjax/replay/episodes.py"}
 IMPURE_MODULES = {"argparse", "logging", "matplotlib", "random", "shutil", "socket", "subprocess", "tempfile", "time"}
