@@ -156,6 +156,8 @@ def main(smoke: bool) -> None:
         rng.normal(size=(*shape, 64)).astype(np.float16),
         np.full((*shape, 64), -1, np.float16),
         rng.uniform(-1, 1, shape).astype(np.float16),
+        np.ones(shape, np.float32),
+        rng.random(shape) < 0.003,
         rng.random(shape) < 0.003,
         np.array(False),
     )

@@ -114,11 +114,12 @@ def collect(key: Key, steps: int) -> Latents:
     """Episodes of random play. What the world shows after the last action of an episode is not kept."""
     _, path = jax.jit(partial(rollout.unroll, walk(), random_play()), static_argnums=2)((), key, steps)
     kept = ~np.asarray(path.step.is_last)
+    reward, done = (np.roll(x, -1)[kept] for x in (path.step.reward, path.step.is_terminal))
     position = np.asarray(path.step.observation)[kept]
     starts = np.flatnonzero(np.asarray(path.step.is_first)[kept])
     mean, log_variance = MODEL.encode(None, position)
     length = np.diff(np.append(starts, len(position)))
-    return Latents(mean, np.asarray(log_variance), np.asarray(path.action)[kept], length)
+    return Latents(mean, np.asarray(log_variance), np.asarray(path.action)[kept], reward, done, length)
 
 
 def learn(key: Key, data: Latents) -> WorldModelParams:

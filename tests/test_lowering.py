@@ -41,7 +41,11 @@ def memory_step():
     latent = array(T + 1, B, 4, dtype=jnp.float16)
     flags = (array(T + 1, B, dtype=jnp.bool_), array(dtype=jnp.bool_))
     step = partial(learner.memory_step, WORLD.memory, MEMORY_OPTIMIZER)
-    return step, (KEY, state, Chunk(latent, latent, array(T + 1, B, dtype=jnp.float16), *flags))
+    return step, (
+        KEY,
+        state,
+        Chunk(latent, latent, array(T + 1, B, dtype=jnp.float16), array(T + 1, B), flags[0], *flags),
+    )
 
 
 def dream_returns():

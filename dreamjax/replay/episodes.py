@@ -28,6 +28,7 @@ class Episode(NamedTuple):
 
     observation: np.ndarray  # [T, 64, 64, 3] uint8
     action: np.ndarray  # [T, *action shape] float16
+    reward: np.ndarray  # [T] float32, for the action
     terminated: bool  # the last action ended the episode for good, not by a time limit
     seed: int  # that reproduces the episode
 
@@ -63,7 +64,8 @@ def read(path: str | os.PathLike) -> Episode:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in Episode._fields}
-            episode = Episode(arrays["observation"], arrays["action"], bool(arrays["terminated"]), int(arrays["seed"]))
+            terminated, seed = bool(arrays.pop("terminated")), int(arrays.pop("seed"))
+            episode = Episode(**arrays, terminated=terminated, seed=seed)
     except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # a damaged archive fails in a dozen ways, none of which says which file or what to do
@@ -220,11 +222,15 @@ def _observation(store: Store, e: int) -> np.ndarray:
 
 def _problem(episode: Episode) -> str | None:
     """What is wrong with the arrays of an episode, or None."""
-    observation, action = episode.observation, episode.action
+    observation, action, reward = episode.observation, episode.action, episode.reward
     if observation.dtype != np.uint8 or observation.shape[1:] != FRAME_SHAPE or len(observation) == 0:
         return f"observation must be uint8 [T, 64, 64, 3] with T > 0, got {observation.dtype} {list(observation.shape)}"
     if action.dtype != np.float16 or action.shape[:1] != observation.shape[:1]:
         return f"action must be float16 [{len(observation)}, ...], got {action.dtype} {list(action.shape)}"
+    if reward.dtype != np.float32 or reward.shape != observation.shape[:1]:
+        return f"reward must be float32 [{len(observation)}], got {reward.dtype} {list(reward.shape)}"
+    if not np.isfinite(reward).all():
+        return "reward must be finite"
     return None
 
 

@@ -17,6 +17,8 @@ class Latents(NamedTuple):
     mean: np.ndarray  # [N, Z] float16, of V's posterior
     log_variance: np.ndarray  # [N, Z] float16
     action: np.ndarray  # [N, ...] float16, taken after the frame
+    reward: np.ndarray  # [N] float32, for the action
+    done: np.ndarray  # [N] bool, the action ended the episode, and not by a time limit
     length: np.ndarray  # [E] int64, frames of each episode
 
     def first_frames(self, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -30,7 +32,9 @@ class Chunk(NamedTuple):
 
     mean: Array  # [T+1, B, Z]
     log_variance: Array  # [T+1, B, Z]
-    action: Array  # [T+1, B, ...]
+    action: Array  # [T+1, B, ...], taken after the frame
+    reward: Array  # [T+1, B], for the action
+    done: Array  # [T+1, B] bool, the action ended the episode for good
     is_first: Array  # [T+1, B] bool, the frame opens an episode
     fresh: Array  # [] bool, the streams begin here: what was remembered does not belong to them
 
@@ -63,9 +67,9 @@ def chunks(latents: Latents, seed: int, streams: int, length: int, start_step: i
         for i in range(skip, per_epoch):
             index = np.arange(i * length, (i + 1) * length + 1)[:, None] + width * np.arange(streams)
             chosen = frames[index]
-            coded: tuple[Any, ...] = (latents.mean[chosen], latents.log_variance[chosen], latents.action[chosen])
+            recorded: tuple[Any, ...] = tuple(array[chosen] for array in latents[:-1])
             flags: tuple[Any, ...] = (is_first[index], np.array(i == 0))
-            yield Chunk(*coded, *flags)
+            yield Chunk(*recorded, *flags)
         epoch, skip = epoch + 1, 0
 
 

@@ -84,14 +84,15 @@ def record(env: gymnasium.Env, actions: np.ndarray, seed: int) -> store.Episode:
     """
     actions = actions.astype(np.float16)
     frames = np.empty((len(actions), *store.FRAME_SHAPE), np.uint8)
+    rewards = np.empty(len(actions), np.float32)
     frame, _ = env.reset(seed=seed)
     terminated = truncated = False
     length = 0
     while length < len(actions) and not (terminated or truncated):
         frames[length] = frame
-        frame, _, terminated, truncated, _ = env.step(actions[length].astype(np.float32))
+        frame, rewards[length], terminated, truncated, _ = env.step(actions[length].astype(np.float32))
         length += 1
-    return store.Episode(frames[:length], actions[:length], bool(terminated), seed)
+    return store.Episode(frames[:length], actions[:length], rewards[:length], bool(terminated), seed)
 
 
 def collect(

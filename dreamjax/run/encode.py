@@ -30,12 +30,13 @@ def encode(run: RunFolder, store: episodes.Store, posterior: Callable[[np.ndarra
             for i in progress(missing, "encode", initial=len(paths) - len(missing), unit="file"):
                 read = [episodes.read(path) for path in store.paths[i * _GROUP : (i + 1) * _GROUP]]
                 mean, log_variance = _batched(posterior, np.concatenate([episode.observation for episode in read]))
-                part = Latents(
-                    mean,
-                    log_variance,
-                    np.concatenate([episode.action for episode in read]),
-                    np.array([len(episode.action) for episode in read]),
+                length = np.array([len(episode.action) for episode in read])
+                done = np.zeros(length.sum(), bool)
+                done[length.cumsum() - 1] = [episode.terminated for episode in read]
+                action, reward = (
+                    np.concatenate([getattr(episode, name) for episode in read]) for name in ("action", "reward")
                 )
+                part = Latents(mean, log_variance, action, reward, done, length)
                 with replacing(paths[i]) as temporary:
                     np.savez(temporary, allow_pickle=False, **part._asdict())
                 stage.tick()

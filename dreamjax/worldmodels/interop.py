@@ -124,6 +124,8 @@ def _vision_layout(cfg: VisionConfig) -> _Layout:
 
 
 def _memory_layout(cfg: MemoryConfig) -> _Layout:
+    if cfg.predict_reward or cfg.predict_action:
+        raise ValueError("no published M predicts rewards or actions; set predict_reward=predict_action=False")
     return _layout(partial(memory.init, cfg), ("lstm", "output") if cfg.predict_done else ("output", "lstm"))
 
 

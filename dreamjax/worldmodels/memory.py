@@ -4,6 +4,7 @@ Source: Ha & Schmidhuber 2018, appendix A.2 and A.4, and its published code wher
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,13 +20,19 @@ from dreamjax.types import Array, Key, Metrics, Params
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """What shapes M and its loss. The Doom values; CarRacing has 32 latents, 3 actions, 256 units and no done head."""
+    """What shapes M and its loss.
+
+    The Doom values; CarRacing has 32 latents, 3 actions, 256 units and no done head. What is to be dreamed whole, or
+    learned in turns with the controller, predicts reward and action as well (section 5, iterative training).
+    """
 
     latent_size: int = 64
     action_size: int = 1
     hidden_size: int = 512
     mixtures: int = 5
     predict_done: bool = True  # with it M also reads whether the episode has just begun, and predicts its end
+    predict_reward: bool = False  # the mean of the next reward
+    predict_action: bool = False  # the mean of the action after that, so that M learns the skills of who acted
     done_weight: float = 10.0  # of the last frames of episodes, in the loss of the done head
 
     def __post_init__(self) -> None:
@@ -36,12 +43,20 @@ class MemoryConfig:
     def input_size(self) -> int:
         return self.latent_size + self.action_size + self.predict_done
 
+    @property
+    def output_sizes(self) -> tuple[int, int, int, int]:
+        """Of the mixture density, the done logit, the reward and the action; 0 for what is not predicted."""
+        density = 3 * self.mixtures * self.latent_size
+        return density, int(self.predict_done), int(self.predict_reward), self.predict_action * self.action_size
+
 
 class Prediction(NamedTuple):
     """What M expects next."""
 
     latent: MixtureDensity  # [..., K, Z] of z_{t+1}
-    done: Array  # [...] logit of the episode ending; zero means undecided
+    done: Array  # [...] logit of the episode ending; zero means undecided, and without the head it is -inf
+    reward: Array | None  # [...] mean of r_{t+1}; None without the head
+    action: Array | None  # [..., A] mean of a_{t+1}; None without the head
 
 
 class Network(nn.Module):
@@ -53,8 +68,7 @@ class Network(nn.Module):
         """Make the layers."""
         cfg = self.cfg
         self.lstm = LSTM(cfg.hidden_size, cfg.input_size)
-        outputs = 3 * cfg.mixtures * cfg.latent_size + cfg.predict_done
-        self.output = nn.Dense(outputs, kernel_init=glorot, bias_init=glorot)
+        self.output = nn.Dense(sum(cfg.output_sizes), kernel_init=glorot, bias_init=glorot)
 
     def __call__(self, state: LSTMState, x: Array) -> Prediction:
         """Create every parameter."""
@@ -69,13 +83,17 @@ class Network(nn.Module):
         return self.lstm.sequence(state, xs, resets)
 
     def predict(self, h: Array) -> Prediction:
-        """Output layer: logits, means and log deviations, each [..., K, Z], then the done logit."""
+        """Output layer: logits, means and log deviations, each [..., K, Z], then done logit, reward and action."""
         cfg = self.cfg
-        y = self.output(h)
-        done = y[..., -1] if cfg.predict_done else jnp.full(y.shape[:-1], -jnp.inf)
-        size = cfg.mixtures * cfg.latent_size
-        parts = (y[..., i * size : (i + 1) * size] for i in range(3))
-        return Prediction(MixtureDensity(*(part.reshape(*y.shape[:-1], cfg.mixtures, -1) for part in parts)), done)
+        ends = list(accumulate(cfg.output_sizes))
+        density, done, reward, action = jnp.split(self.output(h), ends[:-1], -1)
+        parts = jnp.split(density, 3, -1)
+        return Prediction(
+            MixtureDensity(*(part.reshape(*h.shape[:-1], cfg.mixtures, -1) for part in parts)),
+            done[..., 0] if cfg.predict_done else jnp.full(h.shape[:-1], -jnp.inf),
+            reward[..., 0] if cfg.predict_reward else None,
+            action if cfg.predict_action else None,
+        )
 
 
 def init(cfg: MemoryConfig, key: Key) -> Params:
@@ -104,7 +122,10 @@ def predict(cfg: MemoryConfig, params: Params, h: Array) -> Prediction:
 def loss(
     cfg: MemoryConfig, params: Params, key: Key, state: LSTMState, data: Chunk
 ) -> tuple[Array, tuple[LSTMState, Metrics]]:
-    """Negative log likelihood of the next latent, per dimension, and the cross entropy of the end of the episode.
+    """Negative log likelihood of the next latent, per dimension, and what the other heads add.
+
+    These are the cross entropy of the end of the episode, and half the squared error of reward and next action, as of
+    Gaussians of deviation one; episodes have no action after their last.
 
     Latents are drawn afresh from V's posterior at every call, so M cannot fit V's noise. The state is zero at the first
     frame of an episode; the returned state continues the streams and carries no gradient. The target of the last frame
@@ -121,7 +142,7 @@ def loss(
     metrics = {"nll": nll}
     total = nll
     if cfg.predict_done:
-        done = data.is_first[1:].astype(jnp.float32)
+        done = data.done[:-1].astype(jnp.float32)
         weight = 1.0 + (cfg.done_weight - 1.0) * done
         done_loss = (weight * optax.sigmoid_binary_cross_entropy(prediction.done, done)).mean()
         predicted = prediction.done > 0
@@ -132,6 +153,14 @@ def loss(
             "done_recall": hits / jnp.maximum(done.sum(), 1),
         }
         total += done_loss
+    if prediction.reward is not None:
+        metrics["reward_loss"] = 0.5 * jnp.square(prediction.reward - data.reward[:-1]).mean()
+        total += metrics["reward_loss"]
+    if prediction.action is not None:
+        error = prediction.action - data.action[1:].reshape(prediction.action.shape)
+        follows = ~data.is_first[1:]
+        metrics["action_loss"] = 0.5 * (jnp.square(error).mean(-1) * follows).mean()
+        total += metrics["action_loss"]
     # What is left when the next posterior's mean is known exactly: the entropy of the draw itself.
     floor = (0.5 * (jnp.log(2 * jnp.pi) + 1.0) + 0.5 * data.log_variance[1:].astype(jnp.float32)).mean()
     return total, (jax.lax.stop_gradient(state), metrics | {"loss": total, "nll_floor": floor})

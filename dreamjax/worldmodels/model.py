@@ -70,7 +70,8 @@ def make(cfg: WorldModelConfig) -> LatentModel:
 
     `observe` and `imagine` first let M take in (z, a) of the step before, then draw the new z: from V's posterior of
     the real frame or from M's mixture density. So the controller acts on z_t and on the state of M that predicted it.
-    A dreamed episode that M can end pays 1 for every step, as Take Cover does; without a done head there is no reward.
+    A dreamed step pays what M predicts. Without that head an episode that M can end pays 1 for every step, as Take
+    Cover does, and one that it cannot end pays nothing.
     """
 
     def init(key: Key) -> WorldModelParams:
@@ -106,10 +107,9 @@ def make(cfg: WorldModelConfig) -> LatentModel:
         return jnp.concatenate([state.z, state.c, state.h] if cfg.see_cell else [state.z, state.h])
 
     def outcome(params: WorldModelParams, state: WorldModelState) -> Outcome:
-        if not cfg.memory.predict_done:
-            return Outcome(jnp.float32(0), jnp.float32(1))
-        done = memory.predict(cfg.memory, params.memory, state.h).done
-        return Outcome(jnp.float32(1), jax.nn.sigmoid(-done))
+        expected = memory.predict(cfg.memory, params.memory, state.h)
+        reward = jnp.float32(cfg.memory.predict_done) if expected.reward is None else expected.reward
+        return Outcome(reward, jax.nn.sigmoid(-expected.done))
 
     def decode(params: WorldModelParams, state: WorldModelState) -> Array:
         return vision.decode(cfg.vision, params.vision, state.z)

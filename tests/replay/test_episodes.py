@@ -20,7 +20,8 @@ def numbered_episode(number: int, length: int) -> Episode:
     observation = rng.integers(0, 256, (length, 64, 64, 3), dtype=np.uint8)
     observation[:, 0, 0, 0] = number
     observation[:, 0, 1, 0] = np.arange(length)
-    return Episode(observation, rng.uniform(-1, 1, length).astype(np.float16), number % 2 == 0, 1000 + number)
+    action, reward = rng.uniform(-1, 1, length).astype(np.float16), rng.normal(size=length).astype(np.float32)
+    return Episode(observation, action, reward, number % 2 == 0, 1000 + number)
 
 
 @pytest.fixture
@@ -61,16 +62,22 @@ def test_equal_episodes_make_equal_files(tmp_path: Path) -> None:
 BAD = {
     "float frames": {"observation": np.zeros((4, 64, 64, 3), np.float32)},
     "wide frames": {"observation": np.zeros((4, 64, 65, 3), np.uint8)},
-    "no frames": {"observation": np.zeros((0, 64, 64, 3), np.uint8), "action": np.zeros(0, np.float16)},
+    "no frames": {
+        "observation": np.zeros((0, 64, 64, 3), np.uint8),
+        "action": np.zeros(0, np.float16),
+        "reward": np.zeros(0, np.float32),
+    },
     "float32 actions": {"action": np.zeros(4, np.float32)},
     "too few actions": {"action": np.zeros(3, np.float16)},
+    "too few rewards": {"reward": np.zeros(3, np.float32)},
+    "a reward that is none": {"reward": np.full(4, np.nan, np.float32)},
 }
 
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
 def test_wrong_arrays_are_neither_written_nor_read(tmp_path: Path, bad: dict) -> None:
     episode = numbered_episode(0, 4)._replace(**bad)
-    with pytest.raises(EpisodeError, match=r"must be (uint8|float16)"):
+    with pytest.raises(EpisodeError, match=r"must be (uint8|float16|float32|finite)"):
         episodes.write(tmp_path, 0, episode)
     assert not list(tmp_path.iterdir())
     path = tmp_path / "episode_000000.npz"

@@ -14,9 +14,10 @@ LENGTHS = [5, 9, 1, 12, 7, 3, 20, 4]  # 61 frames
 
 
 def latents(lengths: list[int]) -> Latents:
-    """Frame i has mean i, log variance -i and action i / 2, so that a number names its frame."""
+    """Frame i has mean i, log variance -i, action i / 2, reward 3 i: a number names its frame. Every third is done."""
     number = np.arange(sum(lengths), dtype=np.float16)
-    return Latents(number[:, None], -number[:, None], number / 2, np.array(lengths, np.int64))
+    reward, done = 3 * number.astype(np.float32), number % 3 == 0
+    return Latents(number[:, None], -number[:, None], number / 2, reward, done, np.array(lengths, np.int64))
 
 
 def epoch_order(lengths: list[int], seed: int, epoch: int) -> tuple[list[int], list[bool]]:
@@ -65,6 +66,8 @@ def test_chunks_equal_those_of_lists(lengths: list[int], streams: int, length: i
             np.testing.assert_array_equal(chunk.mean[..., 0].T, numbers)
             np.testing.assert_array_equal(chunk.log_variance, -chunk.mean)
             np.testing.assert_array_equal(chunk.action, chunk.mean[..., 0] / 2)
+            np.testing.assert_array_equal(chunk.reward, 3 * chunk.mean[..., 0])
+            np.testing.assert_array_equal(chunk.done, chunk.mean[..., 0] % 3 == 0)
             np.testing.assert_array_equal(chunk.is_first.T, flags)
             assert chunk.fresh.shape == () and chunk.fresh == (i == 0)
             count += 1
@@ -94,7 +97,7 @@ def test_every_transition_comes_once_per_epoch_but_for_the_rest() -> None:
 def test_consecutive_chunks_share_one_frame() -> None:
     first, second, third = itertools.islice(chunks(latents(LENGTHS), 3, 2, 4), 3)
     for before, after in ((first, second), (second, third)):
-        for name in ("mean", "log_variance", "action", "is_first"):
+        for name in ("mean", "log_variance", "action", "reward", "done", "is_first"):
             np.testing.assert_array_equal(getattr(before, name)[-1], getattr(after, name)[0])
     assert first.fresh and not second.fresh and not third.fresh
 
@@ -126,8 +129,8 @@ def test_too_few_frames_are_refused_with_what_to_do() -> None:
 
 def test_parts_are_put_end_to_end() -> None:
     whole = latents(LENGTHS)
-    parts = [Latents(*(leaf[:15] for leaf in whole[:3]), whole.length[:3])]
-    parts.append(Latents(*(leaf[15:] for leaf in whole[:3]), whole.length[3:]))
+    parts = [Latents(*(leaf[:15] for leaf in whole[:-1]), whole.length[:3])]
+    parts.append(Latents(*(leaf[15:] for leaf in whole[:-1]), whole.length[3:]))
     for got, expected in zip(concatenate(parts), whole, strict=True):
         np.testing.assert_array_equal(got, expected)
 

@@ -52,7 +52,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     for index in range(EPISODES):
         length = int(rng.integers(3, 10))
         frames = rng.integers(0, 256, (length, 64, 64, 3), np.uint8)
-        episodes.write(folder, index, Episode(frames, rng.uniform(-1, 1, length).astype(np.float16), True, index))
+        action, reward = rng.uniform(-1, 1, length).astype(np.float16), rng.normal(size=length).astype(np.float32)
+        episodes.write(folder, index, Episode(frames, action, reward, index % 2 == 0, index))
     store = episodes.open_store(folder)
     assert sum(store.lengths[:50]) > 256
     return store
@@ -67,6 +68,8 @@ def direct(store: Store) -> Latents:
         np.stack([x[:, 0, 0, 0], x[:, 5, 7, 1]], -1).astype(np.float16),
         (-x[:, 60, 61:63, 2]).astype(np.float16),
         np.concatenate([episode.action for episode in read]),
+        np.concatenate([episode.reward for episode in read]),
+        np.concatenate([[False] * (len(episode.action) - 1) + [episode.terminated] for episode in read]),
         np.array(store.lengths),
     )
 
@@ -81,6 +84,8 @@ def assert_same(got: Latents, expected: Latents) -> None:
     np.testing.assert_allclose(got.mean, expected.mean, rtol=1e-3)
     np.testing.assert_allclose(got.log_variance, expected.log_variance, rtol=1e-3)
     np.testing.assert_array_equal(got.action, expected.action)
+    np.testing.assert_array_equal(got.reward, expected.reward)
+    np.testing.assert_array_equal(got.done, expected.done)
     np.testing.assert_array_equal(got.length, expected.length)
 
 

@@ -275,3 +275,8 @@ def test_published_starts(world_models_data):
 def test_wrong_starts_are_refused(arrays, message):
     with pytest.raises(ValueError, match=message):
         interop.starts_from_published(arrays)
+
+
+def test_heads_that_no_published_m_has_are_refused() -> None:
+    with pytest.raises(ValueError, match="no published M predicts rewards or actions"):
+        interop.memory_from_published(replace(SMALL_RACING, predict_reward=True), [])

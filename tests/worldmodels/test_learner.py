@@ -48,7 +48,8 @@ def draw_chunk(seed: int = 0) -> Chunk:
     is_first[0] = is_first[T // 2, 0] = True
     action = rng.uniform(-1, 1, (T + 1, B))
     arrays = (signs, np.full_like(signs, -4), action)
-    return Chunk(*(array.astype(np.float16) for array in arrays), is_first, np.array(seed == 0))
+    reward, done = rng.uniform(size=(T + 1, B)).astype(np.float32), np.roll(is_first, -1, 0)
+    return Chunk(*(array.astype(np.float16) for array in arrays), reward, done, is_first, np.array(seed == 0))
 
 
 def train(step, state, batches):

@@ -17,9 +17,11 @@ from dreamjax.worldmodels.memory import MemoryConfig
 from dreamjax.worldmodels.model import CAR_RACING, DOOM
 
 T, B = 6, 4
+DONE = 3 * 2 * 3  # where the done logit stands among the outputs of DODGER
 DODGER = MemoryConfig(latent_size=3, action_size=2, hidden_size=5, mixtures=2)
 DRIVER = replace(DODGER, predict_done=False)
-both = pytest.mark.parametrize("cfg", [DODGER, DRIVER], ids=["done", "no done"])
+WHOLE = replace(DODGER, predict_reward=True, predict_action=True)
+each = pytest.mark.parametrize("cfg", [DODGER, DRIVER, WHOLE], ids=["done", "no done", "all heads"])
 loss = jax.jit(memory.loss, static_argnums=0)
 
 
@@ -43,6 +45,8 @@ def draw_chunk(cfg: MemoryConfig, length: int = T) -> Chunk:
         rng.normal(size=latent).astype(np.float16),
         (rng.normal(size=latent) - 1).astype(np.float16),
         rng.uniform(-1, 1, (length + 1, B, cfg.action_size)).astype(np.float16),
+        rng.normal(size=(length + 1, B)).astype(np.float32),
+        np.concatenate([is_first[1:], np.zeros((1, B), bool)]),
         is_first,
         np.array(False),
     )
@@ -66,18 +70,18 @@ def oracle_step(params, state, x):
 
 
 def oracle_predict(cfg, params, h):
-    """Logits, means and log deviations [..., K, Z] and the done logit."""
+    """Logits, means and log deviations [..., K, Z], and what there is of done logit, reward and action."""
     y = h @ np.float64(params["output"]["kernel"]) + np.float64(params["output"]["bias"])
     size = cfg.mixtures * cfg.latent_size
     parts = [part.reshape(*h.shape[:-1], cfg.mixtures, -1) for part in np.split(y[..., : 3 * size], 3, -1)]
-    return *parts, y[..., -1]
+    return parts, y[..., 3 * size :]
 
 
 def oracle_loss(cfg, params, key, state, chunk):
-    """Negative log likelihood, done loss and done logits, one stream and one step after the other."""
+    """Negative log likelihood, losses of the other heads, done logits: one stream and one step after the other."""
     noise = np.float64(jax.random.normal(jax.random.clone(key), chunk.mean.shape))
     z = chunk.mean.astype(float) + np.exp(chunk.log_variance.astype(float) / 2) * noise
-    nll, done_loss, done_logits = np.zeros((T, B)), np.zeros((T, B)), np.zeros((T, B))
+    nll, done_loss, done_logits, reward_loss, action_loss = np.zeros((5, T, B))
     for b in range(B):
         c, h = (np.float64(part[b]) for part in state)
         for t in range(T):
@@ -85,14 +89,20 @@ def oracle_loss(cfg, params, key, state, chunk):
             flag = [first] if cfg.predict_done else []
             c, h = (0 * c, 0 * h) if first else (c, h)
             c, h = oracle_step(params, (c, h), np.concatenate([z[t, b], chunk.action[t, b], flag]))
-            logits, means, log_stds, done_logits[t, b] = oracle_predict(cfg, params, h)
+            (logits, means, log_stds), heads = oracle_predict(cfg, params, h)
+            if cfg.predict_reward:
+                reward_loss[t, b] = (heads[1] - chunk.reward[t, b]) ** 2 / 2
+                action_loss[t, b] = 0 if last else ((heads[2:] - chunk.action[t + 1, b]) ** 2).mean() / 2
             weights = np.exp(logits) / np.exp(logits).sum(0)
             densities = np.exp(-0.5 * ((z[t + 1, b] - means) / np.exp(log_stds)) ** 2)
             densities /= np.exp(log_stds) * np.sqrt(2 * np.pi)
             nll[t, b] = -np.log((weights * densities).sum(0)).mean()
-            probability = sigmoid(done_logits[t, b])
-            done_loss[t, b] = -cfg.done_weight * np.log(probability) if last else -np.log(1 - probability)
-    return nll.mean(), done_loss.mean(), done_logits
+            if cfg.predict_done:
+                done_logits[t, b] = heads[0]
+                probability, done = sigmoid(heads[0]), chunk.done[t, b]
+                done_loss[t, b] = -cfg.done_weight * np.log(probability) if done else -np.log(1 - probability)
+    losses = {"done_loss": done_loss, "reward_loss": reward_loss, "action_loss": action_loss}
+    return nll.mean(), {name: loss.mean() for name, loss in losses.items() if loss.any()}, done_logits
 
 
 # Shapes
@@ -111,7 +121,7 @@ def test_wrong_configurations_are_refused(wrong):
         MemoryConfig(**wrong)
 
 
-@both
+@each
 def test_any_leading_axes(cfg):
     params, chunk = draw_params(cfg), draw_chunk(cfg)
     z, action, is_first = (jnp.asarray(x[0], jnp.float32) for x in (chunk.mean, chunk.action, chunk.is_first))
@@ -136,7 +146,7 @@ def test_a_single_action_needs_no_axis():
 # Values
 
 
-@both
+@each
 @pytest.mark.parametrize("is_first", [False, True])
 def test_step_and_prediction_match_the_oracle(cfg, is_first):
     rng = np.random.default_rng(0)
@@ -148,27 +158,36 @@ def test_step_and_prediction_match_the_oracle(cfg, is_first):
     np.testing.assert_allclose(after.c, c, atol=1e-5)
     np.testing.assert_allclose(after.h, h, atol=1e-5)
     prediction = memory.predict(cfg, params, after.h)
-    *parts, done = oracle_predict(cfg, params, h)
+    parts, heads = oracle_predict(cfg, params, h)
     for got, wanted in zip(prediction.latent, parts, strict=True):
         np.testing.assert_allclose(got, wanted, atol=1e-5)
-    np.testing.assert_allclose(prediction.done, done if cfg.predict_done else np.full(B, -np.inf), atol=1e-5)
+    np.testing.assert_allclose(prediction.done, heads[:, 0] if cfg.predict_done else np.full(B, -np.inf), atol=1e-5)
+    if cfg == WHOLE:
+        np.testing.assert_allclose(prediction.reward, heads[:, 1], atol=1e-5)
+        np.testing.assert_allclose(prediction.action, heads[:, 2:], atol=1e-5)
+    else:
+        assert prediction.reward is None and prediction.action is None
 
 
-@pytest.mark.parametrize("cfg", [DODGER, DRIVER, replace(DODGER, done_weight=1.0)], ids=["done", "no done", "light"])
+@pytest.mark.parametrize(
+    "cfg", [DODGER, DRIVER, replace(DODGER, done_weight=1.0), WHOLE], ids=["done", "no done", "light", "all heads"]
+)
 def test_loss_matches_the_oracle(cfg):
     params, state, chunk, key = draw_params(cfg), draw_state(cfg), draw_chunk(cfg), jax.random.key(3)
-    # Predict an end in half of the cases, some of them wrongly.
-    bias = params["output"]["bias"]
-    params["output"]["bias"] = bias.at[-1].add(-np.median(oracle_loss(cfg, params, key, state, chunk)[2]))
-    nll, done_loss, done_logits = oracle_loss(cfg, params, key, state, chunk)
+    if cfg.predict_done:  # in half of the cases, some of them wrongly
+        params["output"]["bias"] = (
+            params["output"]["bias"].at[DONE].add(-np.median(oracle_loss(cfg, params, key, state, chunk)[2]))
+        )
+    nll, others, done_logits = oracle_loss(cfg, params, key, state, chunk)
     floor = (0.5 * np.log(2 * np.pi * np.e) + 0.5 * chunk.log_variance[1:].astype(float)).mean()
-    expected = {"nll": nll, "nll_floor": floor, "loss": nll}
+    expected = {"nll": nll, "nll_floor": floor, "loss": nll + sum(others.values())} | others
+    assert len(others) == cfg.predict_done + cfg.predict_reward + cfg.predict_action
     if cfg.predict_done:
-        predicted, done = done_logits > 0, chunk.is_first[1:]
+        predicted, done = done_logits > 0, chunk.done[:-1]
         hits = (predicted & done).sum()
         assert predicted.sum() > hits and done.sum() == 2
         rates = {"done_precision": hits / predicted.sum(), "done_recall": hits / done.sum()}
-        expected |= {"done_loss": done_loss, "loss": nll + done_loss} | rates
+        expected |= rates
     total, (_, metrics) = loss(cfg, params, key, state, chunk)
     assert {name: float(value) for name, value in metrics.items()} == pytest.approx(expected, rel=1e-5)
     assert float(total) == float(metrics["loss"])
@@ -180,8 +199,8 @@ def test_published_done_weight_counts_ends_tenfold():
 
 def test_precision_and_recall_are_zero_where_there_is_nothing_to_find():
     params, chunk = draw_params(DODGER), draw_chunk(DODGER)
-    params["output"]["bias"] = params["output"]["bias"].at[-1].set(-100.0)
-    chunk = chunk._replace(is_first=np.zeros_like(chunk.is_first))
+    params["output"]["bias"] = params["output"]["bias"].at[DONE].set(-100.0)
+    chunk = chunk._replace(done=np.zeros_like(chunk.done))
     _, (_, metrics) = loss(DODGER, params, jax.random.key(0), draw_state(DODGER), chunk)
     assert metrics["done_precision"] == metrics["done_recall"] == 0
 
@@ -195,6 +214,8 @@ def test_knowing_the_next_mean_reaches_the_floor():
         np.broadcast_to(mean, shape),
         np.broadcast_to(log_variance, shape),
         np.zeros((400, 50)),
+        np.zeros((400, 50)),
+        np.zeros((400, 50), bool),
         np.zeros((400, 50), bool),
         np.array(True),
     )
@@ -212,7 +233,7 @@ def test_latents_are_drawn_afresh_for_every_key():
     assert abs(one - other) > 1e-3
 
 
-@both
+@each
 def test_gradients_match_finite_differences(cfg):
     with jax.enable_x64(True):
         double = partial(jax.tree.map, lambda leaf: jnp.asarray(leaf, jnp.float64))
@@ -228,7 +249,7 @@ def test_gradients_match_finite_differences(cfg):
 # The seams
 
 
-@both
+@each
 def test_the_first_frame_of_an_episode_forgets_the_one_before(cfg):
     params, chunk = draw_params(cfg), draw_chunk(cfg)
     state = draw_state(cfg)
@@ -239,11 +260,11 @@ def test_the_first_frame_of_an_episode_forgets_the_one_before(cfg):
         assert (changed[:2] == 0).all() and (changed[2:] > 1e-4).all()
 
 
-@both
+@each
 def test_two_chunks_equal_one_long_sequence(cfg):
     params, state = draw_params(cfg), draw_state(cfg)
     whole = certain(draw_chunk(cfg, 2 * T))
-    halves = [whole._replace(**{name: getattr(whole, name)[cut] for name in Chunk._fields[:4]})
+    halves = [whole._replace(**{name: getattr(whole, name)[cut] for name in Chunk._fields[:-1]})
               for cut in (slice(T + 1), slice(T, None))]  # fmt: skip
     total, (expected, _) = loss(cfg, params, jax.random.key(0), state, whole)
     totals = []
@@ -254,7 +275,7 @@ def test_two_chunks_equal_one_long_sequence(cfg):
     chex.assert_trees_all_close(state, expected, atol=1e-6)
 
 
-@both
+@each
 def test_no_gradient_runs_through_the_returned_state(cfg):
     params, state, chunk = draw_params(cfg), draw_state(cfg), draw_chunk(cfg)
 
@@ -266,7 +287,7 @@ def test_no_gradient_runs_through_the_returned_state(cfg):
     assert not any(leaf.any() for leaf in jax.tree.leaves(gradient))
 
 
-@both
+@each
 def test_fresh_streams_begin_at_zero(cfg):
     params, chunk = draw_params(cfg), draw_chunk(cfg)._replace(fresh=np.array(True))
     from_somewhere = loss(cfg, params, jax.random.key(0), draw_state(cfg), chunk)
@@ -274,7 +295,7 @@ def test_fresh_streams_begin_at_zero(cfg):
     chex.assert_trees_all_equal(from_somewhere, from_zero)
 
 
-@both
+@each
 def test_sequence_and_single_steps_agree(cfg):
     """Training runs over chunks, acting and dreaming step by step; both must be the same M."""
     params, state = draw_params(cfg), draw_state(cfg)

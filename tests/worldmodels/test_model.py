@@ -244,6 +244,14 @@ def test_a_dream_of_doom_ends_where_the_done_logit_is_positive(logit, over):
     assert first.reward == 0 and step.reward == 1  # the last step is paid, too
 
 
+def test_a_dream_pays_what_m_predicts():
+    cfg = replace(DRIVER, memory=replace(DRIVER.memory, predict_reward=True))
+    params = jax.tree.map(jnp.zeros_like, draw_params(cfg))
+    params.memory["output"]["bias"] = params.memory["output"]["bias"].at[-1].set(-0.1)
+    outcome = model.make(cfg).outcome(params, somewhere(cfg))
+    assert float(outcome.reward) == pytest.approx(-0.1) and outcome.continues == 1
+
+
 def test_a_dream_of_carracing_pays_nothing_and_has_no_end():
     outcome = model.make(DRIVER).outcome(draw_params(DRIVER), somewhere(DRIVER))
     assert outcome.reward == 0 and outcome.continues == 1
