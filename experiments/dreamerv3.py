@@ -223,11 +223,11 @@ def report(run: RunFolder, into: RunFolder, episodes: int) -> None:
     print(f"Open {write_summary(into, f'DreamerV3: {cfg.task}', rows, sections, lead)}")
 
 
-def collect(folders: tuple[Path, ...], into: Path) -> None:
+def collect(folders: tuple[Path, ...], into: Path, variant: str) -> None:
     """Put the results of runs together."""
     configs = [RunFolder.opened(folder, Config).config for folder in folders]
     runs = [
-        read_run(folder, cfg.task, cfg.size, cfg.seed, episodes_of(cfg, folder))
+        read_run(folder, cfg.task, cfg.size, cfg.seed, episodes_of(cfg, folder), variant)
         for folder, cfg in zip(folders, configs, strict=True)
     ]
     for row in gather(into, "dreamerv3", runs):
@@ -243,6 +243,7 @@ class Arguments:
     evaluate: Path | None = None  # folder of a run to evaluate and report on instead, into --folder if that is given
     collect: tuple[Path, ...] | None = None  # folders of runs, whose results are put together with those in `into`
     into: Path = Path("experiments/results/dreamerv3")  # folder for what is collected
+    variant: str = ""  # what sets the collected runs apart from those of the plain settings, such as "lr 1.6e-4"
 
 
 def main() -> None:
@@ -251,7 +252,7 @@ def main() -> None:
     args = tyro.cli(Arguments, description=__doc__)
     cfg = args.config
     if args.collect is not None:
-        collect(args.collect, args.into)
+        collect(args.collect, args.into, args.variant)
     elif args.evaluate:
         run = RunFolder.opened(args.evaluate, Config)
         report(run, RunFolder(cfg.folder, run.config) if cfg.folder else run, args.episodes)

@@ -21,27 +21,30 @@ class Run(NamedTuple):
     frames: list[int]  # before the end of each episode, in order
     returns: list[float]
     result: dict[str, Any]  # its rows are named after the task
+    variant: str = ""  # what sets it apart from the runs of the plain settings, if anything does
 
 
-def read_run(folder: Path, task: str, size: str, seed: int, episodes: tuple[np.ndarray, np.ndarray]) -> Run:
+def read_run(
+    folder: Path, task: str, size: str, seed: int, episodes: tuple[np.ndarray, np.ndarray], variant: str = ""
+) -> Run:
     """Take a run from its folder; `episodes` are frames and returns.
 
     Raises: FileNotFoundError if it has not written its result.
     """
     frames, returns = episodes
     rounded = [float(f"{value:.5g}") for value in returns]
-    return Run(task, size, seed, frames.tolist(), rounded, read_result(folder / "result.json"))
+    return Run(task, size, seed, frames.tolist(), rounded, read_result(folder / "result.json"), variant)
 
 
 def gather(into: Path, experiment: str, runs: Iterable[Run]) -> list[dict[str, Any]]:
     """Write `curves.jsonl`, and from it `result.json` and `curves.png`; return the rows of the result.
 
-    Runs that `curves.jsonl` has already stay, unless one of `runs` has the same task, size and seed. Where the folder
-    has a `published.json`, task -> [[frames, score], ...], rows name the score that is published nearest to their end.
+    Runs that `curves.jsonl` has already stay, unless one of `runs` has the same task, size, variant and seed. Where the
+    folder has a `published.json`, task -> [[frames, score], ...], rows name the score published nearest to their end.
 
     Raises: ValueError if there are no runs at all.
     """
-    known = {(run.task, run.size, run.seed): run for run in [*_read(into / "curves.jsonl"), *runs]}
+    known = {(run.task, run.size, run.variant, run.seed): run for run in [*_read(into / "curves.jsonl"), *runs]}
     all_runs = [known[identity] for identity in sorted(known)]
     if not all_runs:
         raise ValueError("there are no runs to gather")
@@ -96,6 +99,7 @@ def _label(run: Run, runs: list[Run]) -> str:
     """What tells a run from others of its task."""
     others = [other for other in runs if other.task == run.task]
     parts = [run.size] if len({other.size for other in others}) > 1 else []
+    parts += [run.variant] if run.variant else []
     parts += [f"seed {run.seed}"] if len({other.seed for other in others}) > 1 else []
     return ", ".join(parts)
 

@@ -10,13 +10,15 @@ from dreamjax.run.folder import read_result, result_row, results_table, write_re
 from dreamjax.run.gather import Run, gather, read_run
 
 
-def run(folder: Path, task: str, seed: int, score: float, size: str = "1m", commit: str = "a" * 40) -> Run:
+def run(
+    folder: Path, task: str, seed: int, score: float, size: str = "1m", commit: str = "a" * 40, variant: str = ""
+) -> Run:
     """A run that has written its result."""
     rows = [result_row(task, np.full(5, score), "return"), result_row(f"{task}, evaluated", np.ones(3), "return")]
     path = folder / f"{task}-{size}-{seed}"
     command = f"train --task {task} --seed {seed}"
     write_result(path / "result.json", "dreamerv3", size, command, [seed], 60.0, rows, origin=(commit, "a machine"))
-    return read_run(path, task, size, seed, (np.arange(1, 40) * 100, np.linspace(0, score, 39)))
+    return read_run(path, task, size, seed, (np.arange(1, 40) * 100, np.linspace(0, score, 39)), variant)
 
 
 def names(into: Path) -> dict[str, float]:
@@ -52,6 +54,17 @@ def test_runs_are_merged_with_those_that_are_there(tmp_path: Path) -> None:
     assert [(one["task"], one["size"], one["seed"]) for one in lines][2:] == [("walk", "1m", 0), ("walk", "1m", 1)]
     assert lines[2]["frames"][-1] == 3900 and lines[2]["returns"][-1] == 10.0
     assert (into / "curves.png").stat().st_size > 5000
+
+
+def test_a_variant_stands_beside_the_plain_settings(tmp_path: Path) -> None:
+    for variant, score in [("lr 1.6e-4", 1.0), ("", 2.0), ("lr 1.6e-4", 3.0)]:
+        gather(tmp_path, "dreamerv3", [run(tmp_path, "walk", 0, score, variant=variant)])
+    assert names(tmp_path) == {
+        "walk": 2.0,
+        "walk, evaluated": 1.0,
+        "walk, lr 1.6e-4": 3.0,
+        "walk, lr 1.6e-4, evaluated": 1.0,
+    }
 
 
 def test_what_is_published_is_named_with_its_frames(tmp_path: Path) -> None:
