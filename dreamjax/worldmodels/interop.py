@@ -79,8 +79,9 @@ def controller_from_published(cfg: ControllerConfig, theta: Sequence[float]) -> 
     """Take C's parameters from the vector of a published best.json, whose content is [theta, score].
 
     Shapes: theta [features] (Doom), or [3 + 3 * features], biases first (CarRacing).
-    Raises: ValueError if the vector has another length.
+    Raises: ValueError if the vector has another length, or C hidden units.
     """
+    _refuse_hidden(cfg)
     values = _array("C's vector", theta).astype(np.float32)
     size = cfg.features if cfg.game == "doom" else 3 + 3 * cfg.features
     if values.shape != (size,):
@@ -97,6 +98,7 @@ def controller_to_published(cfg: ControllerConfig, params: Params) -> list[float
 
     Raises: ValueError if the shapes of the parameters are not those of `cfg`.
     """
+    _refuse_hidden(cfg)
     doom = {"kernel": (cfg.features,)}
     expected = doom if cfg.game == "doom" else {"bias": (3,), "kernel": (cfg.features, 3)}
     shapes = {name: leaf.shape for name, leaf in params.items()}
@@ -104,6 +106,11 @@ def controller_to_published(cfg: ControllerConfig, params: Params) -> list[float
         raise ValueError(f"C with {cfg} has the parameters {expected}, got {shapes}")
     theta = np.concatenate([np.ravel(params[name]) for name in expected]).astype(np.float64)
     return np.round(theta, 4).tolist()
+
+
+def _refuse_hidden(cfg: ControllerConfig) -> None:
+    if cfg.hidden:
+        raise ValueError("no published C has hidden units; set hidden=0")
 
 
 def starts_from_published(arrays: Sequence[Any]) -> tuple[Array, Array]:

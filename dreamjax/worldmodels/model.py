@@ -4,7 +4,7 @@ Source: Ha & Schmidhuber 2018, figure 8 and appendix A; the order of events is t
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +24,13 @@ class WorldModelConfig:
 
     vision: VisionConfig = VisionConfig()
     memory: MemoryConfig = MemoryConfig()
-    see_cell: bool = True  # features [z, c, h] (Doom) or [z, h] (CarRacing)
+    sees: Literal["z", "zh", "zch"] = "zch"  # features: [z, c, h] (Doom), [z, h] (CarRacing), or z without memory
     max_steps: int = 2100  # of an episode, real or dreamed
     action_low: tuple[float, ...] = ()  # of each action; empty for a scalar action in [-1, 1]
 
     def __post_init__(self) -> None:
+        if self.sees not in ("z", "zh", "zch"):
+            raise ValueError(f"sees must be 'z', 'zh' or 'zch', got {self.sees!r}")
         if self.vision.latent_size != self.memory.latent_size:
             raise ValueError(
                 f"V has {self.vision.latent_size} latents and M {self.memory.latent_size}; they must be the same"
@@ -43,7 +45,7 @@ DOOM = WorldModelConfig()
 CAR_RACING = WorldModelConfig(
     vision=VisionConfig(latent_size=32),
     memory=MemoryConfig(latent_size=32, action_size=3, hidden_size=256, predict_done=False),
-    see_cell=False,
+    sees="zh",
     max_steps=1000,
     action_low=(-1.0, 0.0, 0.0),
 )
@@ -104,7 +106,7 @@ def make(cfg: WorldModelConfig) -> LatentModel:
         return WorldModelState(mixture_sample(key, latent, temperature), c, h, jnp.array(False))
 
     def features(state: WorldModelState) -> Array:
-        return jnp.concatenate([state.z, state.c, state.h] if cfg.see_cell else [state.z, state.h])
+        return jnp.concatenate([getattr(state, name) for name in cfg.sees])
 
     def outcome(params: WorldModelParams, state: WorldModelState) -> Outcome:
         expected = memory.predict(cfg.memory, params.memory, state.h)
@@ -122,4 +124,5 @@ def make(cfg: WorldModelConfig) -> LatentModel:
 
 def feature_size(cfg: WorldModelConfig) -> int:
     """Length of the feature vector that a policy reads."""
-    return cfg.vision.latent_size + cfg.memory.hidden_size * (2 if cfg.see_cell else 1)
+    sizes = {"z": cfg.vision.latent_size, "c": cfg.memory.hidden_size, "h": cfg.memory.hidden_size}
+    return sum(sizes[name] for name in cfg.sees)

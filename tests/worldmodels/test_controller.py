@@ -1,5 +1,7 @@
 """C: sizes, squashing and what zero parameters do. The published test vectors are in test_interop."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,4 +71,24 @@ def test_a_population_acts_at_once(cfg):
 
 def test_an_unknown_game_is_refused():
     with pytest.raises(ValueError, match="game must be 'doom' or 'carracing', got 'pong'"):
-        controller.make(ControllerConfig("pong"))
+        ControllerConfig("pong")
+    with pytest.raises(ValueError, match="features >= 1 and hidden >= 0"):
+        ControllerConfig(hidden=-1)
+
+
+@pytest.mark.parametrize(("hidden", "count"), [(0, 99), (40, 1443)])
+def test_on_z_alone_with_and_without_hidden_units(hidden, count):
+    world = replace(CAR_RACING, sees="z")
+    policy = controller.make(ControllerConfig("carracing", feature_size(world), hidden))
+    assert parameter_count(policy.init(KEY)) == count
+    np.testing.assert_array_equal(policy.act(policy.init(KEY), KEY, features(0, 32)), np.float32([0, 0.5, 0]))
+
+
+@pytest.mark.parametrize("game", ["doom", "carracing"])
+def test_hidden_units_stand_for_the_features(game):
+    small, large = (controller.make(ControllerConfig(game, *sizes)) for sizes in ((4,), (6, 4)))
+    v, a = jax.random.normal(jax.random.key(5), (6, 4)), jnp.arange(4.0)
+    outer = jax.tree.map(lambda leaf: jnp.cos(jnp.arange(1.0, 1 + leaf.size)).reshape(leaf.shape), small.init(KEY))
+    expected = small.act(outer, KEY, jnp.tanh(features() @ v + a))
+    got = large.act(outer | {"hidden": {"kernel": v, "bias": a}}, KEY, features())
+    np.testing.assert_allclose(got, expected, atol=1e-6)

@@ -280,3 +280,5 @@ def test_wrong_starts_are_refused(arrays, message):
 def test_heads_that_no_published_m_has_are_refused() -> None:
     with pytest.raises(ValueError, match="no published M predicts rewards or actions"):
         interop.memory_from_published(replace(SMALL_RACING, predict_reward=True), [])
+    with pytest.raises(ValueError, match="no published C has hidden units"):
+        interop.controller_from_published(ControllerConfig(hidden=40), [])

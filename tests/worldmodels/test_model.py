@@ -25,7 +25,7 @@ DODGER = WorldModelConfig(
 DRIVER = WorldModelConfig(
     vision=VisionConfig(latent_size=4),
     memory=MemoryConfig(latent_size=4, action_size=3, hidden_size=5, mixtures=2, predict_done=False),
-    see_cell=False,
+    sees="zh",
     action_low=(-1.0, 0.0, 0.0),
 )
 both = pytest.mark.parametrize("cfg", [DODGER, DRIVER], ids=["doom", "carracing"])
@@ -108,7 +108,7 @@ def test_the_controller_sees_the_frame_and_the_memory_from_before_it(cfg):
         if t > 0:  # M heard of frame t-1 and of the action after it
             c, h = memory.step(cfg.memory, params.memory, LSTMState(c, h), z, action, jnp.array(t == 1))  # noqa: F821
         z = posterior[0] + jnp.exp(posterior[1] / 2) * jax.random.normal(key, posterior[0].shape)
-        expected = jnp.concatenate([z, c, h] if cfg.see_cell else [z, h])
+        expected = jnp.concatenate([z, c, h] if cfg.sees == "zch" else [z, h])
         chex.assert_trees_all_close(bound.features(state), expected, atol=1e-6)
         first = NO
 
