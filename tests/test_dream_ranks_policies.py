@@ -16,7 +16,7 @@ import pytest
 
 from dreamjax import dream, evolution, rollout
 from dreamjax.evolution import EvolutionConfig
-from dreamjax.replay.latents import Latents, chunks
+from dreamjax.replay.latents import Latents, chunks, end_to_end
 from dreamjax.rollout import Returns
 from dreamjax.types import Action, Agent, Array, Environment, EnvSpec, Key, LatentModel, Params, Policy, Space, Step
 from dreamjax.worldmodels import learner, model
@@ -113,13 +113,9 @@ def random_play() -> Agent:
 def collect(key: Key, steps: int) -> Latents:
     """Episodes of random play. What the world shows after the last action of an episode is not kept."""
     _, path = jax.jit(partial(rollout.unroll, walk(), random_play()), static_argnums=2)((), key, steps)
-    kept = ~np.asarray(path.step.is_last)
-    reward, done = (np.roll(x, -1)[kept] for x in (path.step.reward, path.step.is_terminal))
-    position = np.asarray(path.step.observation)[kept]
-    starts = np.flatnonzero(np.asarray(path.step.is_first)[kept])
-    mean, log_variance = MODEL.encode(None, position)
-    length = np.diff(np.append(starts, len(position)))
-    return Latents(mean, np.asarray(log_variance), np.asarray(path.action)[kept], reward, done, length)
+    recorded = end_to_end(*jax.tree.map(lambda leaf: leaf[None], path))
+    mean, log_variance = MODEL.encode(None, recorded.observation)
+    return Latents(mean, np.asarray(log_variance), *recorded[1:])
 
 
 def learn(key: Key, data: Latents) -> WorldModelParams:

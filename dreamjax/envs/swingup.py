@@ -4,13 +4,14 @@ The article shows videos of a cart on a rail with a pole, but neither code nor n
 a cart-pole swing-up that its first author published elsewhere; that it is the one of the videos is an inference.
 """
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamjax.types import Array, Environment, EnvSpec, Key, Space, Step
+from dreamjax.types import Array, Environment, EnvSpec, Key, PyTree, Space, Step
 
 GRAVITY = 9.82
 CART_MASS = 0.5
@@ -37,14 +38,17 @@ class SwingUpState(NamedTuple):
     time: Array  # [] int32, steps since reset
 
 
-def swingup(max_steps: int = 200, observation: Literal["pixels", "state"] = "pixels") -> Environment:
+def swingup(
+    max_steps: int = 200, observation: Literal["pixels", "state", "both"] = "pixels", upright: bool = False
+) -> Environment:
     """Push a cart so that its hanging pole swings up and stays there: reward (cos(angle) + 1) / 2 in [0, 1] per step.
 
     The action is [] float32 in [-1, 1], the force on the cart in units of `FORCE`. Each step changes the velocities by
     the equations of motion, then the positions by the new velocities: the other way round, a pole that nobody pushes
     would gain so much energy that it swings up by itself. Leaving the track is a terminal end. "pixels" are
     [64, 64, 3] uint8 frames, as `draw_swingup` makes them; they show no velocity. "state" is [5] float32: position,
-    velocity, cos and sin of the angle, spin.
+    velocity, cos and sin of the angle, spin. "both" is {"image": pixels, "state": state}. With `upright` episodes
+    begin around the pole standing, instead of around the pole hanging.
 
     A controller that knows the state and both masses gets about 140 of 200, a random one 8.
 
@@ -52,9 +56,18 @@ def swingup(max_steps: int = 200, observation: Literal["pixels", "state"] = "pix
     """
     if max_steps < 1:
         raise ValueError(f"max_steps must be at least 1, got {max_steps}")
-    if observation not in ("pixels", "state"):
-        raise ValueError(f'observation must be "pixels" or "state", got {observation!r}')
-    observe = draw_swingup if observation == "pixels" else _observe
+    kinds: dict[str, tuple[Callable[[SwingUpState], PyTree], PyTree]] = {
+        "pixels": (draw_swingup, Space((FRAME, FRAME, 3), np.uint8, 0, 256)),
+        "state": (_observe, Space((5,))),
+    }
+    both = {"image": kinds["pixels"], "state": kinds["state"]}
+    kinds["both"] = (
+        lambda s: {name: f(s) for name, (f, _) in both.items()},
+        {name: x for name, (_, x) in both.items()},
+    )
+    if observation not in kinds:
+        raise ValueError(f"observation must be one of {', '.join(kinds)}, got {observation!r}")
+    observe, space = kinds[observation]
 
     def arrive(state: SwingUpState) -> tuple[SwingUpState, Step]:
         is_first = state.time == 0
@@ -69,7 +82,7 @@ def swingup(max_steps: int = 200, observation: Literal["pixels", "state"] = "pix
 
     def reset(key: Key) -> tuple[SwingUpState, Step]:
         position, velocity, angle, spin = START_DEVIATION * jax.random.normal(key, (4,))
-        return arrive(SwingUpState(position, velocity, jnp.pi + angle, spin, jnp.int32(0)))
+        return arrive(SwingUpState(position, velocity, angle + jnp.pi * (not upright), spin, jnp.int32(0)))
 
     def step(key: Key, state: SwingUpState, action: Array) -> tuple[SwingUpState, Step]:
         del key
@@ -78,7 +91,6 @@ def swingup(max_steps: int = 200, observation: Literal["pixels", "state"] = "pix
         position, angle = state.position + TIME_STEP * velocity, state.angle + TIME_STEP * spin
         return arrive(SwingUpState(position, velocity, angle, spin, state.time + 1))
 
-    space = Space((FRAME, FRAME, 3), np.uint8, 0, 256) if observation == "pixels" else Space((5,))
     return Environment(reset, step, EnvSpec(space, Space((), np.float32, -1.0, 1.0), max_steps))
 
 

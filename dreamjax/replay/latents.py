@@ -6,9 +6,20 @@ Latents are small (float16: 256 bytes a frame at 64 latents), so the frames them
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from dreamjax.types import Array
+from dreamjax.types import Array, PyTree, Step
+
+
+class Recorded(NamedTuple):
+    """Episodes end to end, as they were seen: N steps of E episodes. What is seen after the last action is left out."""
+
+    observation: PyTree  # [N, ...]
+    action: np.ndarray  # [N, ...] taken after it
+    reward: np.ndarray  # [N] for the action
+    done: np.ndarray  # [N] bool, the action ended the episode, and not by a time limit
+    length: np.ndarray  # [E] int64, steps of each episode
 
 
 class Latents(NamedTuple):
@@ -37,6 +48,29 @@ class Chunk(NamedTuple):
     done: Array  # [T+1, B] bool, the action ended the episode for good
     is_first: Array  # [T+1, B] bool, the frame opens an episode
     fresh: Array  # [] bool, the streams begin here: what was remembered does not belong to them
+
+
+def end_to_end(step: Step, action: np.ndarray) -> Recorded:
+    """Put what L lanes went through in T steps (`rollout.unroll`) end to end.
+
+    What a lane was in the middle of at its beginning or end counts as an episode of its own. The reward of the very
+    last action is not known, which leaves that step out.
+
+    Shapes: [L, T, ...] -> [N, ...].
+    """
+    kept = ~np.asarray(step.is_last)[:, :-1]
+    opens = np.asarray(step.is_first)[:, :-1].copy()
+    opens[:, 0] = True
+    first = np.flatnonzero(opens[kept])
+    now = lambda array: np.asarray(array)[:, :-1][kept]  # noqa: E731
+    following = lambda array: np.asarray(array)[:, 1:][kept]  # noqa: E731
+    return Recorded(
+        jax.tree.map(now, step.observation),
+        now(action),
+        following(step.reward),
+        following(step.is_terminal),
+        np.diff(np.append(first, kept.sum())),
+    )
 
 
 def concatenate(parts: list[Latents]) -> Latents:

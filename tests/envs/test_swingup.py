@@ -83,6 +83,24 @@ def test_episodes_begin_hanging_and_end_by_the_clock_or_beyond_the_track() -> No
         assert (bool(step.is_last), bool(step.is_terminal)) == flags and not step.is_first
 
 
+def test_all_kinds_of_observations_show_the_same_state() -> None:
+    environments = {kind: swingup(observation=kind) for kind in ("pixels", "state", "both")}
+    seen = {
+        kind: e.step(jax.random.key(0), state_of(0, 1, 2, 3), jnp.float32(1))[1] for kind, e in environments.items()
+    }
+    np.testing.assert_array_equal(seen["both"].observation["image"], seen["pixels"].observation)
+    np.testing.assert_array_equal(seen["both"].observation["state"], seen["state"].observation)
+    for kind, environment in environments.items():
+        shapes = jax.tree.map(lambda space: space.shape, environment.spec.observation)
+        assert jax.tree.map(jnp.shape, seen[kind].observation) == shapes
+
+
+def test_an_episode_may_begin_upright() -> None:
+    environment = swingup(observation="state", upright=True)
+    _, steps = jax.vmap(environment.reset)(jax.random.split(jax.random.key(0), 500))
+    assert steps.observation[:, 2].mean() > 0.95
+
+
 def test_actions_are_cut_to_their_bounds() -> None:
     environment, state = swingup(observation="state"), state_of(0, 0, 1, 0)
     for action, cut in [(5.0, 1.0), (-1.5, -1.0)]:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from dreamjax.replay.latents import Chunk, Latents, chunks, chunks_per_epoch, concatenate
+from dreamjax.replay.latents import Chunk, Latents, chunks, chunks_per_epoch, concatenate, end_to_end
+from dreamjax.types import Step
 
 LENGTHS = [5, 9, 1, 12, 7, 3, 20, 4]  # 61 frames
 
@@ -141,3 +142,18 @@ def test_dreams_begin_at_the_first_frames() -> None:
     np.testing.assert_array_equal(log_variance[:, 0], [0, -5, -14, -15])
     assert mean.dtype == log_variance.dtype == np.float32
     assert len(latents(LENGTHS).first_frames(100)[0]) == len(LENGTHS)
+
+
+def test_lanes_are_put_end_to_end_without_what_follows_the_last_action() -> None:
+    """Lane 0 has an episode that ends for good and one that is cut by its limit; lane 1 is a piece of one."""
+    is_first = np.array([[1, 0, 0, 1, 0, 1], [0, 0, 0, 0, 0, 0]], bool)
+    is_last = np.array([[0, 0, 1, 0, 1, 0], [0, 0, 0, 0, 0, 0]], bool)
+    is_terminal = np.array([[0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]], bool)
+    number = np.arange(12).reshape(2, 6)
+    step = Step({"number": number}, np.float32(number), is_first, is_last, is_terminal)
+    got = end_to_end(step, number * 10)
+    np.testing.assert_array_equal(got.observation["number"], [0, 1, 3, 6, 7, 8, 9, 10])
+    np.testing.assert_array_equal(got.action, [0, 10, 30, 60, 70, 80, 90, 100])
+    np.testing.assert_array_equal(got.reward, [1, 2, 4, 7, 8, 9, 10, 11])
+    np.testing.assert_array_equal(got.done, [0, 1, 0, 0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(got.length, [2, 1, 5])
