@@ -20,6 +20,7 @@ from dreamjax.run.metrics import MetricsLog
 REPO = Path(__file__).resolve().parents[1]
 DOOM = REPO / "experiments" / "doom_take_cover.py"
 DREAMER = REPO / "experiments" / "dreamerv3.py"
+SWINGUP = REPO / "experiments" / "swingup_iterative.py"
 DREAMER_JAX = REPO / "experiments" / "dreamerv3_jax.py"
 
 
@@ -114,6 +115,21 @@ def test_a_stored_agent_plays_without_training(doom: Path, tmp_path: Path) -> No
     output = finish(start(DOOM, *arguments))
     assert "tics survived, 1 episodes" in output
     assert (tmp_path / "out" / "dream_and_real.mp4").exists()
+
+
+def test_swingup_iterative_killed_between_and_within_iterations_ends_in_the_same_numbers(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    output = finish(start(SWINGUP, "--preset", "smoke", "--folder", str(whole)))
+    assert "summary.html" in output
+    metrics, rows = outcome(whole)
+    assert {stage for stage, _ in metrics} == {"vision", "memory", "search", "iteration"}
+    assert list(rows) == ["iterated", "iterated, held upright at the end"]
+    for name in ("summary.html", "learning.png", "iterations.png", "iteration-02/dream_and_real.mp4"):
+        assert (whole / name).stat().st_size > 1000, name
+    for mark in ("stages/iteration-01.json", "checkpoints/memory/4"):
+        kill_when(start(SWINGUP, "--preset", "smoke", "--folder", str(killed)), killed / mark)
+    finish(start(SWINGUP, "--preset", "smoke", "--folder", str(killed)))
+    assert outcome(killed) == outcome(whole)
 
 
 def test_an_unknown_preset_is_refused() -> None:

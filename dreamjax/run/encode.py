@@ -29,7 +29,7 @@ def encode(run: RunFolder, store: episodes.Store, posterior: Callable[[np.ndarra
         with run.stage("encode") as stage:
             for i in progress(missing, "encode", initial=len(paths) - len(missing), unit="file"):
                 read = [episodes.read(path) for path in store.paths[i * _GROUP : (i + 1) * _GROUP]]
-                mean, log_variance = _batched(posterior, np.concatenate([episode.observation for episode in read]))
+                mean, log_variance = in_batches(posterior, np.concatenate([episode.observation for episode in read]))
                 length = np.array([len(episode.action) for episode in read])
                 done = np.zeros(length.sum(), bool)
                 done[length.cumsum() - 1] = [episode.terminated for episode in read]
@@ -50,9 +50,10 @@ def encode(run: RunFolder, store: episodes.Store, posterior: Callable[[np.ndarra
     return whole
 
 
-def _batched(
+def in_batches(
     posterior: Callable[[np.ndarray], tuple[PyTree, PyTree]], frames: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and log variance of any number of frames, 256 at a time. Shapes: [N, 64, 64, 3] -> two of [N, Z] float16."""
     padded = np.concatenate([frames, np.zeros((-len(frames) % _BATCH, *frames.shape[1:]), frames.dtype)])
     parts = [posterior(padded[i : i + _BATCH]) for i in range(0, len(padded), _BATCH)]
     mean, log_variance = (np.concatenate(part)[: len(frames)] for part in zip(*parts, strict=True))
