@@ -138,7 +138,7 @@ def main(smoke: bool) -> None:
         rows += share_rows(replace(debug(), compute_dtype="float32"), HostConfig(200, 2, 4, 4), 64, 1)
     else:
         rows = probe_rows((16, 64), 32, 40, 5) + probe_rows((16, 64), 1, 20, 5)
-        rows += share_rows(replace(SIZES["1m"], compute_dtype="float32"), HostConfig(2064, 16, 64, 512), 32, 5)
+        rows += share_rows(replace(SIZES["1m"], compute_dtype="float32"), HostConfig(2064, 16, 64, 512), 128, 3)
     print("\n".join(f"{row['name']}: {row['mean']:.3g} ± {row['std']:.2g} {row['unit']}" for row in rows))
     if not smoke:
         command = "python benchmarks/dreamerv3_loops.py"
