@@ -1,6 +1,6 @@
 """How fast DreamerV3 learns: one update of world model, actor and critic, and how its time grows.
 
-    python benchmarks/dreamerv3_update.py            about twenty minutes on two cores, 12 GiB of memory
+    python benchmarks/dreamerv3_update.py            six to twenty minutes on two cores, 12 GiB of memory
     python benchmarks/dreamerv3_update.py --smoke    a minute, to see that it runs; writes nothing
 
 The batch is as published, 16 sequences of 64 steps, of 15 imagined steps each, in float32: Crafter's spaces (a picture

@@ -55,7 +55,8 @@ def gather(into: Path, experiment: str, runs: Iterable[Run]) -> list[dict[str, A
     rows = []
     for run in all_runs:
         label = _label(run, all_runs)
-        tasks.setdefault(run.task, {})[label] = np.array(run.frames), np.array(run.returns)
+        shown = label or "plain" * any(other.variant for other in all_runs if other.task == run.task)
+        tasks.setdefault(run.task, {})[shown] = np.array(run.frames), np.array(run.returns)
         known_score = _nearest(published[run.task], run.frames[-1]) if run.task in published else None
         for row in run.result["rows"]:
             name = ", ".join(filter(None, [run.task, label])) + row["name"].removeprefix(run.task)
