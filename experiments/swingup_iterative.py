@@ -82,8 +82,9 @@ class Config:
     episodes: int = 32  # per iteration
     noise: float = 0.3  # standard deviation of what is added to the actions of C
     # learn, per iteration
-    vision_updates: int = 300
-    vision_batch: int = 64
+    first_vision_updates: int = 1500  # in the first; V finds the pole after some 700
+    vision_updates: int = 150
+    vision_batch: int = 32
     vision_optimizer: OptimizerConfig = OptimizerConfig(1e-3, 2e-4, 0.999)
     memory_updates: int = 1000
     streams: int = 32
@@ -104,6 +105,7 @@ SMOKE = replace(
     preset="smoke",
     iterations=2,
     episodes=2,
+    first_vision_updates=3,
     vision_updates=2,
     vision_batch=4,
     memory_updates=2,
@@ -251,7 +253,7 @@ def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, learned: Lea
 
     vision_step = partial(learner.vision_step, WORLD.vision, cfg.vision_optimizer, key_vision)
     frames = partial(frame_batches, recorded, cfg.seed, cfg.vision_batch)
-    end = (number + 1) * cfg.vision_updates
+    end = cfg.first_vision_updates + number * cfg.vision_updates
     vision_state = train(run, log, "vision", learned.vision, vision_step, frames, end)
 
     data = encode(vision_state.params, recorded)

@@ -24,8 +24,10 @@ TRACK = 2.4  # how far the cart may go from the middle
 START_DEVIATION = 0.2  # standard deviation of each part of the first state, around the pole hanging down
 
 FRAME = 64  # height and width of a frame, pixels
-VIEW = 5.0  # width of what a frame shows, in units of length
-BACKGROUND, RAIL, CART, POLE = 255.0, 190.0, 120.0, 20.0  # grey levels
+VIEW_WIDTH, VIEW_HEIGHT = 5.0, 1.8  # of what a frame shows, in units of length: squeezed, as the paper's frames are
+# Grey levels. Not on white or black: V's first updates drive its output to the background's level, and a sigmoid that
+# has arrived at 1 or 0 no longer learns where the pole is.
+BACKGROUND, RAIL, CART, POLE = 60.0, 90.0, 170.0, 255.0
 
 
 class SwingUpState(NamedTuple):
@@ -112,11 +114,12 @@ def _observe(state: SwingUpState) -> Array:
 
 def draw_swingup(state: SwingUpState) -> Array:
     """Draw cart, rail and pole: -> [64, 64, 3] uint8, grey. Edges are smooth, so that a small move changes a frame."""
-    line = (jnp.arange(FRAME) + 0.5) * (VIEW / FRAME) - VIEW / 2
-    x, y = line[None, :], -line[:, None]  # of the middle of each pixel, in units of length, y up
+    middles = (jnp.arange(FRAME) + 0.5) / FRAME - 0.5
+    x, y = VIEW_WIDTH * middles[None, :], -VIEW_HEIGHT * middles[:, None]  # of each pixel, in units of length, y up
+    pixel = (VIEW_WIDTH + VIEW_HEIGHT) / 2 / FRAME  # a width between that and the height of one
 
     def shade(frame: Array, distance: Array, level: float) -> Array:  # `distance` from the shape, negative inside
-        cover = jnp.clip(0.5 - distance * (FRAME / VIEW), 0.0, 1.0)
+        cover = jnp.clip(0.5 - distance / pixel, 0.0, 1.0)
         return frame + cover * (level - frame)
 
     def box(middle: Array | float, width: float, height: float) -> Array:
@@ -127,5 +130,5 @@ def draw_swingup(state: SwingUpState) -> Array:
     from_pole = jnp.hypot(x - state.position - along * tip_x, y - along * tip_y)
     frame = shade(jnp.full((FRAME, FRAME), BACKGROUND), box(0.0, 2 * TRACK, 0.05), RAIL)
     frame = shade(frame, box(state.position, 0.5, 0.25), CART)
-    frame = shade(frame, from_pole - 0.08, POLE)
+    frame = shade(frame, from_pole - 0.1, POLE)
     return jnp.broadcast_to(jnp.round(frame).astype(jnp.uint8)[:, :, None], (FRAME, FRAME, 3))
