@@ -140,6 +140,55 @@ def fitness_curve(
     _save(figure, path)
 
 
+def series_with_bars(
+    panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]],
+    label: str,
+    path: str | os.PathLike[str],
+) -> None:
+    """One panel per quantity: (at [N], means [N], standard deviations [N]) by name, the deviations as bars."""
+    figure, all_axes = _grid(len(panels))
+    for axes, (title, kinds) in zip(all_axes, panels.items(), strict=True):
+        for i, (colour, (name, (at, means, stds))) in enumerate(zip(itertools.cycle(_CYCLE), kinds.items())):
+            beside = at + 0.01 * (i - (len(kinds) - 1) / 2) * np.ptp(at)  # so that bars do not hide each other
+            axes.errorbar(
+                beside, means, stds, fmt="o-", color=colour, ms=4, capsize=3, lw=1.4, elinewidth=1, label=name
+            )
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.legend(frameon=False, fontsize=8, loc="best")
+        _tidy(axes)
+    _label_lowest(all_axes, label)
+    _save(figure, path)
+
+
+def cross_table(
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    labels: tuple[str, str],
+    path: str | os.PathLike[str],
+) -> None:
+    """Draw a table of numbers [R, C], shaded by size; `labels` name what goes down and what goes across.
+
+    Raises:
+        ValueError: there are not as many names as rows and columns.
+    """
+    if values.shape != (len(rows), len(columns)):
+        raise ValueError(f"a table of {values.shape} needs as many names, got {len(rows)} and {len(columns)}")
+    figure = Figure(figsize=(1.1 + 0.8 * len(columns), 0.9 + 0.5 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(values, cmap="Blues", aspect="auto", vmin=0)
+    for (i, j), value in np.ndenumerate(values):
+        colour = "white" if value > 0.6 * values.max() else "black"
+        axes.text(j, i, f"{value:,.0f}", ha="center", va="center", fontsize=9, color=colour)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylabel(labels[0])
+    axes.set_xlabel(labels[1])
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelsize=9)
+    _save(figure, path)
+
+
 def reconstruction_sheet(originals: np.ndarray, reconstructions: np.ndarray, path: str | os.PathLike[str]) -> None:
     """Frames [N, H, W, 3] (uint8, or floats in 0..1) in pairs of rows: the original, and what came of it below.
 
