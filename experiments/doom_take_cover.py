@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from dreamjax import dream, evolution
+from dreamjax import evolution
 from dreamjax.envs.vizdoom import TakeCover
 from dreamjax.evolution import EvolutionConfig, EvolutionState
 from dreamjax.replay import episodes, latents
@@ -48,12 +48,13 @@ from dreamjax.run.films import film_dream, film_game, write_films
 from dreamjax.run.folder import RunFolder, result_row, write_result
 from dreamjax.run.metrics import MetricsLog, read_metrics
 from dreamjax.run.play import play, play_actions, returns
-from dreamjax.run.progress import progress
+from dreamjax.run.stages import collect_stage, vision_stage
 from dreamjax.run.summary import Section, write_summary
 from dreamjax.run.train import train
 from dreamjax.types import Key, LatentModel, Metrics, Params, PyTree
-from dreamjax.worldmodels import controller, learner, model, vision
+from dreamjax.worldmodels import controller, learner, model, search, vision
 from dreamjax.worldmodels.learner import OptimizerConfig
+from dreamjax.worldmodels.search import Dreaming
 
 WORLD = model.DOOM
 MODEL = model.make(WORLD)
@@ -161,39 +162,17 @@ SMOKE = replace(
 PRESETS = {config.preset: config for config in (SMOKE, DEMO, CPU, PAPER)}
 
 
-def collect_stage(cfg: Config, run: RunFolder) -> episodes.Store:
+def collected(cfg: Config, run: RunFolder) -> episodes.Store:
     """Let random play fill the disk."""
-    folder = run.path / "episodes"
-    if run.stage_done("collect"):
-        return episodes.open_store(folder).head(cfg.episodes)  # a killed collection may have left more
-    make = partial(TakeCover, skill=cfg.skill)
-    with run.stage("collect") as stage, progress(cfg.episodes, "collect", unit="episode") as bar:
-
-        def report(kept: int, made: int) -> None:
-            bar.update(kept - bar.n)
-            if made % 100 == 0:
-                stage.tick()
-
-        fill = partial(collect, folder, make, cfg.episodes, cfg.seed, policy=RANDOM[cfg.policy])
-        store = fill(min_length=cfg.min_frames, workers=cfg.workers, progress=report)
-        run.finish_stage("collect", {"episodes": len(store), "frames": store.frames})
-    return store
-
-
-def vision_stage(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, store: episodes.Store) -> Params:
-    """Train V."""
-    key_init, key_train = jax.random.split(key)
-    state = train(
-        run,
-        log,
-        "vision",
-        learner.vision_init(WORLD.vision, cfg.vision_optimizer, key_init),
-        partial(learner.vision_step, WORLD.vision, cfg.vision_optimizer, key_train),
-        partial(episodes.frame_batches, store.head(min(cfg.vision_episodes, len(store))), cfg.seed, cfg.vision_batch),
-        cfg.vision_updates,
-        checkpoint_every=cfg.checkpoint_every,
+    fill = partial(
+        collect,
+        make_env=partial(TakeCover, skill=cfg.skill),
+        seed=cfg.seed,
+        min_length=cfg.min_frames,
+        workers=cfg.workers,
+        policy=RANDOM[cfg.policy],
     )
-    return state.params
+    return collect_stage(run, cfg.episodes, fill)
 
 
 def memory_stage(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, data: Latents) -> Params:
@@ -212,7 +191,7 @@ def memory_stage(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, data: L
     return state.params
 
 
-def dreaming(cfg: Config) -> LatentModel:
+def bounded(cfg: Config) -> LatentModel:
     """Give the world model the step limit of this run."""
     return MODEL._replace(spec=MODEL.spec._replace(max_steps=cfg.max_steps))
 
@@ -224,25 +203,21 @@ def evolve_stage(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, params:
     dreams, and the later one has averaged out more luck.
     """
 
-    def generation(search: EvolutionState, number: int) -> tuple[EvolutionState, Metrics]:
-        key_ask, key_dream, key_evaluate = jax.random.split(jax.random.fold_in(key, number), 3)
-        search, population = evolution.ask(cfg.evolution, key_ask, search)
-        keys = jax.random.split(key_dream, cfg.dream_episodes)
-        dreamed = dream.returns(dreamer, POLICY, params, starts, population, keys, cfg.temperature, mesh)
-        search, metrics = evolution.tell(cfg.evolution, search, population, dreamed.total.mean(1))
+    def generation(state: EvolutionState, number: int) -> tuple[EvolutionState, Metrics]:
+        key_generation, key_evaluate = jax.random.split(jax.random.fold_in(key, number))
+        state, metrics = search.generation(cfg.evolution, dreaming, key_generation, state, cfg.dream_episodes, mesh)
         if (number + 1) % cfg.evaluate_every == 0 or number + 1 == cfg.generations:
-            alone = jax.tree.map(lambda leaf: leaf[None], evolution.mean(cfg.evolution, search))
-            keys = jax.random.split(key_evaluate, cfg.evaluation_episodes)
-            total = dream.returns(dreamer, POLICY, params, starts, alone, keys, cfg.temperature).total
+            mean = evolution.mean(cfg.evolution, state)
+            total = search.score(dreaming, mean, key_evaluate, cfg.evaluation_episodes)
             metrics |= {"evaluation_mean": total.mean(), "evaluation_std": total.std()}
-        return search, metrics
+        return state, metrics
 
-    dreamer = dreaming(cfg)
+    dreaming = Dreaming(bounded(cfg), POLICY, params, starts, cfg.temperature)
     mesh = device_mesh("population") if cfg.evolution.population_size % jax.device_count() == 0 else None
-    search = evolution.init(cfg.evolution, POLICY.init(key))
+    state = evolution.init(cfg.evolution, POLICY.init(key))
     numbers = lambda first: iter(range(first, cfg.generations))  # noqa: E731
-    search = train(run, log, "evolve", search, generation, numbers, cfg.generations, checkpoint_every=5, log_every=1)
-    return evolution.mean(cfg.evolution, search)
+    state = train(run, log, "evolve", state, generation, numbers, cfg.generations, checkpoint_every=5, log_every=1)
+    return evolution.mean(cfg.evolution, state)
 
 
 def first_seed(cfg: Config) -> int:
@@ -273,11 +248,9 @@ def evaluate_stage(cfg: Config, run: RunFolder, agent: StoredAgent) -> list[dict
     with run.stage("evaluate"):
         random = {"random_held": held_random_actions, "random_every_tic": every_tic_random_actions}
         scores = score(cfg, agent, cfg.real_episodes, run.path / "evaluation", random)
-        alone = jax.tree.map(lambda leaf: leaf[None], agent.controller)
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(cfg.seed), 7), max(cfg.real_episodes, 100))
-        bounded = dreaming(cfg)
-        dreamed = dream.returns(bounded, POLICY, agent.model, agent.starts, alone, keys, cfg.temperature)
-        scores["dream"] = np.asarray(dreamed.total[0])
+        dreaming = Dreaming(bounded(cfg), POLICY, agent.model, agent.starts, cfg.temperature)
+        key = jax.random.fold_in(jax.random.key(cfg.seed), 7)
+        scores["dream"] = np.asarray(search.score(dreaming, agent.controller, key, max(cfg.real_episodes, 100)))
     published = {"real": "1092 ± 556", "dream": "918 ± 546", "random_every_tic": "210 ± 108"}
     order = ("real", "dream", "random_held", "random_every_tic")
     return [result_row(name, scores[name], "tics survived", published.get(name)) for name in order]
@@ -338,8 +311,11 @@ def train_agent(cfg: Config, folder: Path, arguments: list[str]) -> None:
     run.write_json("arguments.json", arguments)
     key_vision, key_memory, key_evolve = jax.random.split(jax.random.key(cfg.seed), 3)
     with MetricsLog(folder) as log:
-        store = collect_stage(cfg, run)
-        vision_params = vision_stage(cfg, run, log, key_vision, store)
+        store = collected(cfg, run)
+        seen = store.head(min(cfg.vision_episodes, len(store)))
+        frames = partial(episodes.frame_batches, seen, cfg.seed, cfg.vision_batch)
+        sees = (WORLD.vision, cfg.vision_optimizer)
+        vision_params = vision_stage(run, log, key_vision, sees, frames, cfg.vision_updates, cfg.checkpoint_every)
         posterior = partial(jax.jit(vision.encode, static_argnums=0), WORLD.vision, vision_params)
         data = encode(run, store, posterior)
         memory_params = memory_stage(cfg, run, log, key_memory, data)

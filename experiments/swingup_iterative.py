@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from dreamjax import dream, evolution, rollout
+from dreamjax import evolution, rollout
 from dreamjax.envs.swingup import swingup
 from dreamjax.evolution import EvolutionConfig, EvolutionState
 from dreamjax.replay import latents
@@ -47,11 +47,12 @@ from dreamjax.run.metrics import MetricsLog, read_metrics
 from dreamjax.run.summary import Section, write_summary
 from dreamjax.run.train import train
 from dreamjax.types import Action, Array, Key, Metrics, Params, Policy
-from dreamjax.worldmodels import controller, learner, memory, model, vision
+from dreamjax.worldmodels import controller, learner, memory, model, search, vision
 from dreamjax.worldmodels.controller import ControllerConfig
 from dreamjax.worldmodels.learner import MemoryState, OptimizerConfig, VisionState
 from dreamjax.worldmodels.memory import MemoryConfig
 from dreamjax.worldmodels.model import WorldModelConfig, WorldModelParams
+from dreamjax.worldmodels.search import Dreaming
 from dreamjax.worldmodels.vision import VisionConfig
 
 GAME = swingup(observation="both")  # the agent sees the picture; the state is for us to look at
@@ -265,21 +266,21 @@ def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, learned: Lea
     params = WorldModelParams(vision_state.params, memory_state.params)
     starts = data.first_frames(len(data.length))
 
-    def generation(search: EvolutionState, count: int) -> tuple[EvolutionState, Metrics]:
+    dreaming = Dreaming(MODEL, POLICY, params, starts, cfg.temperature)
+
+    def generation(state: EvolutionState, count: int) -> tuple[EvolutionState, Metrics]:
         if count % cfg.generations == 0:
-            search = evolution.init(cfg.evolution, evolution.mean(cfg.evolution, search))
-        key_ask, key_dream = jax.random.split(jax.random.fold_in(key_evolve, count))
-        search, population = evolution.ask(cfg.evolution, key_ask, search)
-        keys = jax.random.split(key_dream, cfg.dream_episodes)
-        dreamed = dream.returns(MODEL, POLICY, params, starts, population, keys, cfg.temperature)
-        return evolution.tell(cfg.evolution, search, population, dreamed.total.mean(1))
+            state = evolution.init(cfg.evolution, evolution.mean(cfg.evolution, state))
+        return search.generation(
+            cfg.evolution, dreaming, jax.random.fold_in(key_evolve, count), state, cfg.dream_episodes
+        )
 
     end = (number + 1) * cfg.generations
     counts = lambda first: iter(range(first, end))  # noqa: E731
-    search = train(
+    found = train(
         run, log, "search", learned.search, generation, counts, end, checkpoint_every=cfg.generations, log_every=1
     )
-    agent = StoredAgent(params, evolution.mean(cfg.evolution, search), starts)
+    agent = StoredAgent(params, evolution.mean(cfg.evolution, found), starts)
     if number in (0, cfg.iterations - 1):
         save_agent(run.path / f"agent-{number + 1:02}.npz", agent)
         film(run.path, agent, key_film, number + 1)
@@ -287,7 +288,7 @@ def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, learned: Lea
     shown = {"real": np.mean(score["returns"]), "held": np.mean(score["held"])}
     log.write("iteration", number + 1, {**shown, "surprise": score["surprise"], "visited": score["visited"]})
     run.finish_stage(f"iteration-{number + 1:02}", score)
-    return Learned(vision_state, memory_state, search)
+    return Learned(vision_state, memory_state, found)
 
 
 def film(folder: Path, agent: StoredAgent, key: Key, number: int) -> None:

@@ -32,13 +32,15 @@ class CarRacing(gymnasium.Env[np.ndarray, np.ndarray]):
     [3], steering in [-1, 1] (left to right), gas and brake in [0, 1]. The reward is -0.1 per step and 1000 / N for
     each of the N tiles of the track when the car first comes upon it. `terminated` means that a lap was finished
     (`info["lap_finished"]`), or that the car left the field, which costs 100; `truncated`, that `max_steps` were
-    driven.
+    driven, or that `patience` was at its end.
 
     Args:
       drawn_by: "dreamjax", or "gymnasium" for the original drawing; the frames are the same, the former takes less than
         half as long.
       full_length: never terminate, so that every episode has `max_steps` steps, as the paper's recorded ones do.
       max_steps: after which an episode is truncated.
+      patience: truncate an episode also after so many steps without a new tile; None waits to the end. It saves time
+        where candidates that got lost are only to be told from others.
       render_mode: "rgb_array" makes `render` return a picture of 400 x 600, or None.
     """
 
@@ -49,12 +51,15 @@ class CarRacing(gymnasium.Env[np.ndarray, np.ndarray]):
         drawn_by: Literal["dreamjax", "gymnasium"] = "dreamjax",
         full_length: bool = False,
         max_steps: int = MAX_STEPS,
+        patience: int | None = None,
         render_mode: str | None = None,
     ) -> None:
         if drawn_by not in ("dreamjax", "gymnasium"):
             raise ValueError(f"drawn_by must be 'dreamjax' or 'gymnasium', got {drawn_by!r}")
         if max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, got {max_steps}")
+        if patience is not None and patience < 1:
+            raise ValueError(f"patience must be at least 1 or None, got {patience}")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
         self.observation_space = gymnasium.spaces.Box(0, 255, (pixels.SIZE, pixels.SIZE, 3), np.uint8)
@@ -62,14 +67,16 @@ class CarRacing(gymnasium.Env[np.ndarray, np.ndarray]):
         self.render_mode = render_mode
         self.full_length = full_length
         self.max_steps = max_steps
+        self.patience = patience or max_steps
         make = _Game if drawn_by == "dreamjax" else game.CarRacing
         self._game = make(render_mode=render_mode)
         self._left = 0  # steps of the episode
+        self._lost = 0  # steps since the last new tile
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         """Starts an episode on a new track. Equal seeds and actions give equal frames."""
         super().reset(seed=seed)
-        self._left = self.max_steps
+        self._left, self._lost = self.max_steps, 0
         frame, info = self._game.reset(seed=int(self.np_random.integers(_SEEDS)))
         return pixels.clean(frame, ROWS), info
 
@@ -82,7 +89,8 @@ class CarRacing(gymnasium.Env[np.ndarray, np.ndarray]):
             raise ValueError(f"CarRacing takes three numbers (steering, gas, brake), got {action!r}")
         frame, reward, terminated, _, info = self._game.step(np.clip(a, _LOW, _HIGH))
         terminated = terminated and not self.full_length
-        self._left = 0 if terminated else self._left - 1
+        self._lost = 0 if reward > 0 else self._lost + 1
+        self._left = 0 if terminated or self._lost == self.patience else self._left - 1
         truncated = not (terminated or self._left)
         return pixels.clean(frame, ROWS), float(reward), terminated, truncated, info
 

@@ -1,10 +1,12 @@
 """Turning recorded episodes into latents, once, with a file for every few episodes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from dreamjax.replay import episodes, latents
+from dreamjax.replay.episodes import Episode
 from dreamjax.replay.latents import Latents
 from dreamjax.run.atomic import replacing
 from dreamjax.run.folder import RunFolder
@@ -28,26 +30,35 @@ def encode(run: RunFolder, store: episodes.Store, posterior: Callable[[np.ndarra
     if missing:
         with run.stage("encode") as stage:
             for i in progress(missing, "encode", initial=len(paths) - len(missing), unit="file"):
-                read = [episodes.read(path) for path in store.paths[i * _GROUP : (i + 1) * _GROUP]]
-                mean, log_variance = in_batches(posterior, np.concatenate([episode.observation for episode in read]))
-                length = np.array([len(episode.action) for episode in read])
-                done = np.zeros(length.sum(), bool)
-                done[length.cumsum() - 1] = [episode.terminated for episode in read]
-                action, reward = (
-                    np.concatenate([getattr(episode, name) for episode in read]) for name in ("action", "reward")
-                )
-                part = Latents(mean, log_variance, action, reward, done, length)
-                with replacing(paths[i]) as temporary:
-                    np.savez(temporary, allow_pickle=False, **part._asdict())
+                some = [episodes.read(path) for path in store.paths[i * _GROUP : (i + 1) * _GROUP]]
+                write_latents(paths[i], encode_episodes(some, posterior))
                 stage.tick()
-    parts = []
-    for path in paths:
-        with np.load(path) as arrays:
-            parts.append(Latents(**arrays))
-    whole = latents.concatenate(parts)
+    whole = latents.concatenate([read_latents(path) for path in paths])
     if not np.array_equal(whole.length, store.lengths):
         raise ValueError(f"{run.path / 'latents'} holds the latents of other episodes; delete it to encode these")
     return whole
+
+
+def encode_episodes(recorded: Sequence[Episode], posterior: Callable[[np.ndarray], tuple[PyTree, PyTree]]) -> Latents:
+    """Encode episodes that are in memory. `posterior` as in `encode`."""
+    mean, log_variance = in_batches(posterior, np.concatenate([episode.observation for episode in recorded]))
+    length = np.array([len(episode.action) for episode in recorded])
+    done = np.zeros(length.sum(), bool)
+    done[length.cumsum() - 1] = [episode.terminated for episode in recorded]
+    action, reward = (np.concatenate([getattr(one, name) for one in recorded]) for name in ("action", "reward"))
+    return Latents(mean, log_variance, action, reward, done, length)
+
+
+def write_latents(path: Path, data: Latents) -> None:
+    """Write encoded episodes, all or nothing."""
+    with replacing(path) as temporary:
+        np.savez(temporary, allow_pickle=False, **data._asdict())
+
+
+def read_latents(path: Path) -> Latents:
+    """Read what `write_latents` wrote."""
+    with np.load(path) as arrays:
+        return Latents(**arrays)
 
 
 def in_batches(
