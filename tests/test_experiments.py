@@ -20,6 +20,8 @@ from dreamjax.run.metrics import MetricsLog
 REPO = Path(__file__).resolve().parents[1]
 DOOM = REPO / "experiments" / "doom_take_cover.py"
 DREAMER = REPO / "experiments" / "dreamerv3.py"
+TEMPERATURES = REPO / "experiments" / "doom_temperature_sweep.py"
+CAR = REPO / "experiments" / "car_racing.py"
 SWINGUP = REPO / "experiments" / "swingup_iterative.py"
 DREAMER_JAX = REPO / "experiments" / "dreamerv3_jax.py"
 
@@ -130,6 +132,41 @@ def test_swingup_iterative_killed_between_and_within_iterations_ends_in_the_same
         kill_when(start(SWINGUP, "--preset", "smoke", "--folder", str(killed)), killed / mark)
     finish(start(SWINGUP, "--preset", "smoke", "--folder", str(killed)))
     assert outcome(killed) == outcome(whole)
+
+
+def test_temperatures_are_swept_with_both_kinds_of_controllers(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert "summary.html" in finish(start(TEMPERATURES, "--preset", "smoke", "--folder", str(whole)))
+    metrics, rows = outcome(whole)
+    assert {stage for stage, _ in metrics} == {"zch-50", "zch-115", "z-50", "z-115"}
+    scores = [f"{kind}{game}@{at}" for kind in ("", "z ") for at in ("0.50", "1.15") for game in ("dream", "real")]
+    assert list(rows) == [*scores, "random", "fireballs@0.50", "fireballs@1.15", "fireballs in the game"]
+    assert rows["real@1.15"]["published"] == "1092 ± 556" and rows["z real@1.15"]["published"] is None
+    names = ("temperatures.png", "cross-zch.png", "cross-z.png", "evolved-at-0.50/dream_and_real.mp4", "summary.html")
+    for name in names:
+        assert (whole / name).stat().st_size > 1000, name
+    kill_when(start(TEMPERATURES, "--preset", "smoke", "--folder", str(killed)), killed / "checkpoints" / "z-50")
+    finish(start(TEMPERATURES, "--preset", "smoke", "--folder", str(killed)))
+    assert outcome(killed) == outcome(whole)
+
+
+def test_car_racing_evolves_on_the_road_and_in_the_dream(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for name in ("untrained-memory", "full-dream"):
+        arguments = (CAR, "--preset", "smoke", "--controller", name, "--folder")
+        assert "summary.html" in finish(start(*arguments, str(whole)))
+        if name == "full-dream":
+            kill_when(start(*arguments, str(killed)), killed / "stages" / "full-dream-round-01.json")
+        else:
+            kill_when(start(*arguments, str(killed)), killed / "checkpoints" / "untrained-memory-evolve" / "1")
+        finish(start(*arguments, str(killed)))
+    metrics, rows = outcome(whole)
+    stages = {"vision", "memory", "untrained-memory-evolve", "full-dream-evolve", "full-dream-memory"}
+    assert {stage for stage, _ in metrics} == stages | {"full-dream-round"}
+    assert list(rows) == ["full-dream", "untrained-memory"]
+    for name in ("evolution.png", "learning.png", "full-dream-at-1.00/dream_and_real.mp4", "summary.html"):
+        assert (whole / name).stat().st_size > 1000, name
+    assert outcome(killed) == (metrics, rows)
 
 
 def test_an_unknown_preset_is_refused() -> None:

@@ -91,6 +91,25 @@ def test_an_episode_is_cut_after_max_steps(full_length: bool) -> None:
         env.step(STRAIGHT_ON)
 
 
+def test_patience_ends_where_no_tile_is_new() -> None:
+    env, patient = CarRacing(patience=30, max_steps=400), CarRacing(max_steps=400)
+    for one in (env, patient):
+        one.reset(seed=2)
+    lost = 0
+    for _ in range(399):
+        frame, reward, *flags, _ = env.step(STRAIGHT_ON)
+        expected, same, *_ = patient.step(STRAIGHT_ON)
+        np.testing.assert_array_equal(frame, expected)
+        assert reward == same
+        lost = 0 if reward > 0 else lost + 1
+        assert flags == [False, lost == 30]
+        if flags[1]:
+            break
+    assert lost == 30
+    with pytest.raises(RuntimeError, match="reset"):
+        env.step(STRAIGHT_ON)
+
+
 def test_full_length_goes_on_beyond_the_field() -> None:
     env = CarRacing(full_length=True, max_steps=400)
     env.reset(seed=2)
@@ -117,7 +136,7 @@ def test_what_is_not_three_numbers_is_refused(action: object) -> None:
         env.step(action)
 
 
-@pytest.mark.parametrize("bad", [{"drawn_by": "hand"}, {"max_steps": 0}, {"render_mode": "human"}])
+@pytest.mark.parametrize("bad", [{"drawn_by": "hand"}, {"max_steps": 0}, {"patience": 0}, {"render_mode": "human"}])
 def test_bad_arguments_are_refused(bad: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         CarRacing(**bad)

@@ -6,11 +6,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dreamjax.run.plots import (
+    cross_table,
     fitness_curve,
     horizon_errors,
     learning_curves,
     reconstruction_sheet,
     return_curves,
+    series_with_bars,
 )
 
 
@@ -125,3 +127,29 @@ def test_a_reconstruction_sheet_pairs_each_original_with_what_came_of_it(tmp_pat
 def test_a_reconstruction_sheet_needs_equal_stacks(tmp_path):
     with pytest.raises(ValueError, match="two equal stacks"):
         reconstruction_sheet(np.zeros((2, 8, 8, 3)), np.zeros((3, 8, 8, 3)), tmp_path / "a.png")
+
+
+def test_series_with_bars_show_means_and_deviations_of_each_kind(tmp_path, drawn):
+    at, means, stds = np.array([0.1, 0.5, 1.3]), np.array([3.0, 2.0, 1.0]), np.array([0.5, 0.25, 0.1])
+    kinds = {"one": (at, means, stds), "two": (at, 2 * means, stds)}
+    series_with_bars({"dream": kinds, "real": {"one": kinds["one"]}}, "temperature", tmp_path / "a.png")
+    dreamed, real = drawn[0].axes
+    assert [text.get_text() for text in dreamed.get_legend().get_texts()] == ["one", "two"]
+    for container, factor in zip(dreamed.containers, (1, 2), strict=True):
+        line, _, (bars,) = container.lines
+        np.testing.assert_array_equal(line.get_ydata(), factor * means)
+        np.testing.assert_allclose(line.get_xdata(), at, atol=0.01)
+        ends = np.array([segment[:, 1] for segment in bars.get_segments()])
+        np.testing.assert_allclose(ends, np.stack([factor * means - stds, factor * means + stds], 1))
+    np.testing.assert_array_equal(real.containers[0].lines[0].get_xdata(), at)
+
+
+def test_a_cross_table_shows_every_number_in_its_place(tmp_path, drawn):
+    values = np.array([[1.0, 2000.0, 3.0], [4.0, 5.0, 6.0]])
+    cross_table(values, ["a", "b"], ["x", "y", "real"], ("evolved at", "survives at"), tmp_path / "a.png")
+    (axes,) = drawn[0].axes
+    shown = {(*text.get_position(), text.get_text()) for text in axes.texts}
+    assert {(1, 0, "2,000"), (2, 0, "3"), (0, 1, "4")} <= shown and len(shown) == 6
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("evolved at", "survives at")
+    with pytest.raises(ValueError, match="as many names"):
+        cross_table(values, ["a"], ["x", "y", "real"], ("", ""), tmp_path / "b.png")
