@@ -1,25 +1,34 @@
-"""How fast CarRacing is: Gymnasium's own game on one core, and the same game with our drawing.
+"""How fast CarRacing is: Gymnasium's own game and ours on one core, and a whole population on all cores.
 
-    python benchmarks/car_racing.py            about a minute
+    python benchmarks/car_racing.py            some four minutes
     python benchmarks/car_racing.py --smoke    seconds, to see that it runs; writes nothing
 
-Whole episodes, with the making of their tracks: the same tracks and the same actions, of the paper's random collection,
-in turn in one process. Gymnasium makes pictures of 96x96; ours makes the same, and of them the 64x64 that models see.
+Whole episodes, with the making of their tracks. First the same tracks and actions, of the paper's random collection, in
+turn in one process: Gymnasium makes pictures of 96x96; ours makes the same, and of them the 64x64 that models see. Then
+a population of controllers, which all do nothing: as `run.pool` plays it, with V and M behind every step, and the same
+episodes played by as many processes with nobody looking, which is as fast as the game can be.
 """
 
+import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import gymnasium
+import jax
+import jax.numpy as jnp
 import numpy as np
 from gymnasium.envs.box2d import car_racing
 
 from dreamjax.envs.car_racing import MAX_STEPS, CarRacing
 from dreamjax.run.collect import random_network_actions
 from dreamjax.run.folder import result_row, write_result
+from dreamjax.run.pool import GamePool, population_returns
 from dreamjax.run.timing import measure
+from dreamjax.worldmodels import controller, model
 
 RESULTS = Path(__file__).parent / "results" / "car_racing.json"
 
@@ -36,6 +45,35 @@ def driving(env: gymnasium.Env, steps: int) -> Callable[[], None]:
     return drive
 
 
+def drive_unseen(steps: int, seeds: list[int]) -> None:
+    """Play episodes with the action of a controller of zeros, in this process."""
+    env = CarRacing(full_length=True, max_steps=steps)
+    for seed in seeds:
+        env.reset(seed=seed)
+        while not env.step(np.array([0.0, 0.5, 0.0]))[3]:
+            pass
+
+
+def population(steps: int, candidates: int, lanes: int, repeats: int) -> dict[str, np.ndarray]:
+    """Steps per second of a population on all cores, played by the pool and by processes that only step games."""
+    world, policy = model.make(model.CAR_RACING), controller.make(controller.ControllerConfig("carracing", 288))
+    params, zeros = world.init(jax.random.key(0)), policy.init(jax.random.key(0))
+    many = jax.tree.map(lambda leaf: jnp.zeros((candidates, *leaf.shape)), zeros)
+    seeds, cores = np.arange(candidates), os.cpu_count() or 1
+    make = partial(CarRacing, full_length=True, max_steps=steps)
+    context = multiprocessing.get_context("forkserver")
+    with GamePool(make, world.spec.observation, cores, lanes) as pool, context.Pool(cores) as processes:
+        unseen = partial(drive_unseen, steps)
+        contenders = {
+            "population": lambda: population_returns(
+                pool, world, policy, (params, many), jax.random.key(1), seeds[:, None]
+            ),
+            "games alone": lambda: processes.map(unseen, [seeds[i::cores].tolist() for i in range(cores)], 1),
+        }
+        timings = measure(contenders, repeats)
+    return {name: timing.rate(candidates * steps) for name, timing in timings.items()}
+
+
 def main(smoke: bool) -> None:
     """Measure and write."""
     begun = time.monotonic()
@@ -45,7 +83,10 @@ def main(smoke: bool) -> None:
     rate = {name: timing.rate(steps) for name, timing in timings.items()}
     rows = [result_row(name, values, "steps/s") for name, values in rate.items()]
     rows.append(result_row("ours / gymnasium", rate["ours"] / rate["gymnasium"], "x"))
-    print("\n".join(f"{row['name']:18} {row['mean']:8.2f} ± {row['std']:.2f} {row['unit']}" for row in rows))
+    rate = population(10, 4, 1, 1) if smoke else population(MAX_STEPS // 2, 64, 16, 3)
+    rows += [result_row(f"{name}, {os.cpu_count()} cores", values, "steps/s") for name, values in rate.items()]
+    rows.append(result_row("population / games alone", rate["population"] / rate["games alone"], "x"))
+    print("\n".join(f"{row['name']:24} {row['mean']:8.2f} ± {row['std']:.2f} {row['unit']}" for row in rows))
     if not smoke:
         write_result(
             RESULTS, "car_racing", "full", "python benchmarks/car_racing.py", [0], time.monotonic() - begun, rows

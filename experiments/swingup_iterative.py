@@ -59,7 +59,8 @@ GAME = swingup(observation="both")  # the agent sees the picture; the state is f
 UPRIGHT = swingup(observation="both", upright=True)
 WORLD = WorldModelConfig(
     vision=VisionConfig(latent_size=16),
-    memory=MemoryConfig(latent_size=16, action_size=1, hidden_size=128, predict_reward=True, predict_action=True),
+    memory=MemoryConfig(latent_size=16, action_size=1, hidden_size=256, predict_reward=True, predict_action=True),
+    sees="zh",  # c is many times larger than z and h, and drowns them in a search that begins with equal steps
     max_steps=GAME.spec.max_steps,
 )
 SEEN = model.make(WORLD)
@@ -84,7 +85,7 @@ class Config:
     noise: float = 0.3  # standard deviation of what is added to the actions of C
     # learn, per iteration
     first_vision_updates: int = 1500  # in the first; V finds the pole after some 700
-    vision_updates: int = 150
+    vision_updates: int = 300
     vision_batch: int = 32
     vision_optimizer: OptimizerConfig = OptimizerConfig(1e-3, 2e-4, 0.999)
     memory_updates: int = 1000
