@@ -10,16 +10,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from dreamjax.rollout import AgentState, Returns, Transition, population_returns, reactive, zero_action
+from dreamjax.rollout import AgentState, Returns, Transition, population_returns, reactive, recurrent, zero_action
 from dreamjax.types import (
     Action,
+    AnyPolicy,
     Array,
     Environment,
     EnvSpec,
     Key,
     LatentModel,
     Params,
-    Policy,
     PyTree,
     Space,
     State,
@@ -36,7 +36,7 @@ class Dream(NamedTuple):
 
 def imagine(
     model: LatentModel,
-    policy: Policy,
+    policy: AnyPolicy,
     params: tuple[Params, Params],
     key: Key,
     state: State,
@@ -47,17 +47,20 @@ def imagine(
     """Follow a policy through the prior for `horizon` steps, without regard to the end of episodes.
 
     Differentiable through the states and actions. `params` are those of the model and of the policy. `unroll` steps are
-    compiled as one: with short steps that is faster.
+    compiled as one: with short steps that is faster. A recurrent policy begins to remember here.
     """
     model_params, policy_params = params
+    acting = recurrent(policy)
 
-    def step(state: State, key: Key) -> tuple[State, tuple[State, Action]]:
+    def step(carry: tuple[State, State], key: Key) -> tuple[tuple[State, State], tuple[State, Action]]:
+        state, memory = carry
         key_act, key_imagine = jax.random.split(key)
-        action = policy.act(policy_params, key_act, model.features(state))
+        memory, action = acting.act(policy_params, key_act, memory, model.features(state))
         following = model.imagine(model_params, key_imagine, state, action, temperature)
-        return following, (following, action)
+        return (following, memory), (following, action)
 
-    _, (states, actions) = jax.lax.scan(step, state, jax.random.split(key, horizon), unroll=unroll)
+    begin = (state, acting.start(policy_params))
+    _, (states, actions) = jax.lax.scan(step, begin, jax.random.split(key, horizon), unroll=unroll)
     return Dream(jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), state, states), actions)
 
 
@@ -145,7 +148,7 @@ def environment(model: LatentModel, params: Params, starts: PyTree, temperature:
 @partial(jax.jit, static_argnames=("model", "policy", "mesh"))
 def returns(
     model: LatentModel,
-    policy: Policy,
+    policy: AnyPolicy,
     params: Params,
     starts: PyTree,
     population: Params,

@@ -5,8 +5,24 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from dreamjax.types import Action, Agent, Array, Environment, Key, LatentModel, Params, Policy, PyTree, State, Step
+from dreamjax.types import (
+    Action,
+    Agent,
+    AnyPolicy,
+    Array,
+    Environment,
+    Key,
+    LatentModel,
+    Params,
+    Policy,
+    PyTree,
+    RecurrentPolicy,
+    Space,
+    State,
+    Step,
+)
 
 
 class AgentState(NamedTuple):
@@ -14,6 +30,7 @@ class AgentState(NamedTuple):
 
     latent: State  # of the `LatentModel`, at the last step it acted on
     action: Action  # chosen then
+    memory: State = ()  # of the policy, if it is recurrent
 
 
 class Transition(NamedTuple):
@@ -43,37 +60,83 @@ def zero_action(space: PyTree) -> Action:
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), space)
 
 
-def agent(model: LatentModel, model_params: Params, policy: Policy) -> Agent:
+def recurrent(policy: AnyPolicy) -> RecurrentPolicy:
+    """Take every policy for a recurrent one; a `Policy` remembers nothing."""
+    if isinstance(policy, RecurrentPolicy):
+        return policy
+
+    def act(params: Params, key: Key, memory: State, features: Array) -> tuple[State, Action]:
+        return memory, policy.act(params, key, features)
+
+    return RecurrentPolicy(policy.init, lambda params: (), act)
+
+
+def random_policy(space: PyTree) -> Policy:
+    """Act uniformly at random, whatever is seen. Raises ValueError for a space without bounds."""
+    for part in jax.tree.leaves(space):
+        if not np.isfinite([part.low, part.high]).all():
+            raise ValueError(f"only what has bounds can be drawn uniformly, got {part}")
+
+    def act(params: Params, key: Key, features: Array) -> Action:
+        del params, features
+        leaves, structure = jax.tree.flatten(space)
+        draws = []
+        for part, one in zip(leaves, jax.random.split(key, len(leaves)), strict=True):
+            draw = jax.random.randint if part.is_discrete else jax.random.uniform
+            draws.append(draw(one, part.shape, dtype=part.dtype, minval=part.low, maxval=part.high))
+        return jax.tree.unflatten(structure, draws)
+
+    return Policy(lambda key: (), act)
+
+
+def noisy(policy: AnyPolicy, space: Space) -> RecurrentPolicy:
+    """Explore: add Gaussian noise to the actions of a policy, cut off at the bounds of their space.
+
+    Its parameters are those of the policy and the standard deviation of the noise.
+    """
+    inner = recurrent(policy)
+
+    def act(params: tuple[Params, Array], key: Key, memory: State, features: Array) -> tuple[State, Action]:
+        key_act, key_noise = jax.random.split(key)
+        memory, action = inner.act(params[0], key_act, memory, features)
+        noise = params[1] * jax.random.normal(key_noise, action.shape)
+        return memory, jnp.clip(action + noise, space.low, space.high)
+
+    return RecurrentPolicy(inner.init, lambda params: inner.start(params[0]), act)
+
+
+def agent(model: LatentModel, model_params: Params, policy: AnyPolicy) -> Agent:
     """Let a policy act on what a world model makes of each observation: its posterior state.
 
     The parameters of the agent are those of the policy.
     """
+    judging = reactive(policy)
 
     def start(params: Params) -> AgentState:
-        del params
-        return AgentState(model.start(model_params), zero_action(model.spec.action))
+        return AgentState(model.start(model_params), zero_action(model.spec.action), judging.start(params))
 
     def act(params: Params, key: Key, state: AgentState, step: Step) -> tuple[AgentState, Action]:
         key_observe, key_act = jax.random.split(key)
         embedding = model.encode(model_params, step.observation)
         latent = model.observe(model_params, key_observe, state.latent, state.action, embedding, step.is_first)
-        action = policy.act(params, key_act, model.features(latent))
-        return AgentState(latent, action), action
+        memory, action = judging.act(params, key_act, state.memory, step._replace(observation=model.features(latent)))
+        return AgentState(latent, action, memory), action
 
     return Agent(start, act)
 
 
-def reactive(policy: Policy) -> Agent:
-    """Let a policy act on the observation itself, without memory. In a dream the observation is the features."""
+def reactive(policy: AnyPolicy) -> Agent:
+    """Let a policy act on the observation itself, without a world model. In a dream the observation is the features.
 
-    def start(params: Params) -> tuple[()]:
-        del params
-        return ()
+    The memory of a recurrent policy is new in every episode.
+    """
+    whole = recurrent(policy)
 
-    def act(params: Params, key: Key, state: tuple[()], step: Step) -> tuple[tuple[()], Action]:
-        return state, policy.act(params, key, step.observation)
+    def act(params: Params, key: Key, state: State, step: Step) -> tuple[State, Action]:
+        state = jax.tree.map(partial(jnp.where, step.is_first), whole.start(params), state)
+        return whole.act(params, key, state, step.observation)
 
-    return Agent(start, act)
+    return Agent(whole.start, act)
 
 
 def unroll(

@@ -116,6 +116,18 @@ class Policy(NamedTuple):
     act: Callable[[Params, Key, Array], Action]  # (params, key, features [F]) -> action
 
 
+class RecurrentPolicy(NamedTuple):
+    """A policy with a memory of its own, for example a recurrent network; it goes wherever a `Policy` does."""
+
+    init: Callable[[Key], Params]
+    start: Callable[[Params], State]  # memory before the first step of an episode
+    act: Callable[[Params, Key, State, Array], tuple[State, Action]]
+    # (params, key, memory_{t-1}, features_t [F]) -> (memory_t, action_t)
+
+
+AnyPolicy = Policy | RecurrentPolicy
+
+
 class Agent(NamedTuple):
     """A policy together with what it remembers, ready to act on the steps of an environment."""
 

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 import tyro
 
-from dreamjax import dream, evolution
+from dreamjax import dream, evolution, rollout
 from dreamjax.envs.vizdoom import TakeCover
 from dreamjax.evolution import EvolutionConfig, EvolutionState
 from dreamjax.run import plots
@@ -39,7 +39,7 @@ from dreamjax.run.metrics import MetricsLog, read_metrics
 from dreamjax.run.play import play, play_actions, returns
 from dreamjax.run.summary import Section, write_summary
 from dreamjax.run.train import train
-from dreamjax.types import Array, Key, LatentModel, Metrics, Params, Policy, PyTree
+from dreamjax.types import Array, Key, LatentModel, Metrics, Params, Policy, PyTree, Space
 from dreamjax.worldmodels import controller, model, search
 from dreamjax.worldmodels.search import Dreaming
 
@@ -134,7 +134,7 @@ def burning(frames: Array) -> Array:
     return ((frames[..., 0] >= red) & (frames[..., 1] >= green)).sum((-2, -1)) >= pixels
 
 
-RANDOM = Policy(lambda key: (), lambda params, key, features: jax.random.uniform(key, (), minval=-1.0))
+RANDOM = rollout.random_policy(Space((), low=-1.0, high=1.0))
 
 
 @partial(jax.jit, static_argnames=("world", "steps"))

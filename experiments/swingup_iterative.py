@@ -11,7 +11,11 @@ what happens there: it has to go there, look, and learn again. Each iteration:
 
     python experiments/swingup_iterative.py --folder runs/swingup
     python experiments/swingup_iterative.py --folder runs/swingup-once --no-iterate      # acts at random throughout
+    python experiments/swingup_iterative.py --folder runs/swingup-curious --curiosity 1  # what surprises M is a reward
+    python experiments/swingup_iterative.py --folder runs/swingup-rnn --units 8          # C is a recurrent network
     python experiments/swingup_iterative.py --preset smoke --folder runs/smoke           # minutes, to see that it runs
+
+    python experiments/swingup_iterative.py --gather runs/seed-0 runs/seed-1             # one result of several runs
 
 The game is written in JAX and so is all else: the whole experiment runs on one device. The command started again goes
 on where it stopped. Every field of `Config` can be set.
@@ -20,7 +24,7 @@ on where it stopped. Every field of `Config` can be set.
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,11 +33,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from dreamjax import evolution, rollout
+from dreamjax import dream, evolution, rollout
 from dreamjax.envs.swingup import swingup
 from dreamjax.evolution import EvolutionConfig, EvolutionState
 from dreamjax.replay import latents
-from dreamjax.replay.latents import Chunk, Latents, Recorded
+from dreamjax.replay.latents import Latents, Recorded
 from dreamjax.rollout import Transition
 from dreamjax.run import plots
 from dreamjax.run.agent import StoredAgent, save_agent
@@ -43,11 +47,12 @@ from dreamjax.run.devices import keep_freed_memory
 from dreamjax.run.encode import in_batches
 from dreamjax.run.films import film_dream, write_films
 from dreamjax.run.folder import RunFolder, result_row, shown_measurement, write_result
+from dreamjax.run.gather import gather_repeats
 from dreamjax.run.metrics import MetricsLog, read_metrics
 from dreamjax.run.summary import Section, write_summary
 from dreamjax.run.train import train
-from dreamjax.types import Action, Array, Key, Metrics, Params, Policy
-from dreamjax.worldmodels import controller, learner, memory, model, search, vision
+from dreamjax.types import AnyPolicy, Array, Key, Metrics, Params
+from dreamjax.worldmodels import controller, curiosity, learner, model, search, vision
 from dreamjax.worldmodels.controller import ControllerConfig
 from dreamjax.worldmodels.learner import MemoryState, OptimizerConfig, VisionState
 from dreamjax.worldmodels.memory import MemoryConfig
@@ -63,13 +68,14 @@ WORLD = WorldModelConfig(
     sees="zh",  # c is many times larger than z and h, and drowns them in a search that begins with equal steps
     max_steps=GAME.spec.max_steps,
 )
-SEEN = model.make(WORLD)
-MODEL = SEEN._replace(encode=lambda params, observation: SEEN.encode(params, observation["image"]))
-POLICY = controller.make(ControllerConfig(features=model.feature_size(WORLD)))
+MODEL = model.make(WORLD)
+SEEING = MODEL._replace(encode=lambda params, observation: MODEL.encode(params, observation["image"]))
 STEPS = GAME.spec.max_steps
 UPRIGHT_STEPS = 32  # of an episode that begins upright; random actions let the pole fall sooner
+UPRIGHT_COS = 0.9  # within 26 degrees
 HELD_STEPS, HELD_REWARD = 50, 0.95  # at the end of an episode, and at least: within 26 degrees of upright
 FPS = 20
+RANDOM = rollout.random_policy(GAME.spec.action)
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,9 @@ class Config:
     streams: int = 32
     length: int = 50  # inputs per chunk
     memory_optimizer: OptimizerConfig = OptimizerConfig(1e-3, 2e-4, 0.9997, clip=1.0)
+    curiosity: float = 0.0  # reward, in the dream, for each nat per latent that M did not expect
     # evolve
+    units: int = 0  # of C, which is then recurrent; linear without
     evolution: EvolutionConfig = EvolutionConfig(population_size=64, sigma=0.1)
     generations: int = 30  # per iteration, from the C of the one before
     dream_episodes: int = 8  # per individual
@@ -121,28 +129,24 @@ SMOKE = replace(
 PRESETS = {config.preset: config for config in (SMOKE, CPU)}
 
 
-def noisy(policy: Policy) -> Policy:
-    """Add noise to a policy; its parameters are those of the policy and the deviation of the noise."""
-
-    def act(params: tuple[Params, Array], key: Key, features: Array) -> Action:
-        inner, deviation = params
-        key_act, key_noise = jax.random.split(key)
-        action = policy.act(inner, key_act, features)
-        return jnp.clip(action + deviation * jax.random.normal(key_noise, action.shape), -1.0, 1.0)
-
-    return Policy(policy.init, act)
+@lru_cache  # programs are compiled for a policy by its identity
+def policy_of(units: int) -> AnyPolicy:
+    """Build C."""
+    return controller.make(ControllerConfig("doom", model.feature_size(WORLD), units, recurrent=units > 0))
 
 
-RANDOM = Policy(lambda key: (), lambda params, key, features: jax.random.uniform(key, (), minval=-1.0))
-NOISY = noisy(POLICY)
+@lru_cache
+def explorer_of(units: int) -> AnyPolicy:
+    """Build C with noise."""
+    return rollout.noisy(policy_of(units), GAME.spec.action)
 
 
 @partial(jax.jit, static_argnames=("upright", "policy", "lanes", "steps"))
 def act(
-    model_params: Params, policy: Policy, params: Params, key: Key, lanes: int, steps: int, upright: bool = False
+    model_params: Params, policy: AnyPolicy, params: Params, key: Key, lanes: int, steps: int, upright: bool = False
 ) -> Transition:
     """Play on in the real game, some lanes at once. Shapes: -> [lanes, steps, ...]."""
-    agent = rollout.agent(MODEL, model_params, policy)
+    agent = rollout.agent(SEEING, model_params, policy)
     play = lambda key: rollout.unroll(UPRIGHT if upright else GAME, agent, params, key, steps)[1]  # noqa: E731
     return jax.vmap(play)(jax.random.split(key, lanes))
 
@@ -151,7 +155,7 @@ def collect(cfg: Config, path: Path, key: Key, params: Params, controller_params
     """Record episodes, if that is not done."""
     if path.exists():
         return
-    acting: tuple[Policy, Params] = (RANDOM, ()) if is_random else (NOISY, (controller_params, cfg.noise))
+    acting = (RANDOM, ()) if is_random else (explorer_of(cfg.units), (controller_params, cfg.noise))
     recorded = latents.end_to_end(*jax.device_get(act(params, *acting, key, cfg.episodes, STEPS + 1)))
     with replacing(path) as temporary:
         np.savez(temporary, allow_pickle=False, **recorded.observation, **recorded._asdict() | {"observation": ()})
@@ -183,36 +187,52 @@ def frame_batches(recorded: list[Recorded], seed: int, size: int, step: int) -> 
 
 
 def visited(recorded: list[Recorded]) -> float:
-    """Say which part of all angles and spins has been seen: of 20 x 20 cells, with spins up to 15."""
-    cos, sin, spin = np.concatenate([part.observation["state"] for part in recorded])[:, 2:].T
-    cells = np.histogram2d(np.arctan2(sin, cos), spin, bins=20, range=[[-np.pi, np.pi], [-15, 15]])[0]
-    return float((cells > 0).mean())
+    """Say which part of the states has been seen: of 8 x 8 x 16 x 16 cells; many of them nobody can reach."""
+    position, velocity, cos, sin, spin = np.concatenate([part.observation["state"] for part in recorded]).T
+    sides = ((position, 2.4, 8), (velocity, 6, 8), (np.arctan2(sin, cos), np.pi, 16), (spin, 15, 16))
+    index = [np.clip((x / limit + 1) / 2 * n, 0, n - 1).astype(int) for x, limit, n in sides]
+    counts = tuple(n for _, _, n in sides)
+    return len(np.unique(np.ravel_multi_index(index, counts))) / np.prod(counts)
 
 
 @partial(jax.jit, static_argnames="lanes")
-def surprise(params: WorldModelParams, key: Key, lanes: int) -> Array:
-    """What M did not expect of poles that fall from upright: nats per latent, above the entropy of V's own noise."""
-    key_act, key_loss = jax.random.split(key)
-    step, action = jax.tree.map(
-        lambda leaf: jnp.swapaxes(leaf, 0, 1), act(params, RANDOM, (), key_act, lanes, UPRIGHT_STEPS, upright=True)
-    )
-    mean, log_variance = jax.lax.map(partial(vision.encode, WORLD.vision, params.vision), step.observation["image"])
-    reward, done = (jnp.roll(leaf, -1, axis=0) for leaf in (step.reward, step.is_terminal))
-    chunk = Chunk(mean, log_variance, action, reward, done, step.is_first, jnp.array(True))
-    _, (_, metrics) = memory.loss(WORLD.memory, params.memory, key_loss, memory.start(WORLD.memory, (lanes,)), chunk)
-    return metrics["nll"] - metrics["nll_floor"]
+def upright_error(params: WorldModelParams, key: Key, lanes: int) -> Array:
+    """How far the next frame is from what M expects, where the pole stands: squared, summed over the frame.
+
+    Twice the negative log likelihood of a Gaussian of deviation 1 around the expected frame, up to a constant; M's
+    own, of latents, means something else after every iteration, because V goes on learning. No training sees these
+    episodes, which begin upright and in which the pole then falls.
+    """
+    key_act, key_observe, key_imagine = jax.random.split(key, 3)
+    played = act(params, RANDOM, (), key_act, lanes, UPRIGHT_STEPS, upright=True)
+
+    def expect(key_observe: Key, key_imagine: Key, recorded: Transition) -> Array:
+        begin = rollout.agent(SEEING, params, RANDOM).start(())
+        states = dream.open_loop(SEEING, params, key_observe, begin, recorded, UPRIGHT_STEPS)
+        imagine = partial(MODEL.imagine, params, temperature=0.01)  # the most likely
+        following = jax.vmap(imagine)(jax.random.split(key_imagine, UPRIGHT_STEPS), states, recorded.action)
+        return jax.vmap(partial(MODEL.decode, params))(following)[:-1]
+
+    keys = jax.random.split(key_observe, lanes), jax.random.split(key_imagine, lanes)
+    expected = jax.lax.map(lambda data: expect(*data), (*keys, played))
+    truth = played.step.observation["image"][:, 1:]
+    error = jnp.square((truth.astype(jnp.float32) - expected.astype(jnp.float32)) / 255).sum((2, 3, 4))
+    stands = (played.step.observation["state"][:, 1:, 2] > UPRIGHT_COS) & ~played.step.is_first[:, 1:]
+    return (error * stands).sum() / stands.sum()
 
 
 def evaluate(cfg: Config, key: Key, params: WorldModelParams, controller_params: Params) -> dict[str, Any]:
     """Score C in the real game, without noise, and M on what it must know to hold the pole up."""
     key_real, key_upright = jax.random.split(key)
-    step = jax.device_get(act(params, POLICY, controller_params, key_real, cfg.real_episodes, STEPS + 1)).step
+    step = jax.device_get(
+        act(params, policy_of(cfg.units), controller_params, key_real, cfg.real_episodes, STEPS + 1)
+    ).step
     is_over = np.cumsum(step.is_last, 1) - step.is_last > 0  # what a lane does after its first episode does not count
     held = (step.reward[:, -HELD_STEPS:] > HELD_REWARD).all(1) & ~is_over.any(1)
     return {
         "returns": (step.reward * ~is_over).sum(1).tolist(),
         "held": held.tolist(),
-        "surprise": float(surprise(params, key_upright, cfg.real_episodes)),
+        "upright_error": float(upright_error(params, key_upright, cfg.real_episodes)),
     }
 
 
@@ -230,7 +250,7 @@ def begin(cfg: Config, key: Key) -> Learned:
     return Learned(
         learner.vision_init(WORLD.vision, cfg.vision_optimizer, key_vision),
         learner.memory_init(WORLD.memory, cfg.memory_optimizer, key_memory, cfg.streams),
-        evolution.init(cfg.evolution, POLICY.init(key_policy)),
+        evolution.init(cfg.evolution, policy_of(cfg.units).init(key_policy)),
     )
 
 
@@ -244,9 +264,17 @@ def resumed(run: RunFolder, learned: Learned) -> Learned:
     return Learned(**newest)
 
 
+def curious(cfg: Config, path: Path, key: Key, params: Params, data: Latents) -> Latents:
+    """Add to the rewards what M, as it was before it learned from the newest episodes, did not expect."""
+    if not path.exists():
+        with replacing(path) as temporary:
+            np.save(temporary, curiosity.intrinsic_reward(WORLD.memory, params, key, data))
+    return data._replace(reward=data.reward + cfg.curiosity * np.load(path))
+
+
 def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, learned: Learned, number: int) -> Learned:
     """Do iteration `number`, or what is left of it. V and M learn on; CMA-ES begins anew, around the last C."""
-    key_collect, key_vision, key_memory, key_evolve, key_evaluate, key_film = jax.random.split(key, 6)
+    key_collect, key_vision, key_memory, key_evolve, key_evaluate, key_film, key_curious = jax.random.split(key, 7)
     paths = [run.path / "episodes" / f"{i:02}.npz" for i in range(number + 1)]
     params = WorldModelParams(learned.vision.params, learned.memory.params)
     best = evolution.mean(cfg.evolution, learned.search)
@@ -259,6 +287,8 @@ def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, learned: Lea
     vision_state = train(run, log, "vision", learned.vision, vision_step, frames, end)
 
     data = encode(vision_state.params, recorded)
+    if cfg.curiosity and number:  # an M that has learned nothing is surprised by everything
+        data = curious(cfg, run.path / "surprise" / f"{number:02}.npy", key_curious, params.memory, data)
     memory_step = partial(learner.memory_step, WORLD.memory, cfg.memory_optimizer, key_memory)
     first, end = (i * cfg.memory_updates for i in (number, number + 1))
     chunks = lambda step: latents.chunks(data, 1000 * cfg.seed + number, cfg.streams, cfg.length, step - first)  # noqa: E731
@@ -267,7 +297,7 @@ def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, learned: Lea
     params = WorldModelParams(vision_state.params, memory_state.params)
     starts = data.first_frames(len(data.length))
 
-    dreaming = Dreaming(MODEL, POLICY, params, starts, cfg.temperature)
+    dreaming = Dreaming(MODEL, policy_of(cfg.units), params, starts, cfg.temperature)
 
     def generation(state: EvolutionState, count: int) -> tuple[EvolutionState, Metrics]:
         if count % cfg.generations == 0:
@@ -284,25 +314,27 @@ def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, learned: Lea
     agent = StoredAgent(params, evolution.mean(cfg.evolution, found), starts)
     if number in (0, cfg.iterations - 1):
         save_agent(run.path / f"agent-{number + 1:02}.npz", agent)
-        film(run.path, agent, key_film, number + 1)
+        film(cfg, run.path, agent, key_film, number + 1)
     score = evaluate(cfg, key_evaluate, params, agent.controller) | {"visited": visited(recorded)}
     shown = {"real": np.mean(score["returns"]), "held": np.mean(score["held"])}
-    log.write("iteration", number + 1, {**shown, "surprise": score["surprise"], "visited": score["visited"]})
+    shown |= {name: score[name] for name in ("upright_error", "visited")}
+    log.write("iteration", number + 1, shown)
     run.finish_stage(f"iteration-{number + 1:02}", score)
     return Learned(vision_state, memory_state, found)
 
 
-def film(folder: Path, agent: StoredAgent, key: Key, number: int) -> None:
+def film(cfg: Config, folder: Path, agent: StoredAgent, key: Key, number: int) -> None:
     """Film a dream, and beside it the real game, after an iteration."""
-    key_dream, key_real = jax.random.split(key)
-    dreamed = film_dream(MODEL, POLICY, agent, key_dream, STEPS, 1.0)
-    real = act(agent.model, POLICY, agent.controller, key_real, 1, STEPS + 1).step.observation["image"][0]
+    policy, (key_dream, key_real) = policy_of(cfg.units), jax.random.split(key)
+    dreamed = film_dream(MODEL, policy, agent, key_dream, STEPS, 1.0)
+    real = act(agent.model, policy, agent.controller, key_real, 1, STEPS + 1).step.observation["image"][0]
     write_films(folder / f"iteration-{number:02}", dreamed, np.asarray(real), FPS)
 
 
 def report(cfg: Config, run: RunFolder, arguments: list[str]) -> None:
     """Draw and summarise."""
     name = "iterated" if cfg.iterate else "not-iterated"
+    name += ", curious" * (cfg.curiosity > 0) + ", recurrent C" * (cfg.units > 0)
     last = run.stage_record(f"iteration-{cfg.iterations:02}")["summary"]
     rows = [
         result_row(name, np.array(last["returns"]), "return"),
@@ -343,12 +375,18 @@ class Arguments:
 
     preset: Literal["smoke", "cpu"] = "cpu"
     folder: Path | None = None  # of the run; runs/swingup/<preset>-<seed> if not given
+    gather: tuple[Path, ...] = ()  # folders of runs that are done, to put together with those in `into`
+    into: Path = Path("experiments/results/swingup_iterative")
 
 
 def main(arguments: list[str]) -> None:
     """Read the command line; what is not in `Arguments` belongs to `Config`."""
     keep_freed_memory()
     args, rest = tyro.cli(Arguments, args=arguments, return_unknown_args=True)
+    if args.gather:
+        for row in gather_repeats(args.into, "swingup_iterative", "iteration", args.gather):
+            print(f"{row['name']}: {shown_measurement(row)}, {row['n']} runs")
+        return
     cfg = tyro.cli(Config, args=rest, default=PRESETS[args.preset])
     folder = args.folder or Path("runs") / "swingup" / f"{cfg.preset}-{cfg.seed}{'' if cfg.iterate else '-once'}"
     run = RunFolder(folder, cfg)

@@ -17,7 +17,19 @@ from gymnasium.utils.env_checker import check_env
 from dreamjax import dream, rollout
 from dreamjax.envs.gymnasium import to_gymnasium
 from dreamjax.rollout import Transition
-from dreamjax.types import Action, Array, EnvSpec, Key, LatentModel, Outcome, Params, Policy, Space, Step
+from dreamjax.types import (
+    Action,
+    Array,
+    EnvSpec,
+    Key,
+    LatentModel,
+    Outcome,
+    Params,
+    Policy,
+    RecurrentPolicy,
+    Space,
+    Step,
+)
 
 MAX_STEPS = 6
 CONTINUES = [1.0, 0.9, 0.51, 0.5, 0.49, 0.0]  # of counts 0 to 5 and above: 4 is the first that ends a dream
@@ -285,3 +297,22 @@ def test_a_dream_is_rolled_out_like_any_environment() -> None:
     np.testing.assert_array_equal(path.step.observation[:, 0], [2, 3, 4, 2, 3, 4, 2])
     np.testing.assert_array_equal(path.step.reward, [0, 30.75, 40.75, 0, 30.75, 40.75, 0])
     np.testing.assert_array_equal(path.step.is_first, [1, 0, 0, 1, 0, 0, 1])
+
+
+def test_a_recurrent_policy_dreams_the_same_in_imagination_and_in_the_environment() -> None:
+    def act(params: Params, key: Key, memory: Array, features: Array) -> tuple[Array, Action]:
+        memory = memory / 2 + params * features[0]
+        return memory, memory
+
+    policy = RecurrentPolicy(lambda key: (), lambda params: jnp.float32(1), act)
+    weight, actions, memory, count = jnp.float32(0.25), [], 1.0, 0.5
+    for _ in range(3):
+        memory = memory / 2 + 0.25 * count
+        actions.append(memory)
+        count += memory
+    start = Count(jnp.float32(0.5), jnp.float32(0))
+    dreamed = dream.imagine(MODEL, policy, (PARAMS, weight), jax.random.key(0), start, 3)
+    np.testing.assert_allclose(dreamed.actions, actions, rtol=1e-6)
+    environment = dream.environment(MODEL, PARAMS, (jnp.array([0.5]), jnp.array([0.0])))
+    _, path = rollout.unroll(environment, rollout.reactive(policy), weight, jax.random.key(0), 3)
+    np.testing.assert_allclose(path.action, actions, rtol=1e-6)

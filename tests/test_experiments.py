@@ -120,18 +120,27 @@ def test_a_stored_agent_plays_without_training(doom: Path, tmp_path: Path) -> No
 
 
 def test_swingup_iterative_killed_between_and_within_iterations_ends_in_the_same_numbers(tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    output = finish(start(SWINGUP, "--preset", "smoke", "--folder", str(whole)))
+    whole, killed, once = tmp_path / "whole", tmp_path / "killed", tmp_path / "once"
+    settings = ("--preset", "smoke", "--curiosity", "1", "--units", "2")
+    output = finish(start(SWINGUP, *settings, "--folder", str(whole)))
     assert "summary.html" in output
     metrics, rows = outcome(whole)
     assert {stage for stage, _ in metrics} == {"vision", "memory", "search", "iteration"}
-    assert list(rows) == ["iterated", "iterated, held upright at the end"]
-    for name in ("summary.html", "learning.png", "iterations.png", "iteration-02/dream_and_real.mp4"):
-        assert (whole / name).stat().st_size > 1000, name
+    name = "iterated, curious, recurrent C"
+    assert list(rows) == [name, f"{name}, held upright at the end"]
+    for picture in ("summary.html", "learning.png", "iterations.png", "iteration-02/dream_and_real.mp4"):
+        assert (whole / picture).stat().st_size > 1000, picture
     for mark in ("stages/iteration-01.json", "checkpoints/memory/4"):
-        kill_when(start(SWINGUP, "--preset", "smoke", "--folder", str(killed)), killed / mark)
-    finish(start(SWINGUP, "--preset", "smoke", "--folder", str(killed)))
+        kill_when(start(SWINGUP, *settings, "--folder", str(killed)), killed / mark)
+    finish(start(SWINGUP, *settings, "--folder", str(killed)))
     assert outcome(killed) == outcome(whole)
+    finish(start(SWINGUP, "--preset", "smoke", "--no-iterate", "--folder", str(once)))
+    into = tmp_path / "into"
+    finish(start(SWINGUP, "--gather", str(whole), str(once), "--into", str(into)))
+    gathered = {row["name"]: row["mean"] for row in json.loads((into / "result.json").read_text())["rows"]}
+    assert list(gathered) == [*rows, "not-iterated", "not-iterated, held upright at the end"]
+    assert gathered[name] == rows[name]["mean"]
+    assert (into / "repeats.png").stat().st_size > 5000
 
 
 def test_temperatures_are_swept_with_both_kinds_of_controllers(tmp_path: Path) -> None:

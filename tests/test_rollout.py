@@ -24,6 +24,7 @@ from dreamjax.types import (
     LatentModel,
     Params,
     Policy,
+    RecurrentPolicy,
     Space,
     Step,
 )
@@ -272,6 +273,52 @@ def test_a_reactive_agent_acts_on_the_observation() -> None:
     no = jnp.array(False)
     state, action = agent.act(jnp.float32(3), jax.random.key(0), agent.start(3), Step(jnp.float32(4), 0.0, no, no, no))
     assert state == () and action == 12
+
+
+def counting() -> RecurrentPolicy:
+    """Remembers how often it acted, and does that, times its parameter."""
+
+    def act(params: Params, key: Key, memory: Array, features: Array) -> tuple[Array, Action]:
+        return memory + 1, params * memory
+
+    return RecurrentPolicy(lambda key: jnp.float32(0), lambda params: jnp.float32(0), act)
+
+
+def test_a_recurrent_policy_forgets_where_an_episode_begins() -> None:
+    policy, no = counting(), jnp.array(False)
+    for agent in (rollout.reactive(policy), rollout.agent(recording_model(), jnp.float32(10), policy)):
+        state, acted = agent.start(jnp.float32(1)), []
+        for t in range(5):
+            step = Step(jnp.float32(4), jnp.float32(0), jnp.array(t in (0, 3)), no, no)
+            state, action = agent.act(jnp.float32(1), jax.random.key(t), state, step)
+            acted.append(int(action))
+        assert acted == [0, 1, 2, 0, 1]
+
+
+def test_random_actions_fill_their_space() -> None:
+    space = {"move": Space((2,), np.float32, -1.0, 3.0), "fire": Space((), np.int32, 0, 3)}
+    policy = rollout.random_policy(space)
+    actions = jax.vmap(lambda key: policy.act((), key, jnp.zeros(1)))(jax.random.split(jax.random.key(0), 500))
+    assert actions["move"].shape == (500, 2) and actions["move"].dtype == jnp.float32
+    assert sorted(set(actions["fire"].tolist())) == [0, 1, 2]
+    np.testing.assert_allclose(actions["move"].min(0), -1, atol=0.05)
+    np.testing.assert_allclose(actions["move"].max(0), 3, atol=0.05)
+    np.testing.assert_allclose(actions["move"].mean(0), 1, atol=0.15)
+    with pytest.raises(ValueError, match="only what has bounds"):
+        rollout.random_policy(Space((2,)))
+
+
+def test_noise_is_added_to_what_a_policy_does_within_its_bounds() -> None:
+    policy = rollout.noisy(counting(), Space((), np.float32, -1.0, 6.5))
+    for deviation in (0.0, 1.0):
+        keys = jax.random.split(jax.random.key(0), 2000)
+        params = (jnp.float32(2), jnp.float32(deviation))
+        act = lambda key, params=params: policy.act(params, key, jnp.float32(2), jnp.zeros(1))  # noqa: E731
+        memory, actions = jax.vmap(act)(keys)
+        assert (memory == 3).all() and policy.start(params) == 0
+        np.testing.assert_allclose(jnp.median(actions), 4, atol=0.1)
+        np.testing.assert_allclose(jnp.mean(jnp.abs(actions - 4) < 1), 0.683 if deviation else 1, atol=0.03)
+        assert actions.max() <= 6.5
 
 
 def test_the_zero_action_has_the_structure_and_types_of_its_space() -> None:

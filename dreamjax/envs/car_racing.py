@@ -5,6 +5,7 @@ and so is the code that draws a polygon; what is saved is drawing what nobody se
 byte (verified against gymnasium 1.2 to 1.4).
 """
 
+import threading
 from typing import Any, Literal, NamedTuple
 
 import gymnasium
@@ -103,6 +104,13 @@ class CarRacing(gymnasium.Env[np.ndarray, np.ndarray]):
         self._game.close()
 
 
+_BAR = game.WINDOW_H * (game.STATE_H - ROWS) // game.STATE_H  # its height; y points up until the picture is flipped
+_ABOVE_BAR = (0, _BAR, game.WINDOW_W, game.WINDOW_H - _BAR)
+
+# What all games of a thread draw on, one after the other: one canvas stays in the processor's cache, 32 do not.
+_shared = threading.local()
+
+
 class _Polygons(NamedTuple):
     """All that is drawn of a track, in the order in which it is drawn: P quadrilaterals."""
 
@@ -117,14 +125,6 @@ class _Game(game.CarRacing):
     car: Any
     surf: Any
 
-    def __init__(self, render_mode: str | None = None) -> None:
-        super().__init__(render_mode=render_mode)
-        self._canvas = pygame.Surface((game.WINDOW_W, game.WINDOW_H))
-        bar = (
-            game.WINDOW_H * (game.STATE_H - ROWS) // game.STATE_H
-        )  # its height; y points up until the picture is flipped
-        self._above_bar = self._canvas.subsurface((0, bar, game.WINDOW_W, game.WINDOW_H - bar))
-
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         self._polygons: _Polygons | None = None  # of the track before
         return super().reset(seed=seed, options=options)
@@ -132,7 +132,9 @@ class _Game(game.CarRacing):
     def _render(self, mode: str) -> Any:
         if mode != "state_pixels":
             return super()._render(mode)
-        self.surf = self._canvas
+        if not hasattr(_shared, "canvas"):
+            _shared.canvas = pygame.Surface((game.WINDOW_W, game.WINDOW_H))
+        self.surf = _shared.canvas
         angle = -self.car.hull.angle
         # The view grows from the whole track to the car's surroundings during the first second.
         zoom = 0.1 * game.SCALE * max(1 - self.t, 0) + game.ZOOM * game.SCALE * min(self.t, 1)
@@ -141,7 +143,7 @@ class _Game(game.CarRacing):
         translation = (game.WINDOW_W / 2 + scroll[0], game.WINDOW_H / 4 + scroll[1])
         self._render_road(zoom, translation, angle)
         self.car.draw(self.surf, zoom, translation, angle, False)
-        upright = pygame.transform.flip(self._above_bar, False, True)
+        upright = pygame.transform.flip(self.surf.subsurface(_ABOVE_BAR), False, True)
         return self._create_image_array(upright, (game.STATE_W, ROWS))
 
     def _render_road(self, zoom: float, translation: tuple[float, float], angle: float) -> None:
@@ -158,7 +160,7 @@ class _Game(game.CarRacing):
         x = right * self._polygons.x - up * self._polygons.y + translation[0]
         y = up * self._polygons.x + right * self._polygons.y + translation[1]
         beside = (x.max(0) < -_MARGIN) | (x.min(0) > game.WINDOW_W + _MARGIN)
-        beside |= (y.max(0) < -_MARGIN) | (y.min(0) > game.WINDOW_H + _MARGIN)
+        beside |= (y.max(0) < _BAR - _MARGIN) | (y.min(0) > game.WINDOW_H + _MARGIN)
         for i in np.flatnonzero(~beside):
             # Gymnasium's own arithmetic once more, so that no corner is rounded to another pixel than there.
             corners = list(zip(self._polygons.x[:, i].tolist(), self._polygons.y[:, i].tolist(), strict=True))

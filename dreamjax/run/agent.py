@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreamjax.run.checkpoints import CheckpointError, load_weights, save_weights
-from dreamjax.types import LatentModel, Params, Policy, PyTree
+from dreamjax.types import AnyPolicy, LatentModel, Params, PyTree
 
 
 class StoredAgent(NamedTuple):
@@ -25,7 +25,7 @@ def save_agent(path: str | os.PathLike[str], agent: StoredAgent) -> None:
     save_weights(path, agent, np.float16)
 
 
-def load_agent(path: str | os.PathLike[str], model: LatentModel, policy: Policy) -> StoredAgent:
+def load_agent(path: str | os.PathLike[str], model: LatentModel, policy: AnyPolicy) -> StoredAgent:
     """Read an agent as float32.
 
     Raises:

@@ -13,7 +13,7 @@ from dreamjax import dream
 from dreamjax.run import videos
 from dreamjax.run.agent import StoredAgent
 from dreamjax.run.play import play
-from dreamjax.types import Array, Key, LatentModel, Policy
+from dreamjax.types import AnyPolicy, Array, Key, LatentModel
 
 _SEEN, _IMAGINED = (0, 158, 115), (213, 94, 0)  # borders
 _BORDER = 3  # pixels
@@ -21,7 +21,7 @@ _PAUSE = 10  # black frames at the end
 
 
 def film_dream(
-    model: LatentModel, policy: Policy, agent: StoredAgent, key: Key, steps: int, temperature: float
+    model: LatentModel, policy: AnyPolicy, agent: StoredAgent, key: Key, steps: int, temperature: float
 ) -> np.ndarray:
     """Film one dreamed episode, at most `steps` of it. Shapes: -> uint8 [T, H, W, 3]."""
 
@@ -40,7 +40,12 @@ def film_dream(
 
 
 def film_game(
-    make_env: Callable[[], gymnasium.Env], model: LatentModel, policy: Policy, agent: StoredAgent, key: Key, seed: int
+    make_env: Callable[[], gymnasium.Env],
+    model: LatentModel,
+    policy: AnyPolicy,
+    agent: StoredAgent,
+    key: Key,
+    seed: int,
 ) -> np.ndarray:
     """Film the real episode of a seed, as `play` plays it with the same key. Shapes: -> uint8 [T, H, W, 3]."""
     params = (agent.model, agent.controller)

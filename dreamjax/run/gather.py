@@ -9,7 +9,8 @@ import numpy as np
 
 from dreamjax.run import plots
 from dreamjax.run.atomic import replacing
-from dreamjax.run.folder import read_result, shown_number, write_result
+from dreamjax.run.folder import read_result, result_row, shown_number, write_result
+from dreamjax.run.metrics import read_metrics
 
 
 class Run(NamedTuple):
@@ -61,13 +62,63 @@ def gather(into: Path, experiment: str, runs: Iterable[Run]) -> list[dict[str, A
         for row in run.result["rows"]:
             name = ", ".join(filter(None, [run.task, label])) + row["name"].removeprefix(run.task)
             rows.append(row | {"name": name, "published": known_score})
-    results = [run.result for run in all_runs]
+    _write(into, experiment, [run.result for run in all_runs], rows)
+    plots.return_curves(tasks, into / "curves.png", published)
+    return rows
+
+
+class Repeat(NamedTuple):
+    """One of several runs of an experiment that differ in their seed, or in their settings as well."""
+
+    result: dict[str, Any]  # its first row is named after the settings
+    series: dict[str, tuple[list[float], list[float]]]  # steps and values of each metric of one stage
+
+
+def gather_repeats(into: Path, experiment: str, stage: str, folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """Write `repeats.jsonl`, and from it `result.json` and `repeats.png`; return the rows of the result.
+
+    Rows are mean and deviation over runs of the same settings, of what each wrote under that name. The picture shows
+    the metrics of one stage, mean and deviation over the same. Runs that are in `repeats.jsonl` already stay, unless
+    one of the folders has the same settings and seeds.
+
+    Raises: ValueError if there are no runs at all, FileNotFoundError if one has not written its result.
+    """
+    path = into / "repeats.jsonl"
+    found = [Repeat(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+    for folder in folders:
+        series = {
+            name: (steps.tolist(), [float(f"{value:.5g}") for value in values])
+            for name, (steps, values) in read_metrics(folder / "metrics.jsonl")[stage].items()
+        }
+        found.append(Repeat(read_result(folder / "result.json"), series))
+    known = {(one.result["rows"][0]["name"], tuple(one.result["seeds"])): one for one in found}
+    repeats = [known[identity] for identity in sorted(known)]
+    if not repeats:
+        raise ValueError("there are no runs to gather")
+    with replacing(path) as temporary:
+        temporary.write_text("".join(json.dumps(one._asdict()) + "\n" for one in repeats))
+    rows, panels = [], dict[str, dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]()
+    for name in _unique(one.result["rows"][0]["name"] for one in repeats):
+        alike = [one for one in repeats if one.result["rows"][0]["name"] == name]
+        for number, row in enumerate(alike[0].result["rows"]):
+            means = np.array([one.result["rows"][number]["mean"] for one in alike])
+            rows.append(result_row(row["name"], means, f"{row['unit']}, over runs", row["published"]))
+        for metric, (steps, _) in alike[0].series.items():
+            values = [np.interp(steps, *one.series[metric]) for one in alike]
+            panels.setdefault(metric, {})[name] = np.array(steps), np.mean(values, 0), np.std(values, 0)
+    _write(into, experiment, [one.result for one in repeats], rows)
+    plots.series_with_bars(panels, stage, into / "repeats.png")
+    return rows
+
+
+def _write(into: Path, experiment: str, results: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
+    """Write one result for several."""
     write_result(
         into / "result.json",
         experiment,
         ", ".join(_unique(result["preset"] for result in results)),
         "; ".join(_unique(result["command"] for result in results)),
-        sorted({run.seed for run in all_runs}),
+        sorted({seed for result in results for seed in result["seeds"]}),
         sum(result["wall_s"] for result in results),
         rows,
         origin=(
@@ -75,8 +126,6 @@ def gather(into: Path, experiment: str, runs: Iterable[Run]) -> list[dict[str, A
             " and ".join(_unique(result["machine"] for result in results)),
         ),
     )
-    plots.return_curves(tasks, into / "curves.png", published)
-    return rows
 
 
 def _read(path: Path) -> list[Run]:

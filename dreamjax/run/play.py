@@ -18,7 +18,7 @@ from dreamjax.envs.vizdoom import GameCrashed
 from dreamjax.rollout import Transition
 from dreamjax.run.atomic import replacing
 from dreamjax.run.progress import progress
-from dreamjax.types import Action, EnvSpec, Key, LatentModel, Params, Policy, PyTree, Step
+from dreamjax.types import Action, AnyPolicy, EnvSpec, Key, LatentModel, Params, PyTree, Step
 
 _CRASHES = 3  # of one episode, before giving up
 
@@ -36,7 +36,7 @@ class Played(NamedTuple):
 def play(
     make_env: Callable[[], gymnasium.Env],
     model: LatentModel,
-    policy: Policy,
+    policy: AnyPolicy,
     params: tuple[Params, Params],
     key: Key,
     seeds: Iterable[int],
@@ -78,7 +78,7 @@ def play(
             table.env.close()
 
 
-def _act(model: LatentModel, policy: Policy) -> Callable[..., tuple[PyTree, Action]]:
+def _act(model: LatentModel, policy: AnyPolicy) -> Callable[..., tuple[PyTree, Action]]:
     """One jitted call that acts in all games; model parameters are arguments of the program, not constants in it."""
 
     def act(model_params: Params, policy_params: Params, keys: Key, memories: PyTree, steps: Step) -> Any:

@@ -21,7 +21,7 @@ from dreamjax.replay.episodes import Episode
 from dreamjax.rollout import Returns
 from dreamjax.run import games
 from dreamjax.run.play import Played
-from dreamjax.types import Action, Array, Key, LatentModel, Params, Policy, Space, State, Step
+from dreamjax.types import Action, AnyPolicy, Array, Key, LatentModel, Params, Space, State, Step
 
 FRESH = 2**30  # seeds from here on are never drawn to train with
 
@@ -77,7 +77,7 @@ class GamePool:
     def play(
         self,
         model: LatentModel,
-        policy: Policy,
+        policy: AnyPolicy,
         params: tuple[Params, Params],
         key: Key,
         jobs: Sequence[Job],
@@ -157,7 +157,7 @@ class GamePool:
 def population_returns(
     pool: GamePool,
     model: LatentModel,
-    policy: Policy,
+    policy: AnyPolicy,
     params: tuple[Params, Params],
     key: Key,
     seeds: np.ndarray,
@@ -183,7 +183,7 @@ def drawn_seeds(entropy: Sequence[int], size: int, episodes: int, groups: int) -
 @partial(jax.jit, static_argnames=("model", "policy"))
 def _act(
     model: LatentModel,
-    policy: Policy,
+    policy: AnyPolicy,
     model_params: Params,
     population: Params,
     key: Key,

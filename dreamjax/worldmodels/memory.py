@@ -119,6 +119,20 @@ def predict(cfg: MemoryConfig, params: Params, h: Array) -> Prediction:
     return _apply(cfg, params, "predict", h)
 
 
+def expect(
+    cfg: MemoryConfig, params: Params, key: Key, state: LSTMState, data: Chunk
+) -> tuple[LSTMState, Prediction, Array]:
+    """Draw the latents of recorded streams and say what M expects after each but the last.
+
+    Shapes: state [B, H], data [T+1, B, ...] -> state [B, H], prediction [T, B, ...], latents [T+1, B, Z].
+    """
+    state = jax.tree.map(lambda leaf: jnp.where(data.fresh, 0.0, leaf), state)
+    z = gaussian_sample(key, data.mean.astype(jnp.float32), data.log_variance.astype(jnp.float32))
+    xs = _inputs(cfg, z, data.action.astype(jnp.float32), data.is_first)[:-1]
+    state, hs = _apply(cfg, params, "sequence", state, xs, data.is_first[:-1])
+    return state, predict(cfg, params, hs), z
+
+
 def loss(
     cfg: MemoryConfig, params: Params, key: Key, state: LSTMState, data: Chunk
 ) -> tuple[Array, tuple[LSTMState, Metrics]]:
@@ -133,11 +147,7 @@ def loss(
 
     Shapes: state [B, H], data [T+1, B, ...] -> [] nats, (state [B, H], metrics).
     """
-    state = jax.tree.map(lambda leaf: jnp.where(data.fresh, 0.0, leaf), state)
-    z = gaussian_sample(key, data.mean.astype(jnp.float32), data.log_variance.astype(jnp.float32))
-    xs = _inputs(cfg, z, data.action.astype(jnp.float32), data.is_first)[:-1]
-    state, hs = _apply(cfg, params, "sequence", state, xs, data.is_first[:-1])
-    prediction = predict(cfg, params, hs)
+    state, prediction, z = expect(cfg, params, key, state, data)
     nll = -mixture_log_prob(prediction.latent, z[1:]).mean()
     metrics = {"nll": nll}
     total = nll
@@ -161,9 +171,24 @@ def loss(
         follows = ~data.is_first[1:]
         metrics["action_loss"] = 0.5 * (jnp.square(error).mean(-1) * follows).mean()
         total += metrics["action_loss"]
-    # What is left when the next posterior's mean is known exactly: the entropy of the draw itself.
-    floor = (0.5 * (jnp.log(2 * jnp.pi) + 1.0) + 0.5 * data.log_variance[1:].astype(jnp.float32)).mean()
-    return total, (jax.lax.stop_gradient(state), metrics | {"loss": total, "nll_floor": floor})
+    metrics |= {"loss": total, "nll_floor": _entropy(data.log_variance[1:]).mean()}
+    return total, (jax.lax.stop_gradient(state), metrics)
+
+
+def surprise(cfg: MemoryConfig, params: Params, key: Key, data: Chunk) -> Array:
+    """How little M expected each frame: its loss, without the part that V's own noise makes unavoidable.
+
+    Streams begin without memory. 0 is a perfect expectation, up to the noise of the draw.
+
+    Shapes: data [T+1, B, ...] -> [T, B] nats per latent, of every frame but the first.
+    """
+    _, prediction, z = expect(cfg, params, key, start(cfg, data.is_first.shape[1:]), data)
+    return -(mixture_log_prob(prediction.latent, z[1:]) + _entropy(data.log_variance[1:])).mean(-1)
+
+
+def _entropy(log_variance: Array) -> Array:
+    """Of V's draw: what is left of M's loss when the mean of the next posterior is known exactly."""
+    return 0.5 * (jnp.log(2 * jnp.pi) + 1.0 + log_variance.astype(jnp.float32))
 
 
 def _apply(cfg: MemoryConfig, params: Params, method: str, *args: Any) -> Any:

@@ -10,14 +10,14 @@ from jax.sharding import Mesh
 
 from dreamjax import dream, evolution
 from dreamjax.evolution import EvolutionConfig, EvolutionState
-from dreamjax.types import Array, Key, LatentModel, Metrics, Params, Policy, PyTree
+from dreamjax.types import AnyPolicy, Array, Key, LatentModel, Metrics, Params, PyTree
 
 
 class Dreaming(NamedTuple):
     """Where candidates are judged. `model` and `policy` are told apart by identity: make them once."""
 
     model: LatentModel
-    policy: Policy
+    policy: AnyPolicy
     params: Params  # of the model
     starts: PyTree  # [S, ...] embeddings of real first frames
     temperature: Array | float = 1.0

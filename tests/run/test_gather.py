@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from dreamjax.run.folder import read_result, result_row, results_table, write_result
-from dreamjax.run.gather import Run, gather, read_run
+from dreamjax.run.gather import Run, gather, gather_repeats, read_run
+from dreamjax.run.metrics import MetricsLog
 
 
 def run(
@@ -88,3 +89,35 @@ def test_what_is_not_there_cannot_be_gathered(tmp_path: Path) -> None:
         gather(tmp_path, "dreamerv3", [])
     with pytest.raises(FileNotFoundError, match=r"result\.json"):
         read_run(tmp_path, "walk", "1m", 0, (np.arange(3), np.arange(3.0)))
+
+
+def repeat(folder: Path, name: str, seed: int, score: float) -> Path:
+    """The folder of a run that has written its metrics and its result."""
+    rows = [result_row(name, np.full(5, score), "return", 9), result_row(f"{name}, held", np.full(5, score / 10), "x")]
+    with MetricsLog(folder) as log:
+        for step in (1, 2):
+            log.write("iteration", step, {"real": score * step, "visited": 0.5})
+    write_result(folder / "result.json", "swing", "cpu", f"swing {seed}", [seed], 60.0, rows, origin=("a" * 40, "it"))
+    return folder
+
+
+def test_runs_of_several_seeds_become_one_row(tmp_path: Path) -> None:
+    into = tmp_path / "into"
+    turns = [repeat(tmp_path / f"turns-{seed}", "turns", seed, 10.0 + seed) for seed in (0, 2)]
+    gather_repeats(into, "swing", "iteration", turns)
+    once = repeat(tmp_path / "once", "once", 0, 3.0)
+    rows = gather_repeats(into, "swing", "iteration", [once, repeat(tmp_path / "again", "turns", 2, 14.0)])
+    assert rows == read_result(into / "result.json")["rows"]
+    shown = [(row["name"], row["mean"], row["std"], row["n"], row["unit"], row["published"]) for row in rows]
+    assert shown == [
+        ("once", 3.0, 0.0, 1, "return, over runs", 9),
+        ("once, held", pytest.approx(0.3), 0.0, 1, "x, over runs", None),
+        ("turns", 12.0, 2.0, 2, "return, over runs", 9),
+        ("turns, held", pytest.approx(1.2), pytest.approx(0.2), 2, "x, over runs", None),
+    ]
+    result = read_result(into / "result.json")
+    assert result["seeds"] == [0, 2] and result["wall_s"] == 180
+    assert result["command"] == "swing 0; swing 2"
+    assert (into / "repeats.png").stat().st_size > 5000
+    with pytest.raises(ValueError, match="no runs"):
+        gather_repeats(tmp_path / "empty", "swing", "iteration", [])

@@ -7,6 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dreamjax import evolution, rollout
+from dreamjax.envs.probes import remember
+from dreamjax.evolution import EvolutionConfig
+from dreamjax.types import RecurrentPolicy
 from dreamjax.worldmodels import controller
 from dreamjax.worldmodels.controller import ControllerConfig
 from dreamjax.worldmodels.model import CAR_RACING, DOOM, feature_size
@@ -92,3 +96,51 @@ def test_hidden_units_stand_for_the_features(game):
     expected = small.act(outer, KEY, jnp.tanh(features() @ v + a))
     got = large.act(outer | {"hidden": {"kernel": v, "bias": a}}, KEY, features())
     np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("game", ["doom", "carracing"])
+def test_recurrent_units_read_the_features_and_themselves(game):
+    outer, policy = (
+        controller.make(cfg) for cfg in (ControllerConfig(game, 4), ControllerConfig(game, 6, 4, recurrent=True))
+    )
+    v, a = 0.3 * jax.random.normal(jax.random.key(5), (10, 4)), jnp.arange(4.0) / 4
+    weights = jax.tree.map(lambda leaf: jnp.cos(jnp.arange(1.0, 1 + leaf.size)).reshape(leaf.shape), outer.init(KEY))
+    params = weights | {"hidden": {"kernel": v, "bias": a}}
+    assert jax.tree.map(jnp.shape, policy.init(KEY)) == jax.tree.map(jnp.shape, params)
+    memory, units = policy.start(params), np.zeros(4)
+    for t in range(3):
+        units = np.tanh(np.asarray(features(t)) @ v[:6] + units @ v[6:] + a)
+        memory, action = policy.act(params, KEY, memory, features(t))
+        np.testing.assert_allclose(memory, units, atol=1e-6)
+        np.testing.assert_allclose(action, outer.act(weights, KEY, jnp.float32(units)), atol=1e-6)
+
+
+def test_recurrent_units_must_be_there():
+    with pytest.raises(ValueError, match="set hidden to how many"):
+        ControllerConfig(recurrent=True)
+
+
+def cues_named(cfg):
+    """Evolve C where two cues, shown at first only, are named by the sign of the action; say how often it is right."""
+    game, whole = remember(cues=2, delay=2), rollout.recurrent(controller.make(cfg))
+
+    def act(params, key, memory, features):
+        memory, action = whole.act(params, key, memory, features)
+        return memory, (action > 0).astype(jnp.int32)
+
+    agent = rollout.reactive(RecurrentPolicy(whole.init, whole.start, act))
+    play = jax.jit(lambda population, keys: rollout.population_returns(game, agent, population, keys).total)
+    settings = EvolutionConfig(population_size=32, sigma=1.0)
+    state = evolution.init(settings, whole.init(KEY))
+    for generation in range(20):
+        key_ask, key_play = jax.random.split(jax.random.fold_in(jax.random.key(1), generation))
+        state, population = evolution.ask(settings, key_ask, state)
+        fitness = play(population, jax.random.split(key_play, 16)).mean(1)
+        state, _ = evolution.tell(settings, state, population, fitness)
+    alone = jax.tree.map(lambda leaf: leaf[None], evolution.mean(settings, state))
+    return float(play(alone, jax.random.split(jax.random.key(2), 256)).mean())
+
+
+def test_recurrent_units_are_evolved_to_remember_where_others_are_right_by_chance():
+    assert cues_named(ControllerConfig(features=3, hidden=4, recurrent=True)) == 1.0
+    assert 0.4 < cues_named(ControllerConfig(features=3, hidden=4)) < 0.6

@@ -307,3 +307,25 @@ def test_sequence_and_single_steps_agree(cfg):
         z, action = (x[t].astype(jnp.float32) for x in (chunk.mean, chunk.action))
         state = memory.step(cfg, params, state, z, action, first)
     chex.assert_trees_all_close(state, expected, atol=1e-5)
+
+
+# Surprise
+
+
+@each
+def test_surprise_is_the_loss_of_each_frame_above_its_floor(cfg):
+    params, chunk = draw_params(cfg), certain(draw_chunk(cfg))._replace(fresh=np.array(True))
+    surprise = memory.surprise(cfg, params, jax.random.key(0), chunk)
+    chex.assert_shape(surprise, (T, B))
+    for t, b in ((0, 0), (0, 2), (3, 1), (T - 1, 3)):
+        # Up to this frame the loss of this stream alone is the sum of what came before, and this.
+        total = []
+        for end in (t, t + 1):
+            part = jax.tree.map(lambda leaf, b=b, end=end: leaf[: end + 1, b : b + 1] if leaf.ndim else leaf, chunk)
+            if end:
+                start = memory.start(cfg, (1,))
+                metrics = memory.loss(cfg, params, jax.random.key(1), start, part)[1][1]
+                total.append(float(end * (metrics["nll"] - metrics["nll_floor"])))
+            else:
+                total.append(0.0)
+        assert float(surprise[t, b]) == pytest.approx(total[1] - total[0], rel=1e-3)
