@@ -14,8 +14,8 @@ Paper: Ha & Schmidhuber 2018, section 3 and appendix A. Gymnasium's CarRacing-v3
     python experiments/car_racing.py --folder runs/car --controller full-dream    # the same, evolved in the dream
     python experiments/car_racing.py --folder runs/car --controller z             # 99 parameters, without memory
 
-There are also `z-hidden`, 1,443 parameters, and `untrained-memory`. All use the V and M of the folder, trained once;
-result.json holds all that were evaluated. The command started again goes on where it stopped.
+Also `z-hidden`, 1,443 parameters, and `untrained-memory`. All use the V and M of the folder, trained once; result.json
+holds all that were evaluated. The command started again goes on where it stopped. `--engine envpool` is faster.
 """
 
 import sys
@@ -29,7 +29,7 @@ import numpy as np
 import tyro
 
 from dreamjax import evolution
-from dreamjax.envs.car_racing import CarRacing
+from dreamjax.envs.car_racing import CarRacing, Engine
 from dreamjax.evolution import EvolutionConfig, EvolutionState
 from dreamjax.replay import episodes, latents
 from dreamjax.replay.latents import Latents
@@ -60,7 +60,6 @@ SEE = jax.jit(partial(vision.encode, WORLD.vision))
 FPS = 50
 DEAREST = -1.0  # what leaving the field costs M: the game's -100 would drown every other reward
 Name = Literal["full", "full-dream", "z", "z-hidden", "untrained-memory"]
-
 
 SEES: dict[Name, tuple[Literal["z", "zh"], int, str | None]] = {  # and hidden units of C, and the published score
     "full": ("zh", 0, "906 ± 21"),
@@ -111,9 +110,10 @@ class Config:
     tracks: int = 16  # per individual
     shared_tracks: bool = False  # by the whole population, not by two of it
     patience: int | None = None  # end an episode after so many steps without a new tile
+    engine: Engine = "dreamjax"  # of the games that C learns in; the final score is of Gymnasium's own
     lanes: int = 8  # games that a worker steps before it hands their frames over
     evaluate_every: int = 25  # generations
-    evaluation_tracks: int = 1024
+    evaluation_tracks: int = 1024  # of the mean of the distribution
     # full-dream
     rounds: int = 10
     round_generations: int = 100
@@ -143,13 +143,14 @@ CPU = replace(
     tracks=2,
     shared_tracks=True,
     patience=100,
-    lanes=16,
+    lanes=32,
     evaluate_every=10,
-    evaluation_tracks=16,
-    rounds=8,
-    round_generations=25,
-    round_episodes=64,
-    round_updates=2000,
+    evaluation_tracks=32,
+    rounds=20,
+    round_generations=10,
+    round_episodes=32,
+    round_updates=1000,
+    temperature=1.15,
 )
 SMOKE = replace(
     CPU,
@@ -177,9 +178,9 @@ SMOKE = replace(
 PRESETS = {config.preset: config for config in (SMOKE, CPU, PAPER)}
 
 
-def pool(cfg: Config, drawn_by: Literal["dreamjax", "gymnasium"] = "dreamjax", patience: int | None = None) -> GamePool:
+def pool(cfg: Config, engine: Engine, patience: int | None = None) -> GamePool:
     """Open the games."""
-    make = partial(CarRacing, drawn_by=drawn_by, max_steps=cfg.max_steps, patience=patience)
+    make = partial(CarRacing, engine=engine, max_steps=cfg.max_steps, patience=patience)
     return GamePool(make, model.make(WORLD).spec.observation, cfg.workers, cfg.lanes)
 
 
@@ -223,7 +224,7 @@ def evolve(cfg: Config, run: RunFolder, log: MetricsLog, name: Name, kind: Kind,
     found = evolution.init(cfg.evolution, kind.policy.init(key))
     numbers = lambda first: iter(range(first, cfg.generations))  # noqa: E731
     settings = {"checkpoint_every": 1, "log_every": 1}
-    with pool(cfg, patience=cfg.patience) as games:
+    with pool(cfg, cfg.engine, cfg.patience) as games:
         found = train(run, log, f"{name}-evolve", found, generation, numbers, cfg.generations, **settings)
     return evolution.mean(cfg.evolution, found)
 
@@ -260,7 +261,7 @@ def drive_and_look(
     path, stage = run.path / "full-dream" / f"{number:02}.npz", f"full-dream-round-{number:02}"
     if not run.stage_done(stage):
         key_ask, key_play, key_drive = jax.random.split(key, 3)
-        with run.stage(stage), pool(cfg, patience=cfg.patience) as games:
+        with run.stage(stage), pool(cfg, cfg.engine, cfg.patience) as games:
             _, population = evolution.ask(cfg.evolution, key_ask, state)
             seeds = np.random.default_rng([cfg.seed, FRESH, number]).integers(FRESH, size=cfg.round_episodes)
             jobs = [Job(i % cfg.evolution.population_size, int(seed)) for i, seed in enumerate(seeds)]
@@ -279,10 +280,7 @@ def drive_and_look(
 def evolve_in_dream(
     cfg: Config, run: RunFolder, log: MetricsLog, kind: Kind, key: Key, begun: tuple[Params, MemoryState, Latents]
 ) -> tuple[Params, Params]:
-    """Dream, drive and learn in turns; return the last V and M, and the mean of the last distribution.
-
-    What an earlier call has done is not done again: stages that have their end behind them return where they are.
-    """
+    """Dream, drive and learn in turns; return the last V and M, and the mean of the last distribution."""
     vision_params, memory_state, data = begun
     starts = data.first_frames(len(data.length))
     found = evolution.init(cfg.evolution, kind.policy.init(key))

@@ -136,7 +136,7 @@ def test_what_is_not_three_numbers_is_refused(action: object) -> None:
         env.step(action)
 
 
-@pytest.mark.parametrize("bad", [{"drawn_by": "hand"}, {"max_steps": 0}, {"patience": 0}, {"render_mode": "human"}])
+@pytest.mark.parametrize("bad", [{"engine": "hand"}, {"max_steps": 0}, {"patience": 0}, {"render_mode": "human"}])
 def test_bad_arguments_are_refused(bad: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         CarRacing(**bad)
