@@ -189,15 +189,17 @@ def _act(
     key: Key,
     memories: State,
     frames: Array,
-    playing: tuple[Array, Array, Array],
+    playing: tuple[Array, Array, Array, Array],
 ) -> tuple[State, Action]:
-    """Act in all games of a bank; `playing` are candidate, seed and steps so far of each."""
-    candidates, seeds, steps = playing
+    """Act in some games of a bank: `playing` are lane, candidate, seed and steps so far of each; all lanes remember."""
+    lanes, candidates, seeds, steps = playing
     keys = jax.vmap(lambda seed, step: jax.random.fold_in(jax.random.fold_in(key, seed), step))(seeds, steps)
     no = jnp.zeros(len(steps), bool)
     step = Step(frames, jnp.zeros(len(steps)), steps == 0, no, no)
     agent = rollout.agent(model, model_params, policy)
-    return jax.vmap(agent.act)(jax.tree.map(lambda leaf: leaf[candidates], population), keys, memories, step)
+    rows = lambda tree, index: jax.tree.map(lambda leaf: leaf[index], tree)  # noqa: E731
+    after, action = jax.vmap(agent.act)(rows(population, candidates), keys, rows(memories, lanes), step)
+    return jax.tree.map(lambda leaf, new: leaf.at[lanes].set(new), memories, after), action
 
 
 class _Worker:
@@ -265,14 +267,16 @@ class _Bank:
                 orders[lane] = self.open(lane, next(waiting, None))
         acting = [lane for lane, job in enumerate(self.playing) if job is not None and orders[lane] is None]
         if acting:
-            told = [Job(0, 0) if job is None else self.jobs[job] for job in self.playing]
-            candidates, seeds = np.array(told).T.astype(np.uint32)
-            self.memories, action = act(self.memories, self.frames, (candidates, seeds, self.steps))
-            action = np.asarray(action)
-            for lane in acting:
-                orders[lane] = action[lane]
+            # As many rows as games go on, to the next power of two so that few programs do: some games fill two rows.
+            lanes = np.resize(acting, min(max(4, 1 << (len(acting) - 1).bit_length()), len(orders)))
+            candidates, seeds = np.array([self.jobs[self.playing[lane]] for lane in lanes], np.uint32).T
+            frames = self.frames[lanes]
+            self.memories, action = act(self.memories, frames, (lanes, candidates, seeds, self.steps[lanes]))
+            chosen = np.asarray(action)
+            for row, lane in enumerate(acting):
+                orders[lane] = chosen[row]
                 if self.record:
-                    self._seen[lane].append((self.frames[lane].copy(), action[lane].astype(np.float16)))
+                    self._seen[lane].append((frames[row].copy(), chosen[row].astype(np.float16)))
         return ended, orders
 
     def _ended(self, lane: int, job: int, terminated: bool) -> Ended:
