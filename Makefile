@@ -17,9 +17,9 @@ test: lint ## install, lint, check the types, run the tests
 	@echo "==> tests"
 	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal --durations=15
 
-test-adapters: $(ADAPTERS)/test.stamp ## try gymnax, Craftax and Brax, in a venv of their own: they hold other packages back
+test-adapters: $(ADAPTERS)/test.stamp ## try gymnax, Craftax, Brax and EnvPool, in a venv of their own: they hold packages back
 	@echo "==> tests of the adapters"
-	@$(ADAPTERS)/bin/python -m pytest -rs tests/envs/test_gymnax.py tests/envs/test_craftax.py tests/envs/test_brax.py
+	@$(ADAPTERS)/bin/python -m pytest -rs tests/envs/test_gymnax.py tests/envs/test_craftax.py tests/envs/test_brax.py tests/envs/test_envpool.py
 
 lint: $(VENV)/test.stamp ## ruff and mypy
 	@echo "==> ruff, mypy"
@@ -60,7 +60,7 @@ $(VENV)/experiments.stamp: pyproject.toml | $(BIN)/pip
 	@touch $@
 
 $(ADAPTERS)/test.stamp: pyproject.toml | $(ADAPTERS)/bin/pip
-	@echo "==> installing dreamjax with gymnax, Craftax and Brax (1 to 3 minutes, about 2 GB)"
+	@echo "==> installing dreamjax with gymnax, Craftax, Brax and EnvPool (1 to 3 minutes, about 3 GB)"
 	@$(ADAPTERS)/bin/python -m pip --disable-pip-version-check install --editable '.[adapters]'
 	@touch $@
 

@@ -5,10 +5,10 @@ and so is the code that draws a polygon; what is saved is drawing what nobody se
 byte (verified against gymnasium 1.2 to 1.4).
 """
 
-import importlib
 import threading
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import gymnasium
@@ -195,14 +195,15 @@ class _PooledGame:
     def __init__(self, render_mode: str | None) -> None:
         del render_mode
         try:
-            self._library = importlib.import_module("envpool")
+            import envpool
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError("the engine envpool is an extra: pip install 'dreamjax[envpool]'") from error
+        self._make = partial(envpool.make_gymnasium, "CarRacing-v3", num_envs=1, num_threads=1)
 
     def reset(self, *, seed: int) -> tuple[np.ndarray, dict]:
         with warnings.catch_warnings():  # of Gymnasium, about the precision of the bounds
             warnings.simplefilter("ignore")
-            self._one = self._library.make_gymnasium("CarRacing-v3", num_envs=1, num_threads=1, seed=seed)
+            self._one = self._make(seed=seed)
         frames, _ = self._one.reset()
         return frames[0], {}
 
