@@ -40,7 +40,7 @@ from dreamjax.run.devices import keep_freed_memory
 from dreamjax.run.encode import encode, encode_episodes, read_latents, write_latents
 from dreamjax.run.films import film_dream, film_game, write_films
 from dreamjax.run.folder import RunFolder, result_row, shown_measurement, write_result
-from dreamjax.run.metrics import MetricsLog, read_metrics
+from dreamjax.run.metrics import MetricsLog, against_sum, read_metrics
 from dreamjax.run.play import returns
 from dreamjax.run.pool import FRESH, GamePool, Job, drawn_seeds, population_returns
 from dreamjax.run.stages import collect_stage, vision_stage
@@ -352,11 +352,13 @@ def report(cfg: Config, run: RunFolder, name: Name, films: list[str], arguments:
             scores = run.stage_record(f"{other}-evaluate")["summary"]["returns"]
             rows.append(result_row(other, np.array(scores), "return", published))
     metrics = read_metrics(run.path / "metrics.jsonl")
-    shown = {stage: metrics[stage] for stage in metrics if stage.split("-")[0] in ("vision", "memory")}
-    plots.learning_curves(shown, run.path / "learning.png")
-    plots.learning_curves(
-        {stage: metrics[stage] for stage in metrics if stage not in shown}, run.path / "evolution.png"
-    )
+    plots.learning_curves(metrics, run.path / "learning.png")
+    driven = {}
+    for other in SEES:
+        stage = metrics.get(f"{other}-{'round' if other == 'full-dream' else 'evolve'}", {})
+        if "evaluation_mean" in stage:
+            driven[other] = against_sum(stage, "frames", ("evaluation_mean", "evaluation_std"))
+    plots.series_with_bars({"return of the mean": driven}, "frames that C drove", run.path / "evolution.png")
     command = " ".join(["python experiments/car_racing.py", *arguments])
     wall = sum(record["seconds"] for record in run.stage_records())
     write_result(run.path / "result.json", "car_racing", cfg.preset, command, [cfg.seed], wall, rows)

@@ -4,7 +4,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -120,3 +121,17 @@ def _drop_torn_line(path: Path) -> float:
     os.truncate(path, end)
     lines = data[:end].splitlines()
     return float(json.loads(lines[-1])["seconds"]) if lines else 0.0
+
+
+def against_sum(
+    stage: Mapping[str, tuple[np.ndarray, np.ndarray]], summed: str, names: Sequence[str]
+) -> tuple[np.ndarray, ...]:
+    """Metrics of a stage by what it has used up, such as frames, where all of them were written.
+
+    `stage` is one of those that `read_metrics` returns, `summed` a metric of which every step counts.
+    Shapes: -> the sum up to each step [N], then each of the `names` [N].
+    """
+    steps, used = stage[summed]
+    common = reduce(np.intersect1d, [stage[name][0] for name in names])
+    total = np.cumsum(used)[np.searchsorted(steps, common)]
+    return total, *(stage[name][1][np.isin(stage[name][0], common)] for name in names)
