@@ -48,7 +48,7 @@ from dreamjax.run.films import film_dream, film_game, write_films
 from dreamjax.run.folder import RunFolder, result_row, write_result
 from dreamjax.run.metrics import MetricsLog, read_metrics
 from dreamjax.run.play import play, play_actions, returns
-from dreamjax.run.stages import collect_stage, vision_stage
+from dreamjax.run.stages import collect_stage, search_stage, vision_stage
 from dreamjax.run.summary import Section, write_summary
 from dreamjax.run.train import train
 from dreamjax.types import Key, LatentModel, Metrics, Params, PyTree
@@ -215,9 +215,7 @@ def evolve_stage(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, params:
     dreaming = Dreaming(bounded(cfg), POLICY, params, starts, cfg.temperature)
     mesh = device_mesh("population") if cfg.evolution.population_size % jax.device_count() == 0 else None
     state = evolution.init(cfg.evolution, POLICY.init(key))
-    numbers = lambda first: iter(range(first, cfg.generations))  # noqa: E731
-    state = train(run, log, "evolve", state, generation, numbers, cfg.generations, checkpoint_every=5, log_every=1)
-    return evolution.mean(cfg.evolution, state)
+    return evolution.mean(cfg.evolution, search_stage(run, log, "evolve", state, generation, cfg.generations))
 
 
 def first_seed(cfg: Config) -> int:

@@ -37,8 +37,8 @@ from dreamjax.run.films import film_dream, film_game, write_films
 from dreamjax.run.folder import RunFolder, result_row, shown_measurement, write_result
 from dreamjax.run.metrics import MetricsLog, read_metrics
 from dreamjax.run.play import play, play_actions, returns
+from dreamjax.run.stages import search_stage
 from dreamjax.run.summary import Section, write_summary
-from dreamjax.run.train import train
 from dreamjax.types import Array, Key, LatentModel, Metrics, Params, Policy, PyTree, Space
 from dreamjax.worldmodels import controller, model, search
 from dreamjax.worldmodels.search import Dreaming
@@ -118,9 +118,7 @@ def evolve(cfg: Config, run: RunFolder, log: MetricsLog, name: str, key: Key, dr
         return search.generation(cfg.evolution, dreaming, jax.random.fold_in(key, number), state, cfg.dream_episodes)
 
     start = evolution.init(cfg.evolution, dreaming.policy.init(key))
-    numbers = lambda first: iter(range(first, cfg.generations))  # noqa: E731
-    evolved = train(run, log, name, start, generation, numbers, cfg.generations, checkpoint_every=5, log_every=1)
-    return evolution.mean(cfg.evolution, evolved)
+    return evolution.mean(cfg.evolution, search_stage(run, log, name, start, generation, cfg.generations))
 
 
 def seeds(cfg: Config, count: int) -> list[int]:

@@ -49,6 +49,7 @@ from dreamjax.run.films import film_dream, write_films
 from dreamjax.run.folder import RunFolder, result_row, shown_measurement, write_result
 from dreamjax.run.gather import gather_repeats
 from dreamjax.run.metrics import MetricsLog, read_metrics
+from dreamjax.run.stages import search_stage
 from dreamjax.run.summary import Section, write_summary
 from dreamjax.run.train import train
 from dreamjax.types import AnyPolicy, Array, Key, Metrics, Params
@@ -278,17 +279,19 @@ def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, learned: Lea
     paths = [run.path / "episodes" / f"{i:02}.npz" for i in range(number + 1)]
     params = WorldModelParams(learned.vision.params, learned.memory.params)
     best = evolution.mean(cfg.evolution, learned.search)
-    collect(cfg, paths[-1], key_collect, params, best, number == 0 or not cfg.iterate)
-    recorded = [read(path) for path in paths]
+    with run.stage("collect"):
+        collect(cfg, paths[-1], key_collect, params, best, number == 0 or not cfg.iterate)
+        recorded = [read(path) for path in paths]
 
     vision_step = partial(learner.vision_step, WORLD.vision, cfg.vision_optimizer, key_vision)
     frames = partial(frame_batches, recorded, cfg.seed, cfg.vision_batch)
     end = cfg.first_vision_updates + number * cfg.vision_updates
     vision_state = train(run, log, "vision", learned.vision, vision_step, frames, end)
 
-    data = encode(vision_state.params, recorded)
-    if cfg.curiosity and number:  # an M that has learned nothing is surprised by everything
-        data = curious(cfg, run.path / "surprise" / f"{number:02}.npy", key_curious, params.memory, data)
+    with run.stage("encode"):
+        data = encode(vision_state.params, recorded)
+        if cfg.curiosity and number:  # an M that has learned nothing is surprised by everything
+            data = curious(cfg, run.path / "surprise" / f"{number:02}.npy", key_curious, params.memory, data)
     memory_step = partial(learner.memory_step, WORLD.memory, cfg.memory_optimizer, key_memory)
     first, end = (i * cfg.memory_updates for i in (number, number + 1))
     chunks = lambda step: latents.chunks(data, 1000 * cfg.seed + number, cfg.streams, cfg.length, step - first)  # noqa: E731
@@ -307,15 +310,13 @@ def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, learned: Lea
         )
 
     end = (number + 1) * cfg.generations
-    counts = lambda first: iter(range(first, end))  # noqa: E731
-    found = train(
-        run, log, "search", learned.search, generation, counts, end, checkpoint_every=cfg.generations, log_every=1
-    )
+    found = search_stage(run, log, "search", learned.search, generation, end, cfg.generations)
     agent = StoredAgent(params, evolution.mean(cfg.evolution, found), starts)
-    if number in (0, cfg.iterations - 1):
-        save_agent(run.path / f"agent-{number + 1:02}.npz", agent)
-        film(cfg, run.path, agent, key_film, number + 1)
-    score = evaluate(cfg, key_evaluate, params, agent.controller) | {"visited": visited(recorded)}
+    with run.stage("evaluate"):
+        if number in (0, cfg.iterations - 1):
+            save_agent(run.path / f"agent-{number + 1:02}.npz", agent)
+            film(cfg, run.path, agent, key_film, number + 1)
+        score = evaluate(cfg, key_evaluate, params, agent.controller) | {"visited": visited(recorded)}
     shown = {"real": np.mean(score["returns"]), "held": np.mean(score["held"])}
     shown |= {name: score[name] for name in ("upright_error", "visited")}
     log.write("iteration", number + 1, shown)
@@ -334,7 +335,7 @@ def film(cfg: Config, folder: Path, agent: StoredAgent, key: Key, number: int) -
 def report(cfg: Config, run: RunFolder, arguments: list[str]) -> None:
     """Draw and summarise."""
     name = "iterated" if cfg.iterate else "not-iterated"
-    name += ", curious" * (cfg.curiosity > 0) + ", recurrent C" * (cfg.units > 0)
+    name += f", curious {cfg.curiosity:g}" * (cfg.curiosity > 0) + f", {cfg.units} recurrent units" * (cfg.units > 0)
     last = run.stage_record(f"iteration-{cfg.iterations:02}")["summary"]
     rows = [
         result_row(name, np.array(last["returns"]), "return"),

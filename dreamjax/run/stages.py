@@ -6,13 +6,14 @@ from functools import partial
 import jax
 import numpy as np
 
+from dreamjax.evolution import EvolutionState
 from dreamjax.replay import episodes
 from dreamjax.replay.episodes import Store
 from dreamjax.run.folder import RunFolder
 from dreamjax.run.metrics import MetricsLog
 from dreamjax.run.progress import progress
 from dreamjax.run.train import train
-from dreamjax.types import Key, Params
+from dreamjax.types import Key, Metrics, Params
 from dreamjax.worldmodels import learner
 from dreamjax.worldmodels.learner import OptimizerConfig
 from dreamjax.worldmodels.vision import VisionConfig
@@ -52,3 +53,18 @@ def vision_stage(
     state = learner.vision_init(*model, key_init)
     update = partial(learner.vision_step, *model, key_train)
     return train(run, log, "vision", state, update, batches, updates, checkpoint_every=checkpoint_every).params
+
+
+def search_stage(
+    run: RunFolder,
+    log: MetricsLog,
+    name: str,
+    state: EvolutionState,
+    generation: Callable[[EvolutionState, int], tuple[EvolutionState, Metrics]],
+    generations: int,
+    checkpoint_every: int = 5,
+) -> EvolutionState:
+    """Bring a search to `generations`; `generation(state, number)` does the one of that number, from 0."""
+    numbers = lambda first: iter(range(first, generations))  # noqa: E731
+    settings = {"checkpoint_every": checkpoint_every, "log_every": 1}
+    return train(run, log, name, state, generation, numbers, generations, **settings)
