@@ -33,18 +33,18 @@ from dreamjax.envs.car_racing import CarRacing, Engine
 from dreamjax.evolution import EvolutionConfig, EvolutionState
 from dreamjax.replay import episodes, latents
 from dreamjax.replay.latents import Latents
-from dreamjax.run import plots
+from dreamjax.run import plots, summary
 from dreamjax.run.agent import StoredAgent, load_agent, save_agent
 from dreamjax.run.collect import collect, random_network_actions
 from dreamjax.run.devices import keep_freed_memory
 from dreamjax.run.encode import encode, encode_episodes, read_latents, write_latents
 from dreamjax.run.films import film_dream, film_game, write_films
-from dreamjax.run.folder import RunFolder, result_row, shown_measurement, write_result
+from dreamjax.run.folder import RunFolder, result_row
 from dreamjax.run.metrics import MetricsLog, against_sum, read_metrics
 from dreamjax.run.play import returns
 from dreamjax.run.pool import FRESH, GamePool, Job, drawn_seeds, population_returns
 from dreamjax.run.stages import collect_stage, vision_stage
-from dreamjax.run.summary import Section, write_summary
+from dreamjax.run.summary import Section
 from dreamjax.run.train import train
 from dreamjax.types import Key, LatentModel, Metrics, Params, Policy
 from dreamjax.worldmodels import controller, learner, model, search, vision
@@ -359,16 +359,13 @@ def report(cfg: Config, run: RunFolder, name: Name, films: list[str], arguments:
         if "evaluation_mean" in stage:
             driven[other] = against_sum(stage, "frames", ("evaluation_mean", "evaluation_std"))
     plots.series_with_bars({"return of the mean": driven}, "frames that C drove", run.path / "evolution.png")
-    command = " ".join(["python experiments/car_racing.py", *arguments])
-    wall = sum(record["seconds"] for record in run.stage_records())
-    write_result(run.path / "result.json", "car_racing", cfg.preset, command, [cfg.seed], wall, rows)
+    commands = [f"python experiments/car_racing.py --controller {row['name']}" for row in rows]
+    command = "; ".join(" ".join([command, *arguments]) for command in commands)
     sections = [
         Section(f"{name}: dreams, and the road", "Left what it dreams, right the game.", films),
         Section("Learning and evolution", media=["evolution.png", "learning.png"]),
     ]
-    for row in rows:
-        print(f"{row['name']:>18}: {shown_measurement(row)}, {row['n']} tracks")
-    print(f"Open {write_summary(run, 'World Models on CarRacing', rows, sections)}")
+    summary.report(run, "car_racing", command, rows, "World Models on CarRacing", sections)
 
 
 @dataclass(frozen=True)
@@ -393,7 +390,7 @@ def main(arguments: list[str]) -> None:
             save_agent(path, make_agent(cfg, run, log, name, kind))
     agent = load_agent(path, kind.model, kind.policy)
     evaluate(cfg, run, name, kind, agent)
-    report(cfg, run, name, film(cfg, run, name, kind, agent), ["--preset", args.preset, "--controller", name, *rest])
+    report(cfg, run, name, film(cfg, run, name, kind, agent), ["--preset", args.preset, *rest])
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from dreamjax.envs.vizdoom import TakeCover
 from dreamjax.evolution import EvolutionConfig, EvolutionState
 from dreamjax.replay import episodes, latents
 from dreamjax.replay.latents import Latents
-from dreamjax.run import plots
+from dreamjax.run import plots, summary
 from dreamjax.run.agent import StoredAgent, load_agent, save_agent
 from dreamjax.run.collect import (
     Actions,
@@ -45,11 +45,11 @@ from dreamjax.run.collect import (
 from dreamjax.run.devices import device_mesh, keep_freed_memory
 from dreamjax.run.encode import encode
 from dreamjax.run.films import film_dream, film_game, write_films
-from dreamjax.run.folder import RunFolder, result_row, write_result
+from dreamjax.run.folder import RunFolder, result_row, shown_measurement
 from dreamjax.run.metrics import MetricsLog, read_metrics
 from dreamjax.run.play import play, play_actions, returns
 from dreamjax.run.stages import collect_stage, search_stage, vision_stage
-from dreamjax.run.summary import Section, write_summary
+from dreamjax.run.summary import Section
 from dreamjax.run.train import train
 from dreamjax.types import Key, LatentModel, Metrics, Params, PyTree
 from dreamjax.worldmodels import controller, learner, model, search, vision
@@ -287,12 +287,12 @@ def report_stage(
     )
     films(cfg, agent, run.path)
     command = " ".join(["python experiments/doom_take_cover.py", *run.read_json("arguments.json")])
-    wall = sum(record["seconds"] for record in run.stage_records())
-    write_result(run.path / "result.json", "doom_take_cover", cfg.preset, command, [cfg.seed], wall, rows)
-    write_summary(
+    summary.report(
         run,
-        "World Models on Doom: Take Cover",
+        "doom_take_cover",
+        command,
         rows,
+        "World Models on Doom: Take Cover",
         [
             Section("A dream, and the real game", "The agent never met the real game.", ["dream_and_real.mp4"]),
             Section("Evolution inside the dream", media=["fitness.png"]),
@@ -323,16 +323,7 @@ def train_agent(cfg: Config, folder: Path, arguments: list[str]) -> None:
     if not (folder / "agent.npz").exists():
         save_agent(folder / "agent.npz", StoredAgent(params, controller_params, starts))
     agent = load_agent(folder / "agent.npz", MODEL, POLICY)
-    rows = evaluate_stage(cfg, run, agent)
-    report_stage(cfg, run, store, agent, rows)
-    print_rows(rows)
-    print(f"Open {folder / 'summary.html'} and {folder / 'dream_and_real.mp4'}.")
-
-
-def print_rows(rows: list[dict[str, Any]]) -> None:
-    """Show the scores."""
-    for line in rows:
-        print(f"{line['name']:>18}  {line['mean']:7.1f} ± {line['std']:.1f} {line['unit']}, {line['n']} episodes")
+    report_stage(cfg, run, store, agent, evaluate_stage(cfg, run, agent))
 
 
 def evaluate_agent(cfg: Config, folder: Path, count: int, out: Path) -> None:
@@ -340,7 +331,8 @@ def evaluate_agent(cfg: Config, folder: Path, count: int, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     agent = load_agent(folder / "agent.npz", MODEL, POLICY)
     scores = score(cfg, agent, count, out)
-    print_rows([result_row("real", scores["real"], "tics survived", "1092 ± 556")])
+    row = result_row("real", scores["real"], "tics survived", "1092 ± 556")
+    print(f"{row['name']}: {shown_measurement(row)}, {row['n']} episodes")
     films(cfg, agent, out)
     print(f"Open {out / 'dream_and_real.mp4'}.")
 

@@ -23,26 +23,28 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
 from dreamjax import dream, evolution, rollout
 from dreamjax.envs.vizdoom import TakeCover
 from dreamjax.evolution import EvolutionConfig, EvolutionState
-from dreamjax.run import plots
+from dreamjax.run import plots, summary
 from dreamjax.run.agent import StoredAgent, load_agent
 from dreamjax.run.collect import every_tic_random_actions
 from dreamjax.run.devices import keep_freed_memory
 from dreamjax.run.films import film_dream, film_game, write_films
-from dreamjax.run.folder import RunFolder, result_row, shown_measurement, write_result
+from dreamjax.run.folder import RunFolder, result_row
 from dreamjax.run.metrics import MetricsLog, read_metrics
 from dreamjax.run.play import play, play_actions, returns
 from dreamjax.run.stages import search_stage
-from dreamjax.run.summary import Section, write_summary
+from dreamjax.run.summary import Section
 from dreamjax.types import Array, Key, LatentModel, Metrics, Params, Policy, PyTree, Space
 from dreamjax.worldmodels import controller, model, search
 from dreamjax.worldmodels.search import Dreaming
 
+COMMITTED = Path(__file__).parent / "results" / "doom_take_cover"
 FPS = 35  # tics per second of the game
 PUBLISHED = {  # temperature -> its dream, the real game
     0.10: ("2086 ± 140", "193 ± 58"),
@@ -60,7 +62,7 @@ class Config:
 
     preset: str = "cpu"
     seed: int = 0
-    world: Path = Path(__file__).parent / "results" / "doom_take_cover"  # folder of the agent whose V and M dream
+    world: Path | None = None  # folder of the agent whose V and M dream; the committed one if not given
     temperatures: tuple[float, ...] = tuple(PUBLISHED)
     sees: tuple[Literal["zch", "z"], ...] = ("zch", "z")
     evolution: EvolutionConfig = EvolutionConfig(population_size=64, sigma=0.1)
@@ -139,13 +141,16 @@ RANDOM = rollout.random_policy(Space((), low=-1.0, high=1.0))
 def fireballs_dreamed(
     world: LatentModel, params: Params, starts: PyTree, keys: Key, temperature: Array | float, steps: int
 ) -> Array:
-    """Share of frames with a fireball, in dreams of random play. Shapes: keys [N] -> [N]."""
+    """Share of frames with a fireball, until the dream ends, in dreams of random play. Shapes: keys [N] -> [N]."""
 
     def look(key: Key) -> Array:
         key_reset, key_imagine = jax.random.split(key)
         begin, _ = dream.environment(world, params, starts, temperature).reset(key_reset)
         dreamed = dream.imagine(world, RANDOM, (params, ()), key_imagine, begin.latent, steps, temperature)
-        return burning(jax.lax.map(partial(world.decode, params), dreamed.states)).mean()
+        seen = burning(jax.lax.map(partial(world.decode, params), dreamed.states))
+        # What M makes of the time after the end, of which it was taught nothing, does not count.
+        lives = jnp.cumprod(jax.vmap(partial(world.outcome, params))(dreamed.states).continues >= 0.5)
+        return (seen * lives).sum() / lives.sum()
 
     return jax.lax.map(look, keys)
 
@@ -178,19 +183,20 @@ def measure(cfg: Config, run: RunFolder, kind: Kind, key: Key, agents: dict[floa
             )
             path = run.path / "evaluation" / f"{name.replace(' ', '-')}.jsonl"
             real.append(returns(path, seeds(cfg, cfg.episodes), name, player))
-    summary = {"dreamed": np.array(dreamed).tolist(), "real": np.array(real).tolist()}
-    run.finish_stage(stage, summary)
-    return summary
+    scores = {"dreamed": np.array(dreamed).tolist(), "real": np.array(real).tolist()}
+    run.finish_stage(stage, scores)
+    return scores
 
 
 def look(cfg: Config, run: RunFolder, kind: Kind, key: Key, agent: StoredAgent) -> dict[str, Any]:
     """Look for fireballs, in dreams of every temperature and in the game."""
     if not run.stage_done("look"):
-        keys = jax.random.split(key, cfg.looks)
+        key_dream, key_game = jax.random.split(key)
+        keys = jax.random.split(key_dream, cfg.looks)
         with run.stage("look"):
             looked = partial(fireballs_dreamed, kind.model, agent.model, agent.starts, keys, steps=cfg.look_steps)
             seen = [np.asarray(looked(temperature)) for temperature in cfg.temperatures]
-            game = fireballs_in_game(cfg, kind, agent.model, key)
+            game = fireballs_in_game(cfg, kind, agent.model, key_game)
         run.finish_stage("look", {"dreamed": np.array(seen).tolist(), "game": game.tolist()})
     return run.stage_record("look")["summary"]
 
@@ -200,7 +206,8 @@ def score_random(cfg: Config, run: RunFolder) -> np.ndarray:
     make = partial(TakeCover, skill=cfg.skill, max_steps=cfg.max_steps)
     actions = lambda seed: every_tic_random_actions(np.random.default_rng([cfg.seed, seed]), cfg.max_steps)  # noqa: E731
     path = run.path / "evaluation" / "random.jsonl"
-    return returns(path, seeds(cfg, cfg.episodes), "random", partial(play_actions, make, actions))
+    with run.stage("random"):
+        return returns(path, seeds(cfg, cfg.episodes), "random", partial(play_actions, make, actions))
 
 
 def result_rows(
@@ -247,21 +254,17 @@ def draw(cfg: Config, run: RunFolder, measured: dict[str, dict[str, Any]]) -> li
 def report(cfg: Config, run: RunFolder, rows: list[dict[str, Any]], pictures: list[str], arguments: list[str]) -> None:
     """Write the result and the page."""
     command = " ".join(["python experiments/doom_temperature_sweep.py", *arguments])
-    wall = sum(record["seconds"] for record in run.stage_records())
-    write_result(run.path / "result.json", "doom_temperature_sweep", cfg.preset, command, [cfg.seed], wall, rows)
     metrics = read_metrics(run.path / "metrics.jsonl")
     fitness = {name: {"fitness_mean": stage["fitness_mean"]} for name, stage in metrics.items()}
     plots.learning_curves(fitness, run.path / "evolution.png")
     films = [f"evolved-at-{temperature:.2f}/dream_and_real.mp4" for temperature in cfg.temperatures]
     sections = [
-        Section("Scores by temperature", "A cold dream is easy to survive, and teaches nothing.", pictures[:1]),
+        Section("Scores by temperature", "Published scores beside measured ones.", pictures[:1]),
         Section("Evolved at one temperature, dreaming at another", media=pictures[1:]),
         Section("From the coldest dream to the warmest", "Left its dream, right the real game.", films),
         Section("Evolution", media=["evolution.png"]),
     ]
-    for row in rows:
-        print(f"{row['name']:>22}: {shown_measurement(row)}, {row['n']} episodes")
-    print(f"Open {write_summary(run, 'World Models: how certain may a dream be?', rows, sections)}")
+    summary.report(run, "doom_temperature_sweep", command, rows, "World Models: how certain may a dream be?", sections)
 
 
 def film(cfg: Config, run: RunFolder, kind: Kind, key: Key, agents: dict[float, StoredAgent]) -> None:
@@ -281,7 +284,7 @@ def sweep(cfg: Config, run: RunFolder, arguments: list[str]) -> None:
     made = kinds(cfg)
     full = next(iter(made.values()))
     doom = model.make(model.DOOM), controller.make(controller.ControllerConfig())
-    stored = load_agent(cfg.world / "agent.npz", *doom)
+    stored = load_agent((cfg.world or COMMITTED) / "agent.npz", *doom)
     measured, filmed = {}, None
     with MetricsLog(run.path) as log:
         for sees, kind in made.items():
@@ -293,7 +296,8 @@ def sweep(cfg: Config, run: RunFolder, arguments: list[str]) -> None:
             measured[kind.label] = measure(cfg, run, kind, key_measure, agents)
             filmed = filmed or agents
     looked = look(cfg, run, full, key_look, stored)
-    film(cfg, run, full, key_film, filmed or {})
+    with run.stage("film"):
+        film(cfg, run, full, key_film, filmed or {})
     rows = result_rows(cfg, measured, looked, score_random(cfg, run))
     report(cfg, run, rows, draw(cfg, run, measured), arguments)
 

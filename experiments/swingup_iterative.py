@@ -39,18 +39,18 @@ from dreamjax.evolution import EvolutionConfig, EvolutionState
 from dreamjax.replay import latents
 from dreamjax.replay.latents import Latents, Recorded
 from dreamjax.rollout import Transition
-from dreamjax.run import plots
+from dreamjax.run import plots, summary
 from dreamjax.run.agent import StoredAgent, save_agent
 from dreamjax.run.atomic import replacing
 from dreamjax.run.checkpoints import Checkpoints
 from dreamjax.run.devices import keep_freed_memory
 from dreamjax.run.encode import in_batches
 from dreamjax.run.films import film_dream, write_films
-from dreamjax.run.folder import RunFolder, result_row, shown_measurement, write_result
+from dreamjax.run.folder import RunFolder, result_row, shown_measurement
 from dreamjax.run.gather import gather_repeats
 from dreamjax.run.metrics import MetricsLog, read_metrics
 from dreamjax.run.stages import search_stage
-from dreamjax.run.summary import Section, write_summary
+from dreamjax.run.summary import Section
 from dreamjax.run.train import train
 from dreamjax.types import AnyPolicy, Array, Key, Metrics, Params
 from dreamjax.worldmodels import controller, curiosity, learner, model, search, vision
@@ -345,17 +345,13 @@ def report(cfg: Config, run: RunFolder, arguments: list[str]) -> None:
     plots.learning_curves({"iteration": metrics["iteration"]}, run.path / "iterations.png")
     plots.learning_curves({name: metrics[name] for name in ("vision", "memory", "search")}, run.path / "learning.png")
     command = " ".join(["python experiments/swingup_iterative.py", *arguments])
-    wall = sum(record["seconds"] for record in run.stage_records())
-    write_result(run.path / "result.json", "swingup_iterative", cfg.preset, command, [cfg.seed], wall, rows)
     films = [f"iteration-{number:02}/dream_and_real.mp4" for number in sorted({1, cfg.iterations})]
     sections = [
         Section("After the first iteration, and after the last", "Left the dream, right the real game.", films),
         Section("By iteration", media=["iterations.png"]),
         Section("Learning", media=["learning.png"]),
     ]
-    for row in rows:
-        print(f"{row['name']}: {shown_measurement(row)}, {row['n']} episodes")
-    print(f"Open {write_summary(run, 'World Models in turns: swing up a pole', rows, sections)}")
+    summary.report(run, "swingup_iterative", command, rows, "World Models in turns: swing up a pole", sections)
 
 
 def train_agent(cfg: Config, run: RunFolder) -> None:

@@ -126,7 +126,7 @@ def test_swingup_iterative_killed_between_and_within_iterations_ends_in_the_same
     assert "summary.html" in output
     metrics, rows = outcome(whole)
     assert {stage for stage, _ in metrics} == {"vision", "memory", "search", "iteration"}
-    name = "iterated, curious, recurrent C"
+    name = "iterated, curious 1, 2 recurrent units"
     assert list(rows) == [name, f"{name}, held upright at the end"]
     for picture in ("summary.html", "learning.png", "iterations.png", "iteration-02/dream_and_real.mp4"):
         assert (whole / picture).stat().st_size > 1000, picture

@@ -31,7 +31,10 @@ class Stage:
 
     def __init__(self, folder: "RunFolder", name: str) -> None:
         self._folder, self._name = folder, name
-        self._before = folder.stage_record(name)["seconds"]
+        record = folder.stage_record(name)
+        self._before, self._made = record["seconds"], {}
+        for what, now in (("commits", commit()), ("machines", machine())):
+            self._made[what] = list(dict.fromkeys([*record.get(what, []), now]))
         self._started = time.monotonic()
 
     @property
@@ -41,7 +44,7 @@ class Stage:
 
     def tick(self) -> None:
         """Note the time spent so far. Call it where a checkpoint is saved: what a kill undoes is then not counted."""
-        record = self._folder.stage_record(self._name) | {"seconds": round(self.seconds, 3)}
+        record = self._folder.stage_record(self._name) | {"seconds": round(self.seconds, 3)} | self._made
         self._folder.write_json(f"stages/{self._name}.json", record)
 
 
@@ -59,7 +62,7 @@ class RunFolder:
         if not dataclasses.is_dataclass(config) or isinstance(config, type):
             raise ValueError(f"config must be an instance of a dataclass, got {config!r}")
         self.path = Path(path)
-        self.config = config
+        self.config: Any = config
         wanted = _jsonable(config)
         if (self.path / "config.json").exists():
             differences = _differences(self.read_json("config.json"), wanted)
@@ -111,7 +114,10 @@ class RunFolder:
         return self.stage_record(name)["done"]
 
     def stage_record(self, name: str) -> dict[str, Any]:
-        """`name`, `begun` (Unix time), `done`, `seconds` and `summary` of a stage, as of now if it was not begun."""
+        """`name`, `begun` (Unix time), `done`, `seconds` and `summary` of a stage, as of now if it was not begun.
+
+        Once timed, also the `commits` and `machines` that it was made with.
+        """
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise ValueError(f"a stage is named with letters, digits, - and _, got {name!r}")
         if not (self.path / "stages" / f"{name}.json").exists():
@@ -122,6 +128,21 @@ class RunFolder:
         """The records of the stages begun so far, in the order in which they were begun."""
         records = [_read_json(path) for path in (self.path / "stages").glob("*.json")]
         return sorted(records, key=lambda record: record["begun"])
+
+    @property
+    def seconds(self) -> float:
+        """Time that all stages took."""
+        return sum(record["seconds"] for record in self.stage_records())
+
+    @property
+    def origin(self) -> tuple[str, str]:
+        """Commits and machines that the stages were made with, in their order; those of now if there are none."""
+        records = self.stage_records()
+        commits, machines = (
+            list(dict.fromkeys(one for record in records for one in record.get(what, [])))
+            for what in ("commits", "machines")
+        )
+        return ", ".join(commits or [commit()]), " and ".join(machines or [machine()])
 
 
 def machine() -> str:
@@ -192,7 +213,8 @@ def write_result(
 
     A row is `{"name", "mean", "std", "n", "unit", "published"}`: mean and standard deviation over `n` fresh episodes
     or repeats, and what the paper reports, as a number or as text like "906 ± 21", or None where it reports nothing.
-    `origin` are commits (with ", " between them) and machine of the measurement; otherwise those of now are filled in.
+    `origin` are commits (with ", " between them) and machine of the measurement, as `RunFolder.origin` has them;
+    otherwise those of now are filled in.
 
     Raises:
         ValueError: a field is missing, unknown, of another type, or a number is not finite.
@@ -242,7 +264,7 @@ def results_table(paths: Iterable[str | os.PathLike[str]]) -> str:
             ]
             table.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         seeds = ", ".join(map(str, result["seeds"]))
-        commits = ", ".join(one[:12] for one in result["commit"].split(", "))
+        commits = ", ".join(one[:12] + one[40:] for one in result["commit"].split(", "))
         made.append(
             f"{number}. `{result['command']}`: preset {result['preset']}, seeds {seeds}, "
             f"{shown_duration(result['wall_s'])} on {result['machine']}; commit {commits}"

@@ -122,7 +122,7 @@ def _write(into: Path, experiment: str, results: list[dict[str, Any]], rows: lis
         sum(result["wall_s"] for result in results),
         rows,
         origin=(
-            ", ".join(_unique(result["commit"] for result in results)),
+            ", ".join(_unique(commit for result in results for commit in result["commit"].split(", "))),
             " and ".join(_unique(result["machine"] for result in results)),
         ),
     )

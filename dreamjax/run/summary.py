@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dreamjax.run.atomic import replacing
-from dreamjax.run.folder import RunFolder, commit, machine, shown_duration, shown_measurement, shown_number
+from dreamjax.run.folder import (
+    RunFolder,
+    commit,
+    machine,
+    shown_duration,
+    shown_measurement,
+    shown_number,
+    write_result,
+)
 
 
 class Section(NamedTuple):
@@ -67,6 +75,27 @@ def write_summary(
     with replacing(path) as temporary:
         temporary.write_text(page.replace("@body@", "\n".join(parts)), encoding="utf-8")
     return path
+
+
+def report(
+    run: RunFolder,
+    experiment: str,
+    command: str,
+    rows: Sequence[dict[str, Any]],
+    title: str,
+    sections: Sequence[Section] = (),
+    lead: str = "",
+) -> None:
+    """Write `result.json` and `summary.html` of a run whose configuration has a preset and a seed; print the rows.
+
+    Raises: as `write_result` and `write_summary` do.
+    """
+    preset, seeds, path = run.config.preset, [run.config.seed], run.path / "result.json"
+    write_result(path, experiment, preset, command, seeds, run.seconds, rows, origin=run.origin)
+    page = write_summary(run, title, rows, sections, lead)
+    for row in rows:
+        print(f"{row['name']:>22}: {shown_measurement(row)}, {row['n']} episodes")
+    print(f"Open {page}")
 
 
 def _figure(folder: Path, name: str) -> str:

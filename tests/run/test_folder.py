@@ -130,6 +130,19 @@ def test_seconds_add_up_over_resumed_and_failed_runs(tmp_path, monkeypatch):
     assert folder.stage_record("vision")["seconds"] == 8 and folder.stage_done("vision")
 
 
+def test_a_run_knows_all_commits_and_machines_that_made_it(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path, Config())
+    assert folder.origin == (commit(), machine()) and folder.seconds == 0
+    for name, made_by, made_on in (("vision", "a", "slow"), ("memory", "b", "slow"), ("memory", "a", "fast")):
+        monkeypatch.setattr("dreamjax.run.folder.commit", lambda made_by=made_by: made_by)
+        monkeypatch.setattr("dreamjax.run.folder.machine", lambda made_on=made_on: made_on)
+        with folder.stage(name):
+            pass
+    folder.finish_stage("memory", {})
+    assert folder.stage_record("memory")["commits"] == ["b", "a"]
+    assert folder.origin == ("a, b", "slow and fast")
+
+
 def test_a_killed_stage_keeps_the_time_of_its_last_tick(tmp_path):
     code = f"""
 import dataclasses, os, signal, time
@@ -194,7 +207,7 @@ def test_results_become_a_table_that_says_how_each_row_was_made(tmp_path):
     result = json.loads((tmp_path / "a.json").read_text())
     assert list(result) == ["experiment", "preset", "command", "commit", "machine", "seeds", "wall_s", "rows"]
     assert result["machine"] == machine() and result["commit"] == commit()
-    source = f"on {machine()}; commit {commit()[:12]}"
+    source = f"on {machine()}; commit {commit()[:12]}{commit().removeprefix(commit()[:40])}"  # "-dirty" stays
     assert results_table([tmp_path / "a.json", tmp_path / "b.json"]).splitlines() == [
         "| Experiment | Result | Measured | n | Published |",
         "|---|---|---|---|---|",

@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from dreamjax.run.folder import RunFolder, machine
-from dreamjax.run.summary import Section, write_summary
+from dreamjax.run.folder import RunFolder, machine, read_result
+from dreamjax.run.summary import Section, report, write_summary
 from dreamjax.run.videos import write_image, write_video
 
 
@@ -16,6 +16,7 @@ class Config:
     seed: int = 123456
     note: str = "a < b & c"
     sizes: tuple[int, ...] = (3, 4)
+    preset: str = "cpu"
 
 
 ROWS = [
@@ -89,6 +90,18 @@ def test_the_page_shows_everything_and_loads_nothing_from_elsewhere(folder):
 def test_a_run_without_results_or_sections_has_a_page_too(tmp_path):
     page = Page(write_summary(RunFolder(tmp_path, Config()), "Empty", []).read_text())
     assert "Results" not in page.text and "Stages" not in page.text and "Configuration" in page.text
+
+
+def test_a_report_is_the_result_and_the_page(tmp_path, capsys):
+    run = RunFolder(tmp_path, Config())
+    with run.stage("evolve"):
+        pass
+    report(run, "doom", "python doom.py", ROWS, "Doom")
+    result = read_result(tmp_path / "result.json")
+    assert result["rows"] == ROWS and result["preset"] == "cpu" and result["seeds"] == [123456]
+    assert result["wall_s"] == run.seconds and (result["commit"], result["machine"]) == run.origin
+    lines = capsys.readouterr().out.splitlines()
+    assert "1,092 ± 556 tics, 100 episodes" in lines[0] and lines[-1] == f"Open {tmp_path / 'summary.html'}"
 
 
 def test_media_must_exist_and_be_media(folder):
