@@ -92,7 +92,7 @@ def random_policy(space: PyTree) -> Policy:
 def noisy(policy: AnyPolicy, space: Space) -> RecurrentPolicy:
     """Explore: add Gaussian noise to the actions of a policy, cut off at the bounds of their space.
 
-    Its parameters are those of the policy and the standard deviation of the noise.
+    Its parameters are those of the policy and the standard deviation of the noise, at first none.
     """
     inner = recurrent(policy)
 
@@ -102,7 +102,7 @@ def noisy(policy: AnyPolicy, space: Space) -> RecurrentPolicy:
         noise = params[1] * jax.random.normal(key_noise, action.shape)
         return memory, jnp.clip(action + noise, space.low, space.high)
 
-    return RecurrentPolicy(inner.init, lambda params: inner.start(params[0]), act)
+    return RecurrentPolicy(lambda key: (inner.init(key), jnp.float32(0)), lambda params: inner.start(params[0]), act)
 
 
 def agent(model: LatentModel, model_params: Params, policy: AnyPolicy) -> Agent:

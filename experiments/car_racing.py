@@ -7,7 +7,7 @@ Paper: Ha & Schmidhuber 2018, section 3 and appendix A. Gymnasium's CarRacing-v3
     encode    every frame becomes a latent
     memory    M, the MDN-RNN, learns what comes next; here also the reward and the end, so that it can be dreamed whole
     evolve    C by CMA-ES in the real game, as published; `full-dream` evolves it in the dream of M instead, then lets
-              candidates drive, teaches M what they saw, and so on, as the paper's section 5 proposes
+              it drive, teaches M what was seen, and so on, as the paper's section 5 proposes
     evaluate  the mean of the distribution drives on fresh tracks
 
     python experiments/car_racing.py --folder runs/car --controller full          # [z, h], 867 parameters
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -38,12 +39,12 @@ from dreamjax.run.agent import StoredAgent, load_agent, save_agent
 from dreamjax.run.collect import collect, random_network_actions
 from dreamjax.run.devices import keep_freed_memory
 from dreamjax.run.encode import encode, encode_episodes, read_latents, write_latents
-from dreamjax.run.films import film_dream, film_game, write_films
+from dreamjax.run.films import film_temperatures
 from dreamjax.run.folder import RunFolder, result_row
 from dreamjax.run.metrics import MetricsLog, against_sum, read_metrics
 from dreamjax.run.play import returns
 from dreamjax.run.pool import FRESH, GamePool, Job, drawn_seeds, population_returns
-from dreamjax.run.stages import collect_stage, vision_stage
+from dreamjax.run.stages import collect_stage, search_stage, vision_stage
 from dreamjax.run.summary import Section
 from dreamjax.run.train import train
 from dreamjax.types import Key, LatentModel, Metrics, Params, Policy
@@ -60,6 +61,8 @@ SEE = jax.jit(partial(vision.encode, WORLD.vision))
 FPS = 50
 DEAREST = -1.0  # what leaving the field costs M: the game's -100 would drown every other reward
 Name = Literal["full", "full-dream", "z", "z-hidden", "untrained-memory"]
+Span = tuple[str, int, int]  # a stage, from one of its updates to another
+Dreamed = tuple[StoredAgent, EvolutionState]  # whose mean is the agent's controller
 
 SEES: dict[Name, tuple[Literal["z", "zh"], int, str | None]] = {  # and hidden units of C, and the published score
     "full": ("zh", 0, "906 ± 21"),
@@ -119,11 +122,15 @@ class Config:
     round_generations: int = 100
     dreams: int = 16  # per individual
     temperature: float = 1.0
-    round_episodes: int = 256  # driven between dreams, by candidates of the last generation
+    round_episodes: int = 256  # driven between dreams, by candidates, besides the evaluation of their mean
     round_updates: int = 4000  # of M
     # evaluate
     real_episodes: int = 100
     film_temperatures: tuple[float, ...] = (0.25, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.evolution.population_size % 2 and not self.shared_tracks:
+            raise ValueError("two of a population share their tracks: let it be even, or all share theirs")
 
 
 PAPER = Config()
@@ -195,12 +202,11 @@ def see(cfg: Config, run: RunFolder, log: MetricsLog, key: Key) -> tuple[Params,
 
 
 def remember(
-    cfg: Config, run: RunFolder, log: MetricsLog, stage: tuple[str, int, int], state: MemoryState, data: Latents
+    cfg: Config, run: RunFolder, log: MetricsLog, key: Key, span: Span, state: MemoryState, data: Latents
 ) -> MemoryState:
-    """Train M on some data, from one update of a stage to another."""
-    name, first, end = stage
+    """Train M on some data, from one update of a stage to another; M folds its number of updates into the key."""
+    name, first, end = span
     data = data._replace(reward=data.reward.clip(DEAREST))
-    key = jax.random.fold_in(jax.random.key(cfg.seed), 1)  # always the same: M folds in its own number of updates
     update = partial(learner.memory_step, WORLD.memory, cfg.memory_optimizer, key)
     chunks = lambda step: latents.chunks(data, 1000 * cfg.seed + first, cfg.streams, cfg.length, step - first)  # noqa: E731
     return train(run, log, name, state, update, chunks, end)
@@ -216,109 +222,109 @@ def evolve(cfg: Config, run: RunFolder, log: MetricsLog, name: Name, kind: Kind,
         state, metrics = evolution.tell(cfg.evolution, state, population, played.total.mean(1))
         metrics["frames"] = played.steps.sum()
         if (number + 1) % cfg.evaluate_every == 0:
-            metrics |= drive(cfg, games, kind, key_evaluate, params, evolution.mean(cfg.evolution, state))
+            jobs = evaluation_jobs(cfg, 0)
+            alone = jax.tree.map(lambda leaf: leaf[None], evolution.mean(cfg.evolution, state))
+            ended = games.play(*kind, (params, alone), key_evaluate, jobs)
+            total = np.array([one.played.total for one in sorted(ended, key=lambda one: one.job)])
+            metrics |= {"evaluation_mean": total.mean(), "evaluation_std": total.std()}
         return state, metrics
 
     groups = 1 if cfg.shared_tracks else cfg.evolution.population_size // 2  # as published, two share their tracks
     seeds = lambda number: drawn_seeds([cfg.seed, number], cfg.evolution.population_size, cfg.tracks, groups)  # noqa: E731
     found = evolution.init(cfg.evolution, kind.policy.init(key))
-    numbers = lambda first: iter(range(first, cfg.generations))  # noqa: E731
-    settings = {"checkpoint_every": 1, "log_every": 1}
     with pool(cfg, cfg.engine, cfg.patience) as games:
-        found = train(run, log, f"{name}-evolve", found, generation, numbers, cfg.generations, **settings)
+        found = search_stage(run, log, f"{name}-evolve", found, generation, cfg.generations, checkpoint_every=1)
     return evolution.mean(cfg.evolution, found)
 
 
-def drive(cfg: Config, games: GamePool, kind: Kind, key: Key, params: Params, mean: Params) -> Metrics:
-    """Let the mean of the distribution drive on some tracks that are not those of the final score."""
-    alone = jax.tree.map(lambda leaf: leaf[None], mean)
-    seeds = FRESH // 2 + np.arange(cfg.evaluation_tracks)
-    total = population_returns(games, *kind, (params, alone), key, seeds[None]).total
-    return {"evaluation_mean": total.mean(), "evaluation_std": total.std()}
+def evaluation_jobs(cfg: Config, candidate: int) -> list[Job]:
+    """Tracks that tell how well a candidate drives; no generation drives them, nor does the final score."""
+    return [Job(candidate, FRESH // 2 + i) for i in range(cfg.evaluation_tracks)]
 
 
 def dream_generation(
-    cfg: Config, kind: Kind, world: tuple[Params, Any], key: Key, found: EvolutionState, count: int
+    cfg: Config, dreaming: Dreaming, key: Key, best: Params, found: EvolutionState, count: int
 ) -> tuple[EvolutionState, Metrics]:
-    """Do generation `count` of all rounds, in the dream of `world`; every round begins anew around what was found."""
+    """Do generation `count` of all rounds, in a dream; every round begins anew around the best C so far."""
     if count % cfg.round_generations == 0:
-        found = evolution.init(cfg.evolution, evolution.mean(cfg.evolution, found))
-    dreaming = Dreaming(kind.model, kind.policy, *world, cfg.temperature)
+        found = evolution.init(cfg.evolution, best)
     return search.generation(cfg.evolution, dreaming, jax.random.fold_in(key, count), found, cfg.dreams)
 
 
 def drive_and_look(
-    cfg: Config,
-    run: RunFolder,
-    log: MetricsLog,
-    kind: Kind,
-    key: Key,
-    found: tuple[Params, EvolutionState],
-    number: int,
+    cfg: Config, run: RunFolder, log: MetricsLog, kind: Kind, key: Key, dreamed: Dreamed, number: int
 ) -> Latents:
-    """Let candidates of the last generation of a round drive; return what V makes of what they saw."""
-    params, state = found
+    """Let what a round evolved drive, in the game that C would learn in; return what V makes of what it saw.
+
+    That is candidates of the last generation, which go wrong in many ways, and the mean, on always the same tracks. The
+    agent whose mean drives best there is kept: a dream also breeds those who know how to fool it.
+    """
+    agent, state = dreamed
     path, stage = run.path / "full-dream" / f"{number:02}.npz", f"full-dream-round-{number:02}"
     if not run.stage_done(stage):
-        key_ask, key_play, key_drive = jax.random.split(key, 3)
+        key_ask, key_play = jax.random.split(key)
+        _, population = evolution.ask(cfg.evolution, key_ask, state)
+        drivers = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), population, agent.controller)
+        size = cfg.evolution.population_size
+        seeds = np.random.default_rng([cfg.seed, FRESH, number]).integers(FRESH, size=cfg.round_episodes)
+        jobs = [Job(i % size, int(seed)) for i, seed in enumerate(seeds)] + evaluation_jobs(cfg, size)
+        seen, totals = {}, np.zeros(len(jobs))
         with run.stage(stage), pool(cfg, cfg.engine, cfg.patience) as games:
-            _, population = evolution.ask(cfg.evolution, key_ask, state)
-            seeds = np.random.default_rng([cfg.seed, FRESH, number]).integers(FRESH, size=cfg.round_episodes)
-            jobs = [Job(i % cfg.evolution.population_size, int(seed)) for i, seed in enumerate(seeds)]
-            played = sorted(
-                games.play(*kind, (params, population), key_play, jobs, record=True), key=lambda ended: ended.job
-            )
-            driven = drive(cfg, games, kind, key_drive, params, evolution.mean(cfg.evolution, state))
-            seen = encode_episodes([ended.episode for ended in played if ended.episode], partial(SEE, params.vision))
-            write_latents(path, seen)
-        totals = [ended.played.total for ended in played]
-        log.write("full-dream-round", number, {"candidates": np.mean(totals), "frames": len(seen.mean), **driven})
-        run.finish_stage(stage, {name: float(value) for name, value in driven.items()})
+            for ended in games.play(*kind, (agent.model, drivers), key_play, jobs, record=True):
+                seen[ended.job] = encode_episodes([ended.episode], partial(SEE, agent.model.vision))
+                totals[ended.job] = ended.played.total
+        write_latents(path, latents.concatenate([seen[job] for job in range(len(jobs))]))
+        candidates, means = np.split(totals, [cfg.round_episodes])
+        before = [run.stage_record(f"full-dream-round-{i:02}")["summary"]["evaluation_mean"] for i in range(1, number)]
+        if means.mean() > max(before, default=-np.inf):
+            save_agent(run.path / "full-dream" / "best.npz", agent)
+        driven = {"candidates": candidates.mean(), "evaluation_mean": means.mean(), "evaluation_std": means.std()}
+        log.write("full-dream-round", number, driven | {"frames": sum(len(one.mean) for one in seen.values())})
+        run.finish_stage(stage, driven)
     return read_latents(path)
 
 
 def evolve_in_dream(
     cfg: Config, run: RunFolder, log: MetricsLog, kind: Kind, key: Key, begun: tuple[Params, MemoryState, Latents]
-) -> tuple[Params, Params]:
-    """Dream, drive and learn in turns; return the last V and M, and the mean of the last distribution."""
+) -> StoredAgent:
+    """Dream, drive and learn in turns; return the agent that drove best."""
     vision_params, memory_state, data = begun
     starts = data.first_frames(len(data.length))
-    found = evolution.init(cfg.evolution, kind.policy.init(key))
+    key_init, key_learn, key_rounds = jax.random.split(key, 3)
+    best = kind.policy.init(key_init)
+    found = evolution.init(cfg.evolution, best)
     for number in range(1, cfg.rounds + 1):
-        key_evolve, key_drive = jax.random.split(jax.random.fold_in(key, number))
+        key_evolve, key_drive = jax.random.split(jax.random.fold_in(key_rounds, number))
         if number > 1:
             first, end = ((number - i) * cfg.round_updates for i in (2, 1))
-            stage = ("full-dream-memory", first, end)
-            memory_state = remember(cfg, run, log, stage, memory_state, data)
+            span = "full-dream-memory", first, end
+            memory_state = remember(cfg, run, log, key_learn, span, memory_state, data)
         params = model.WorldModelParams(vision_params, memory_state.params)
-        generation = partial(dream_generation, cfg, kind, (params, starts), key_evolve)
-        end = number * cfg.round_generations
-        numbers = lambda first, end=end: iter(range(first, end))  # noqa: E731
-        found = train(run, log, "full-dream-evolve", found, generation, numbers, end, checkpoint_every=5, log_every=1)
-        seen = drive_and_look(cfg, run, log, kind, key_drive, (params, found), number)
-        data = latents.concatenate([data, seen])
-    return params, evolution.mean(cfg.evolution, found)
+        dreaming = Dreaming(*kind, params, starts, cfg.temperature)
+        generation = partial(dream_generation, cfg, dreaming, key_evolve, best)
+        found = search_stage(run, log, "full-dream-evolve", found, generation, number * cfg.round_generations)
+        agent = StoredAgent(params, evolution.mean(cfg.evolution, found), starts)
+        data = latents.concatenate([data, drive_and_look(cfg, run, log, kind, key_drive, (agent, found), number)])
+        best = load_agent(run.path / "full-dream" / "best.npz", *kind).controller
+    return load_agent(run.path / "full-dream" / "best.npz", *kind)
 
 
-def make_agent(cfg: Config, run: RunFolder, log: MetricsLog, name: Name, kind: Kind) -> StoredAgent:
+def make_agent(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, name: Name, kind: Kind) -> StoredAgent:
     """Train what is to drive."""
-    key_see, key_init, key_evolve = jax.random.split(jax.random.key(cfg.seed), 3)
+    key_see, key_init, key_learn, key_evolve = jax.random.split(key, 4)
     vision_params, data = see(cfg, run, log, key_see)
     state = learner.memory_init(WORLD.memory, cfg.memory_optimizer, key_init, cfg.streams)
     if name != "untrained-memory":
-        state = remember(cfg, run, log, ("memory", 0, cfg.memory_updates), state, data)
+        state = remember(cfg, run, log, key_learn, ("memory", 0, cfg.memory_updates), state, data)
     params = model.WorldModelParams(vision_params, state.params)
     if name == "full-dream":
-        params, mean = evolve_in_dream(cfg, run, log, kind, key_evolve, (vision_params, state, data))
-    else:
-        mean = evolve(cfg, run, log, name, kind, key_evolve, params)
-    return StoredAgent(params, mean, data.first_frames(100))
+        return evolve_in_dream(cfg, run, log, kind, key_evolve, (vision_params, state, data))
+    return StoredAgent(params, evolve(cfg, run, log, name, kind, key_evolve, params), data.first_frames(100))
 
 
-def evaluate(cfg: Config, run: RunFolder, name: Name, kind: Kind, agent: StoredAgent) -> None:
+def evaluate(cfg: Config, run: RunFolder, key: Key, name: Name, kind: Kind, agent: StoredAgent) -> None:
     """Score the agent on fresh tracks, drawn by Gymnasium itself."""
     alone = jax.tree.map(lambda leaf: leaf[None], agent.controller)
-    key = jax.random.key(cfg.seed)
 
     def player(seeds: list[int]) -> Any:
         with pool(cfg, "gymnasium") as games:
@@ -329,19 +335,6 @@ def evaluate(cfg: Config, run: RunFolder, name: Name, kind: Kind, agent: StoredA
         seeds = [FRESH + i for i in range(cfg.real_episodes)]
         total = returns(run.path / "evaluation" / f"{name}.jsonl", seeds, name, player)
     run.finish_stage(f"{name}-evaluate", {"returns": total.tolist()})
-
-
-def film(cfg: Config, run: RunFolder, name: Name, kind: Kind, agent: StoredAgent) -> list[str]:
-    """Film dreams of some temperatures, each beside the first fresh track; return the names of the films."""
-    key, files = jax.random.key(cfg.seed), []
-    for temperature in cfg.film_temperatures:
-        folder = f"{name}-at-{temperature:.2f}"
-        files.append(f"{folder}/dream_and_real.mp4")
-        if not (run.path / files[-1]).exists():
-            dreamed = film_dream(kind.model, kind.policy, agent, key, cfg.max_steps, temperature)
-            real = film_game(partial(CarRacing, max_steps=cfg.max_steps), kind.model, kind.policy, agent, key, FRESH)
-            write_films(run.path / folder, dreamed, real, FPS)
-    return files
 
 
 def report(cfg: Config, run: RunFolder, name: Name, films: list[str], arguments: list[str]) -> None:
@@ -358,7 +351,8 @@ def report(cfg: Config, run: RunFolder, name: Name, films: list[str], arguments:
         stage = metrics.get(f"{other}-{'round' if other == 'full-dream' else 'evolve'}", {})
         if "evaluation_mean" in stage:
             driven[other] = against_sum(stage, "frames", ("evaluation_mean", "evaluation_std"))
-    plots.series_with_bars({"return of the mean": driven}, "frames that C drove", run.path / "evolution.png")
+    panels = {"return on other tracks, until lost": driven}
+    plots.series_with_bars(panels, "frames that C drove", run.path / "evolution.png")
     commands = [f"python experiments/car_racing.py --controller {row['name']}" for row in rows]
     command = "; ".join(" ".join([command, *arguments]) for command in commands)
     sections = [
@@ -382,15 +376,21 @@ def main(arguments: list[str]) -> None:
     keep_freed_memory()
     args, rest = tyro.cli(Arguments, args=arguments, return_unknown_args=True)
     cfg = tyro.cli(Config, args=rest, default=PRESETS[args.preset])
+    CarRacing(cfg.engine, max_steps=cfg.max_steps).close()  # what is missing for it is to be said now, not in hours
     run = RunFolder(args.folder or Path("runs") / "car_racing" / f"{cfg.preset}-{cfg.seed}", cfg)
     name, kind = args.controller, kind_of(args.controller, cfg.max_steps)
+    key_make, key_evaluate, key_film = jax.random.split(jax.random.key(cfg.seed), 3)
     path = run.path / f"agent-{name}.npz"
     if not path.exists():
         with MetricsLog(run.path) as log:
-            save_agent(path, make_agent(cfg, run, log, name, kind))
+            save_agent(path, make_agent(cfg, run, log, key_make, name, kind))
     agent = load_agent(path, kind.model, kind.policy)
-    evaluate(cfg, run, name, kind, agent)
-    report(cfg, run, name, film(cfg, run, name, kind, agent), ["--preset", args.preset, *rest])
+    evaluate(cfg, run, key_evaluate, name, kind, agent)
+    with run.stage(f"{name}-film"):
+        agents = dict.fromkeys(cfg.film_temperatures, agent)
+        game = partial(CarRacing, max_steps=cfg.max_steps), FRESH  # the first that is scored, not a chosen one
+        films = film_temperatures(run.path, name, kind, agents, key_film, game, cfg.max_steps, FPS)
+    report(cfg, run, name, films, ["--preset", args.preset, *rest])
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from dreamjax.run import plots, summary
 from dreamjax.run.agent import StoredAgent, load_agent
 from dreamjax.run.collect import every_tic_random_actions
 from dreamjax.run.devices import keep_freed_memory
-from dreamjax.run.films import film_dream, film_game, write_films
+from dreamjax.run.films import film_temperatures
 from dreamjax.run.folder import RunFolder, result_row
 from dreamjax.run.metrics import MetricsLog, read_metrics
 from dreamjax.run.play import play, play_actions, returns
@@ -251,13 +251,14 @@ def draw(cfg: Config, run: RunFolder, measured: dict[str, dict[str, Any]]) -> li
     return files
 
 
-def report(cfg: Config, run: RunFolder, rows: list[dict[str, Any]], pictures: list[str], arguments: list[str]) -> None:
+def report(
+    run: RunFolder, rows: list[dict[str, Any]], pictures: list[str], films: list[str], arguments: list[str]
+) -> None:
     """Write the result and the page."""
     command = " ".join(["python experiments/doom_temperature_sweep.py", *arguments])
     metrics = read_metrics(run.path / "metrics.jsonl")
     fitness = {name: {"fitness_mean": stage["fitness_mean"]} for name, stage in metrics.items()}
     plots.learning_curves(fitness, run.path / "evolution.png")
-    films = [f"evolved-at-{temperature:.2f}/dream_and_real.mp4" for temperature in cfg.temperatures]
     sections = [
         Section("Scores by temperature", "Published scores beside measured ones.", pictures[:1]),
         Section("Evolved at one temperature, dreaming at another", media=pictures[1:]),
@@ -265,17 +266,6 @@ def report(cfg: Config, run: RunFolder, rows: list[dict[str, Any]], pictures: li
         Section("Evolution", media=["evolution.png"]),
     ]
     summary.report(run, "doom_temperature_sweep", command, rows, "World Models: how certain may a dream be?", sections)
-
-
-def film(cfg: Config, run: RunFolder, kind: Kind, key: Key, agents: dict[float, StoredAgent]) -> None:
-    """Film every controller in its dream and in the game."""
-    make = partial(TakeCover, skill=cfg.skill, max_steps=cfg.film_steps)
-    for temperature, agent in agents.items():
-        folder = run.path / f"evolved-at-{temperature:.2f}"
-        if not (folder / "dream_and_real.mp4").exists():
-            dreamed = film_dream(kind.model, kind.policy, agent, key, cfg.film_steps, temperature)
-            real = film_game(make, kind.model, kind.policy, agent, key, seeds(cfg, 1)[0])
-            write_films(folder, dreamed, real, FPS)
 
 
 def sweep(cfg: Config, run: RunFolder, arguments: list[str]) -> None:
@@ -297,9 +287,11 @@ def sweep(cfg: Config, run: RunFolder, arguments: list[str]) -> None:
             filmed = filmed or agents
     looked = look(cfg, run, full, key_look, stored)
     with run.stage("film"):
-        film(cfg, run, full, key_film, filmed or {})
+        game = partial(TakeCover, skill=cfg.skill, max_steps=cfg.film_steps), seeds(cfg, 1)[0]
+        acting = full.model, full.policy
+        films = film_temperatures(run.path, "evolved", acting, filmed or {}, key_film, game, cfg.film_steps, FPS)
     rows = result_rows(cfg, measured, looked, score_random(cfg, run))
-    report(cfg, run, rows, draw(cfg, run, measured), arguments)
+    report(run, rows, draw(cfg, run, measured), films, arguments)
 
 
 @dataclass(frozen=True)

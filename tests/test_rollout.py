@@ -319,6 +319,8 @@ def test_noise_is_added_to_what_a_policy_does_within_its_bounds() -> None:
         np.testing.assert_allclose(jnp.median(actions), 4, atol=0.1)
         np.testing.assert_allclose(jnp.mean(jnp.abs(actions - 4) < 1), 0.683 if deviation else 1, atol=0.03)
         assert actions.max() <= 6.5
+    params, deviation = policy.init(jax.random.key(1))
+    assert params == counting().init(jax.random.key(1)) and deviation == 0
 
 
 def test_the_zero_action_has_the_structure_and_types_of_its_space() -> None:

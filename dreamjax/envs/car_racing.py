@@ -69,8 +69,12 @@ class CarRacing(gymnasium.Env[np.ndarray, np.ndarray]):
         }
         if engine not in games:
             raise ValueError(f"engine must be one of {', '.join(games)}, got {engine!r}")
-        if engine == "envpool" and (full_length or render_mode):
-            raise ValueError("the game of the engine envpool ends when it ends, and draws no picture for people")
+        if engine == "envpool" and (full_length or render_mode or max_steps > MAX_STEPS):
+            raise ValueError(
+                f"the engine envpool ends when it ends, after {MAX_STEPS} steps, and has no picture to render"
+            )
+        if full_length and patience:
+            raise ValueError("with full_length episodes have max_steps steps; patience would end them before")
         if max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, got {max_steps}")
         if patience is not None and patience < 1:

@@ -1,7 +1,7 @@
 """Films of an agent: what it dreams, what it sees in the real game, and what it expects to see there."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -63,6 +63,31 @@ def write_films(folder: str | os.PathLike[str], dreamed: np.ndarray, real: np.nd
     moments = [film[np.linspace(0, len(film) - 1, 8).astype(int)] for film in (dreamed, real)]
     sheet = videos.contact_sheet(videos.upscale(np.concatenate(moments), 2), 8)
     videos.write_image(Path(folder) / "dream_and_real.png", sheet)
+
+
+def film_temperatures(
+    folder: Path,
+    name: str,
+    acting: tuple[LatentModel, AnyPolicy],
+    agents: Mapping[float, StoredAgent],
+    key: Key,
+    game: tuple[Callable[[], gymnasium.Env], int],
+    steps: int,
+    fps: float,
+) -> list[str]:
+    """Film a dream of each temperature, at most `steps` of it, beside the game (how to make it, and a seed).
+
+    Returns the names of the films, `<name>-at-<temperature>/dream_and_real.mp4`. Those that the folder has stay.
+    """
+    key_dream, key_game = jax.random.split(key)
+    files = []
+    for temperature, agent in agents.items():
+        files.append(f"{name}-at-{temperature:.2f}/dream_and_real.mp4")
+        if not (folder / files[-1]).exists():
+            dreamed = film_dream(*acting, agent, key_dream, steps, temperature)
+            real = film_game(game[0], *acting, agent, key_game, game[1])
+            write_films((folder / files[-1]).parent, dreamed, real, fps)
+    return files
 
 
 def write_open_loop(

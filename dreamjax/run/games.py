@@ -1,4 +1,4 @@
-"""The worker process of `run.pool`: steps the games it was given. Imports no JAX, to start quickly."""
+"""The worker process of `run.pool`: steps the games it was given. Needs no JAX, and imports none of its own accord."""
 
 import signal
 from collections.abc import Callable

@@ -17,13 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreamjax import rollout
+from dreamjax.envs.lanes import within
 from dreamjax.replay.episodes import Episode
 from dreamjax.rollout import Returns
 from dreamjax.run import games
 from dreamjax.run.play import Played
 from dreamjax.types import Action, AnyPolicy, Array, Key, LatentModel, Params, Space, State, Step
 
-FRESH = 2**30  # seeds from here on are never drawn to train with
+FRESH = 2**30  # seeds from here on are those of no generation
 
 _CRASHES = 3  # of one worker, without an episode that it brought to its end in between
 _BANKS = 2  # per worker; it steps the games of one while the device acts for the other
@@ -58,9 +59,10 @@ class GamePool:
         if workers < 1 or lanes < 1:
             raise ValueError(f"need workers >= 1 and lanes >= 1, got {workers} and {lanes}")
         self.restarts = 0
+        self._is_playing = False
         # Without threads and devices of this process, which a fork would copy.
         self._context = multiprocessing.get_context("forkserver")
-        self._make_env, self._frame, self._lanes = make_env, frame, lanes
+        self._make_env, self._frame, self._lanes, self._count = make_env, frame, lanes, workers
         self._workers = [self._start() for _ in range(workers)]
 
     def __enter__(self) -> Self:
@@ -69,10 +71,7 @@ class GamePool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for worker in self._workers:
-            worker.connection.close()  # which ends it after what it is at
-        for worker in self._workers:
-            worker.process.join()
+        self._stop()
 
     def play(
         self,
@@ -86,10 +85,17 @@ class GamePool:
         """Play one episode per job; yield each that ends.
 
         `params` are those of the model and of the policies, stacked [N, ...]. An episode depends on them, its job and
-        `key`, not on what is played beside it. A worker that dies is replaced, and its episodes begin again.
+        `key`, not on what is played beside it, as far as the device rounds alike in batches of different sizes, which
+        CPUs do. A worker that dies is replaced, and its episodes begin again. Continuous actions are cut to the bounds
+        of the model's spec; to record, they are also rounded to float16 before they are played.
 
-        Raises: RuntimeError if a worker dies three times without having ended an episode.
+        Raises: RuntimeError if a worker dies three times without having ended an episode, or if another `play` of this
+            pool is under way.
         """
+        if self._is_playing:
+            raise RuntimeError("this pool is playing; take all episodes of one play, or close it, before the next")
+        self._is_playing = True
+        self._workers = self._workers or [self._start() for _ in range(self._count)]
         act = partial(_act, model, policy, *params, key)
         nothing = jax.tree.map(
             lambda leaf: jnp.repeat(leaf[None], self._lanes, 0),
@@ -98,17 +104,19 @@ class GamePool:
         waiting = iter(range(len(jobs)))
         clean = False
         try:
-            for number in range(_BANKS):  # both workers have something to do before any has more
+            for worker in self._workers:
+                worker.crashes, worker.banks = 0, []
+            for number in range(_BANKS):  # all workers have something to do before any has more
                 for worker in self._workers:
-                    worker.crashes = 0
-                    bank = worker.banks[number] = _Bank(jobs, nothing, record, worker.frames[number])
+                    bank = _Bank(jobs, nothing, record, worker.frames[number], model.spec.action)
+                    worker.banks.append(bank)
                     worker.send(number, [bank.open(lane, next(waiting, None)) for lane in range(self._lanes)])
             while any(bank.busy for worker in self._workers for bank in worker.banks):
                 ready = wait([worker.connection for worker in self._workers])
                 for worker in [worker for worker in self._workers if worker.connection in ready]:
                     try:
                         number, *outcome = worker.connection.recv()
-                    except (EOFError, ConnectionResetError):
+                    except (EOFError, OSError):
                         self._replace(worker)
                         continue
                     bank = worker.banks[number]
@@ -118,10 +126,16 @@ class GamePool:
                     yield from ended
             clean = True
         finally:
+            self._is_playing = False
             if not clean:  # workers may be at something that nobody waits for any more
-                for worker in self._workers:
-                    worker.process.kill()
-                    self._renew(worker)
+                self._stop()
+
+    def _stop(self) -> None:
+        for worker in self._workers:
+            worker.connection.close()  # which ends it after what it is at
+        for worker in self._workers:
+            worker.process.join()
+        self._workers = []
 
     def _start(self) -> "_Worker":
         shape, dtype = (self._lanes, *self._frame.shape), np.dtype(self._frame.dtype)
@@ -133,12 +147,6 @@ class GamePool:
         theirs.close()
         return _Worker(ours, process, [np.frombuffer(buffer, dtype).reshape(shape) for buffer in buffers])
 
-    def _renew(self, worker: "_Worker") -> None:
-        worker.connection.close()
-        worker.process.join()
-        new = self._start()
-        worker.connection, worker.process, worker.frames = new.connection, new.process, new.frames
-
     def _replace(self, worker: "_Worker") -> None:
         """Start a worker anew, with the episodes that it was at."""
         worker.crashes += 1
@@ -148,7 +156,10 @@ class GamePool:
             raise RuntimeError(
                 f"a worker died {_CRASHES} times while it played the seeds {seeds} (its own message, if any, is above)"
             )
-        self._renew(worker)
+        worker.connection.close()
+        worker.process.join()
+        new = self._start()
+        worker.connection, worker.process, worker.frames = new.connection, new.process, new.frames
         for number, bank in enumerate(worker.banks):
             bank.frames = worker.frames[number]
             worker.send(number, [bank.open(lane, job) for lane, job in enumerate(bank.playing)])
@@ -175,7 +186,11 @@ def drawn_seeds(entropy: Sequence[int], size: int, episodes: int, groups: int) -
 
     There are that many groups, whose members share their games: with 1 the whole population does. In the published
     runs of Ha & Schmidhuber 2018 individuals i and i + size / 2 did.
+
+    Raises: ValueError if the groups are not of equal size.
     """
+    if size % groups:
+        raise ValueError(f"{size} individuals cannot be in {groups} groups of one size")
     drawn = np.random.default_rng(entropy).integers(FRESH, size=(groups, episodes))
     return np.tile(drawn, (size // groups, 1))
 
@@ -208,7 +223,7 @@ class _Worker:
     def __init__(self, connection: Connection, process: Any, frames: list[np.ndarray]) -> None:
         self.connection, self.process, self.frames = connection, process, frames
         self.crashes = 0
-        self.banks: list[_Bank] = [_Bank([], (), False, frame) for frame in frames]
+        self.banks: list[_Bank] = []
 
     def send(self, bank: int, orders: list[games.Order]) -> None:
         if all(order is None for order in orders):
@@ -222,9 +237,9 @@ class _Worker:
 class _Bank:
     """What is known here of the games that a worker steps together."""
 
-    def __init__(self, jobs: Sequence[Job], memories: State, record: bool, frames: np.ndarray) -> None:
+    def __init__(self, jobs: Sequence[Job], memories: State, record: bool, frames: np.ndarray, actions: Space) -> None:
         lanes = len(frames)
-        self.jobs, self.memories, self.record, self.frames = jobs, memories, record, frames
+        self.jobs, self.memories, self.record, self.frames, self.actions = jobs, memories, record, frames, actions
         self.playing: list[int | None] = [None] * lanes  # index of the job of each game
         self.steps, self.totals = np.zeros(lanes, np.int32), np.zeros(lanes)
         self._opening = np.zeros(lanes, bool)  # the worker was told to begin an episode
@@ -263,16 +278,18 @@ class _Bank:
             self.totals[lane] += rewards[lane]
             self._rewards[lane].append(float(rewards[lane]))
             if terminated[lane] or truncated[lane]:
-                ended.append(self._ended(lane, job, bool(terminated[lane])))
+                ended.append(self._ended(lane, job, bool(terminated[lane] and not truncated[lane])))
                 orders[lane] = self.open(lane, next(waiting, None))
         acting = [lane for lane, job in enumerate(self.playing) if job is not None and orders[lane] is None]
         if acting:
             # As many rows as games go on, to the next power of two so that few programs do: some games fill two rows.
+            # At least four, because one alone is rounded otherwise.
             lanes = np.resize(acting, min(max(4, 1 << (len(acting) - 1).bit_length()), len(orders)))
             candidates, seeds = np.array([self.jobs[self.playing[lane]] for lane in lanes], np.uint32).T
             frames = self.frames[lanes]
             self.memories, action = act(self.memories, frames, (lanes, candidates, seeds, self.steps[lanes]))
-            chosen = np.asarray(action)
+            chosen = within(self.actions, action)
+            chosen = chosen.astype(np.float16).astype(chosen.dtype) if self.record else chosen
             for row, lane in enumerate(acting):
                 orders[lane] = chosen[row]
                 if self.record:

@@ -136,7 +136,16 @@ def test_what_is_not_three_numbers_is_refused(action: object) -> None:
         env.step(action)
 
 
-@pytest.mark.parametrize("bad", [{"engine": "hand"}, {"max_steps": 0}, {"patience": 0}, {"render_mode": "human"}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"engine": "hand"},
+        {"max_steps": 0},
+        {"patience": 0},
+        {"render_mode": "human"},
+        {"full_length": True, "patience": 9},
+    ],
+)
 def test_bad_arguments_are_refused(bad: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         CarRacing(**bad)

@@ -73,6 +73,6 @@ def test_max_steps_and_patience_truncate() -> None:
 
 
 def test_what_it_cannot_do_is_refused() -> None:
-    for settings in ({"full_length": True}, {"render_mode": "rgb_array"}):
+    for settings in ({"full_length": True}, {"render_mode": "rgb_array"}, {"max_steps": 1001}):
         with pytest.raises(ValueError, match="envpool"):
             CarRacing("envpool", **settings)

@@ -2,15 +2,20 @@
 
 import os
 import signal
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
+import gymnasium
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dreamjax import rollout
 from dreamjax.envs.vizdoom import TakeCover
 from dreamjax.run.play import play
-from dreamjax.run.pool import FRESH, GamePool, Job, drawn_seeds, population_returns
+from dreamjax.run.pool import FRESH, GamePool, Job, _act, drawn_seeds, population_returns
 from dreamjax.types import Params
 from dreamjax.worldmodels import controller, model
 from dreamjax.worldmodels.controller import ControllerConfig
@@ -59,13 +64,85 @@ def test_episodes_are_those_that_each_candidate_plays_alone(
     assert (ended[0].episode.observation != ended[5].episode.observation).any()  # another candidate, the same seed
 
 
+class Ragged(gymnasium.Env):
+    """Episodes that are told apart by everything: pictures, rewards, lengths, and how they end."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, ())
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        self.seed, self.steps = seed, 0
+        return self._picture(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        assert -1 <= action <= 1
+        self.steps += 1
+        over = self.steps == 3 + self.seed % 13
+        reward = self.seed + float(action)
+        ends = self.seed % 3  # by itself, by a limit, or both
+        return self._picture(), reward, over and ends != 1, over and ends != 0, {}
+
+    def _picture(self) -> np.ndarray:
+        return np.random.default_rng([self.seed, self.steps]).integers(0, 256, (64, 64, 3), np.uint8)
+
+
+def test_no_episode_is_taken_for_another_where_all_differ(params: tuple[Params, Params]) -> None:
+    """More lanes than rows of the smallest batch, banks that run out of jobs, and both ways to end at once."""
+    jobs = [Job(i % 2, 7 * i % 60) for i in range(50)]
+    restless = params[0], jax.tree.map(lambda leaf: 10 * leaf, params[1])  # cut off at the bounds of the action
+    with GamePool(Ragged, MODEL.spec.observation, workers=2, lanes=9) as pool:
+        ended = {one.job: one.played for one in pool.play(MODEL, POLICY, restless, KEY, jobs)}
+    assert ended.keys() == set(range(50))
+    for candidate in range(2):
+        alone = restless[0], jax.tree.map(lambda leaf, i=candidate: leaf[i], restless[1])
+        seeds = [job.seed for job in jobs if job.candidate == candidate]
+        expected = {played.seed: played for played in play(Ragged, MODEL, POLICY, alone, KEY, seeds)}
+        for number, job in enumerate(jobs):
+            if job.candidate == candidate:
+                assert ended[number]._replace(total=0) == expected[job.seed]._replace(total=0)
+                np.testing.assert_allclose(ended[number].total, expected[job.seed].total, rtol=1e-5)
+    assert len({(played.steps, played.terminated) for played in ended.values()}) > 15
+
+
+def test_an_episode_is_the_same_in_batches_of_all_sizes() -> None:
+    """To the last bit, because what is at first a rounding error ends on another road."""
+    world = replace(model.CAR_RACING, sees="zh")
+    whole, policy = model.make(world), controller.make(ControllerConfig("carracing", model.feature_size(world)))
+    world_params = whole.init(jax.random.key(0))
+    shape = policy.init(jax.random.key(0))
+    population = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(1), (16, *leaf.shape)), shape)
+    start = rollout.agent(whole, world_params, policy).start(jax.tree.map(lambda leaf: leaf[0], population))
+    frames = np.random.default_rng(0).integers(0, 256, (16, 64, 64, 3), np.uint8)
+    found = []
+    for size in (16, 8, 4):
+        memories = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], 16, 0), start)
+        for step in range(3):
+            actions = []
+            for lanes in np.arange(16, dtype=np.uint32).reshape(-1, size):
+                playing = lanes, lanes, lanes, np.full(size, step, np.int32)
+                memories, action = _act(whole, policy, world_params, population, KEY, memories, frames[lanes], playing)
+                actions.append(action)
+        found.append(np.concatenate(actions))
+    assert np.std(found[0]) > 0.1
+    np.testing.assert_array_equal(found[1:], [found[0]] * 2)
+
+
+def test_two_plays_at_once_are_refused(params: tuple[Params, Params]) -> None:
+    with GamePool(Ragged, MODEL.spec.observation, workers=1, lanes=2) as pool:
+        first = pool.play(MODEL, POLICY, params, KEY, JOBS)
+        next(first)
+        with pytest.raises(RuntimeError, match="is playing"):
+            next(pool.play(MODEL, POLICY, params, KEY, JOBS))
+        assert len(list(first)) == len(JOBS) - 1
+
+
 def test_returns_are_sorted_by_candidate_and_a_pool_plays_again_and_again(params: tuple[Params, Params]) -> None:
     seeds = np.array([[3, 4, 5], [11, 7, 3]])
-    with GamePool(MAKE_ENV, MODEL.spec.observation, workers=1, lanes=2) as pool:
+    with GamePool(Ragged, MODEL.spec.observation, workers=1, lanes=2) as pool:
         for _ in range(2):
             found = population_returns(pool, MODEL, POLICY, params, KEY, seeds)
-            np.testing.assert_array_equal(found.total, np.full((2, 3), MAX_STEPS))
-            np.testing.assert_array_equal(found.steps, np.full((2, 3), MAX_STEPS))
+            np.testing.assert_array_equal(found.steps, 3 + seeds % 13)
+            assert (np.abs(found.total - found.steps * seeds) <= found.steps).all()
             for _ in pool.play(MODEL, POLICY, params, KEY, JOBS):  # and is left in the middle
                 break
 
@@ -100,6 +177,8 @@ def test_seeds_are_shared_within_groups_and_never_those_of_the_final_score() -> 
     assert len(np.unique(seeds)) == 20
     assert (drawn_seeds([1, 2], 8, 5, 1) == drawn_seeds([1, 2], 8, 5, 1)[0]).all()
     assert (drawn_seeds([1, 3], 8, 5, 4) != seeds).any()
+    with pytest.raises(ValueError, match="9 individuals cannot be in 4 groups"):
+        drawn_seeds([1, 2], 9, 5, 4)
 
 
 @pytest.mark.parametrize("bad", [{"workers": 0}, {"lanes": 0}])
