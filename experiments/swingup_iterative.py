@@ -380,6 +380,8 @@ def main(arguments: list[str]) -> None:
     """Read the command line; what is not in `Arguments` belongs to `Config`."""
     keep_freed_memory()
     args, rest = tyro.cli(Arguments, args=arguments, return_unknown_args=True)
+    if args.gather and rest:
+        raise SystemExit(f"runs are gathered as they are, {' '.join(rest)} does not fit --gather")
     if args.gather:
         for row in gather_repeats(args.into, "swingup_iterative", "iteration", args.gather):
             print(f"{row['name']}: {shown_measurement(row)}, {row['n']} runs")

@@ -81,7 +81,8 @@ def gather_repeats(into: Path, experiment: str, stage: str, folders: Iterable[Pa
     the metrics of one stage, mean and deviation over the same. Runs that are in `repeats.jsonl` already stay, unless
     one of the folders has the same settings and seeds.
 
-    Raises: ValueError if there are no runs at all, FileNotFoundError if one has not written its result.
+    Raises: ValueError if there are no runs at all or runs of one name are not of one kind, FileNotFoundError if one
+        has not written its result.
     """
     path = into / "repeats.jsonl"
     found = [Repeat(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
@@ -95,20 +96,28 @@ def gather_repeats(into: Path, experiment: str, stage: str, folders: Iterable[Pa
     repeats = [known[identity] for identity in sorted(known)]
     if not repeats:
         raise ValueError("there are no runs to gather")
-    with replacing(path) as temporary:
-        temporary.write_text("".join(json.dumps(one._asdict()) + "\n" for one in repeats))
     rows, panels = [], dict[str, dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]()
     for name in _unique(one.result["rows"][0]["name"] for one in repeats):
         alike = [one for one in repeats if one.result["rows"][0]["name"] == name]
+        if len({_kind(one) for one in alike}) > 1:
+            raise ValueError(f"runs of {name!r} differ in their preset, rows or steps: {[_kind(one) for one in alike]}")
         for number, row in enumerate(alike[0].result["rows"]):
             means = np.array([one.result["rows"][number]["mean"] for one in alike])
             rows.append(result_row(row["name"], means, f"{row['unit']}, over runs", row["published"]))
         for metric, (steps, _) in alike[0].series.items():
-            values = [np.interp(steps, *one.series[metric]) for one in alike]
+            values = [one.series[metric][1] for one in alike]
             panels.setdefault(metric, {})[name] = np.array(steps), np.mean(values, 0), np.std(values, 0)
+    with replacing(path) as temporary:
+        temporary.write_text("".join(json.dumps(one._asdict()) + "\n" for one in repeats))
     _write(into, experiment, [one.result for one in repeats], rows)
     plots.series_with_bars(panels, stage, into / "repeats.png")
     return rows
+
+
+def _kind(one: Repeat) -> tuple[str, ...]:
+    """What runs must have in common for their means to mean something."""
+    steps = (f"{name}: {len(at)} to {at[-1]}" for name, (at, _) in sorted(one.series.items()))
+    return one.result["preset"], *(row["name"] for row in one.result["rows"]), *steps
 
 
 def _write(into: Path, experiment: str, results: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:

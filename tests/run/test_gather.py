@@ -91,11 +91,11 @@ def test_what_is_not_there_cannot_be_gathered(tmp_path: Path) -> None:
         read_run(tmp_path, "walk", "1m", 0, (np.arange(3), np.arange(3.0)))
 
 
-def repeat(folder: Path, name: str, seed: int, score: float) -> Path:
+def repeat(folder: Path, name: str, seed: int, score: float, steps: tuple[int, ...] = (1, 2)) -> Path:
     """The folder of a run that has written its metrics and its result."""
     rows = [result_row(name, np.full(5, score), "return", 9), result_row(f"{name}, held", np.full(5, score / 10), "x")]
     with MetricsLog(folder) as log:
-        for step in (1, 2):
+        for step in steps:
             log.write("iteration", step, {"real": score * step, "visited": 0.5})
     write_result(folder / "result.json", "swing", "cpu", f"swing {seed}", [seed], 60.0, rows, origin=("a" * 40, "it"))
     return folder
@@ -121,3 +121,7 @@ def test_runs_of_several_seeds_become_one_row(tmp_path: Path) -> None:
     assert (into / "repeats.png").stat().st_size > 5000
     with pytest.raises(ValueError, match="no runs"):
         gather_repeats(tmp_path / "empty", "swing", "iteration", [])
+    written = (into / "repeats.jsonl").read_text()
+    with pytest.raises(ValueError, match="'once' differ"):
+        gather_repeats(into, "swing", "iteration", [repeat(tmp_path / "short", "once", 3, 9.0, steps=(1,))])
+    assert (into / "repeats.jsonl").read_text() == written
