@@ -189,6 +189,7 @@ def test_distances_are_zero_for_what_is_equal_and_known_for_what_is_not():
     }
     apart = codec.distances(CFG.codec, spaces, other, zero)
     assert all(x.shape == (2, 7) and x.dtype == np.float32 for x in apart.values())
+    # Older versions of jax round symlog more coarsely.
     np.testing.assert_allclose([float(apart[name][1, 3]) for name in observation], [0.04, 1, 0.25, 1], rtol=1e-4)
     plain = codec.distances(replace(CFG.codec, symlog=False), spaces, other, zero)
     np.testing.assert_allclose(plain["vector"], (np.e - 1) ** 2, rtol=1e-6)
