@@ -15,7 +15,8 @@ Paper: Ha & Schmidhuber 2018, section 3 and appendix A. Gymnasium's CarRacing-v3
     python experiments/car_racing.py --folder runs/car --controller z             # 99 parameters, without memory
 
 Also `z-hidden`, 1,443 parameters, and `untrained-memory`. All use the V and M of the folder, trained once; result.json
-holds all that were evaluated. The command started again goes on where it stopped. `--engine envpool` is faster.
+holds all that were evaluated. The command started again goes on where it stopped. `--engine envpool` is faster. What
+the committed runs measured, how long they took and on which machine: results/car_racing.
 """
 
 import sys

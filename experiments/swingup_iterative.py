@@ -18,7 +18,7 @@ what happens there: it has to go there, look, and learn again. Each iteration:
     python experiments/swingup_iterative.py --gather runs/seed-0 runs/seed-1             # one result of several runs
 
 The game is written in JAX and so is all else: the whole experiment runs on one device. The command started again goes
-on where it stopped. Every field of `Config` can be set.
+on where it stopped. Every field of `Config` can be set. What the committed runs measured: results/swingup_iterative.
 """
 
 import sys
