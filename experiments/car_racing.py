@@ -13,20 +13,22 @@ Paper: Ha & Schmidhuber 2018, section 3 and appendix A. Gymnasium's CarRacing-v3
     python experiments/car_racing.py --folder runs/car --controller full          # [z, h], 867 parameters
     python experiments/car_racing.py --folder runs/car --controller full-dream    # the same, evolved in the dream
     python experiments/car_racing.py --folder runs/car --controller z             # 99 parameters, without memory
+    python experiments/car_racing.py --evaluate experiments/results/car_racing --controller full-dream
 
 Also `z-hidden`, 1,443 parameters, and `untrained-memory`. All use the V and M of the folder, trained once; result.json
-holds all that were evaluated. The command started again goes on where it stopped. `--engine envpool` is faster. What
-the committed runs measured, how long they took and on which machine: results/car_racing.
+holds all that were evaluated. The command started again goes on where it stopped. `--engine envpool` is faster. With
+`--evaluate` a stored agent drives and is filmed. What the committed runs measured, how long they took and on which
+machine: results/car_racing.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -39,20 +41,20 @@ from dreamjax.run import plots, summary
 from dreamjax.run.agent import StoredAgent, load_agent, save_agent
 from dreamjax.run.collect import collect, random_network_actions
 from dreamjax.run.devices import keep_freed_memory
-from dreamjax.run.encode import encode, encode_episodes, read_latents, write_latents
+from dreamjax.run.encode import encode
 from dreamjax.run.films import film_temperatures
-from dreamjax.run.folder import RunFolder, result_row
+from dreamjax.run.folder import RunFolder, result_row, shown_measurement
 from dreamjax.run.metrics import MetricsLog, against_sum, read_metrics
 from dreamjax.run.play import returns
 from dreamjax.run.pool import FRESH, GamePool, Job, drawn_seeds, population_returns
+from dreamjax.run.rounds import Player, RoundsConfig, evaluation_jobs, evolve_in_rounds
 from dreamjax.run.stages import collect_stage, search_stage, vision_stage
 from dreamjax.run.summary import Section
 from dreamjax.run.train import train
 from dreamjax.types import Key, LatentModel, Metrics, Params, Policy
-from dreamjax.worldmodels import controller, learner, model, search, vision
+from dreamjax.worldmodels import controller, learner, model, vision
 from dreamjax.worldmodels.controller import ControllerConfig
 from dreamjax.worldmodels.learner import MemoryState, OptimizerConfig
-from dreamjax.worldmodels.search import Dreaming
 
 WORLD = replace(
     model.CAR_RACING,
@@ -63,7 +65,6 @@ FPS = 50
 DEAREST = -1.0  # what leaving the field costs M: the game's -100 would drown every other reward
 Name = Literal["full", "full-dream", "z", "z-hidden", "untrained-memory"]
 Span = tuple[str, int, int]  # a stage, from one of its updates to another
-Dreamed = tuple[StoredAgent, EvolutionState]  # whose mean is the agent's controller
 
 SEES: dict[Name, tuple[Literal["z", "zh"], int, str | None]] = {  # and hidden units of C, and the published score
     "full": ("zh", 0, "906 ± 21"),
@@ -119,12 +120,8 @@ class Config:
     evaluate_every: int = 25  # generations
     evaluation_tracks: int = 1024  # of the mean of the distribution
     # full-dream
-    rounds: int = 10
-    round_generations: int = 100
-    dreams: int = 16  # per individual
-    temperature: float = 1.0
-    round_episodes: int = 256  # driven between dreams, by candidates, besides the evaluation of their mean
-    round_updates: int = 4000  # of M
+    rounds: RoundsConfig = RoundsConfig()
+    round_updates: int = 4000  # of M, after each
     # evaluate
     real_episodes: int = 100
     film_temperatures: tuple[float, ...] = (0.25, 1.0)
@@ -154,11 +151,8 @@ CPU = replace(
     lanes=32,
     evaluate_every=10,
     evaluation_tracks=32,
-    rounds=20,
-    round_generations=10,
-    round_episodes=32,
+    rounds=RoundsConfig(count=20, generations=10, episodes=32, evaluation_episodes=32, temperature=1.15),
     round_updates=1000,
-    temperature=1.15,
 )
 SMOKE = replace(
     CPU,
@@ -176,10 +170,7 @@ SMOKE = replace(
     lanes=2,
     evaluate_every=2,
     evaluation_tracks=2,
-    rounds=2,
-    round_generations=2,
-    dreams=1,
-    round_episodes=2,
+    rounds=RoundsConfig(count=2, generations=2, dreams=1, episodes=2, evaluation_episodes=2),
     round_updates=2,
     real_episodes=2,
 )
@@ -223,7 +214,7 @@ def evolve(cfg: Config, run: RunFolder, log: MetricsLog, name: Name, kind: Kind,
         state, metrics = evolution.tell(cfg.evolution, state, population, played.total.mean(1))
         metrics["frames"] = played.steps.sum()
         if (number + 1) % cfg.evaluate_every == 0:
-            jobs = evaluation_jobs(cfg, 0)
+            jobs = evaluation_jobs(0, cfg.evaluation_tracks)
             alone = jax.tree.map(lambda leaf: leaf[None], evolution.mean(cfg.evolution, state))
             ended = games.play(*kind, (params, alone), key_evaluate, jobs)
             total = np.array([one.played.total for one in sorted(ended, key=lambda one: one.job)])
@@ -238,76 +229,23 @@ def evolve(cfg: Config, run: RunFolder, log: MetricsLog, name: Name, kind: Kind,
     return evolution.mean(cfg.evolution, found)
 
 
-def evaluation_jobs(cfg: Config, candidate: int) -> list[Job]:
-    """Tracks that tell how well a candidate drives; no generation drives them, nor does the final score."""
-    return [Job(candidate, FRESH // 2 + i) for i in range(cfg.evaluation_tracks)]
-
-
-def dream_generation(
-    cfg: Config, dreaming: Dreaming, key: Key, best: Params, found: EvolutionState, count: int
-) -> tuple[EvolutionState, Metrics]:
-    """Do generation `count` of all rounds, in a dream; every round begins anew around the best C so far."""
-    if count % cfg.round_generations == 0:
-        found = evolution.init(cfg.evolution, best)
-    return search.generation(cfg.evolution, dreaming, jax.random.fold_in(key, count), found, cfg.dreams)
-
-
-def drive_and_look(
-    cfg: Config, run: RunFolder, log: MetricsLog, kind: Kind, key: Key, dreamed: Dreamed, number: int
-) -> Latents:
-    """Let what a round evolved drive, in the game that C would learn in; return what V makes of what it saw.
-
-    That is candidates of the last generation, which go wrong in many ways, and the mean, on always the same tracks. The
-    agent whose mean drives best there is kept: a dream also breeds those who know how to fool it.
-    """
-    agent, state = dreamed
-    path, stage = run.path / "full-dream" / f"{number:02}.npz", f"full-dream-round-{number:02}"
-    if not run.stage_done(stage):
-        key_ask, key_play = jax.random.split(key)
-        _, population = evolution.ask(cfg.evolution, key_ask, state)
-        drivers = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), population, agent.controller)
-        size = cfg.evolution.population_size
-        seeds = np.random.default_rng([cfg.seed, FRESH, number]).integers(FRESH, size=cfg.round_episodes)
-        jobs = [Job(i % size, int(seed)) for i, seed in enumerate(seeds)] + evaluation_jobs(cfg, size)
-        seen, totals = {}, np.zeros(len(jobs))
-        with run.stage(stage), pool(cfg, cfg.engine, cfg.patience) as games:
-            for ended in games.play(*kind, (agent.model, drivers), key_play, jobs, record=True):
-                seen[ended.job] = encode_episodes([ended.episode], partial(SEE, agent.model.vision))
-                totals[ended.job] = ended.played.total
-        write_latents(path, latents.concatenate([seen[job] for job in range(len(jobs))]))
-        candidates, means = np.split(totals, [cfg.round_episodes])
-        before = [run.stage_record(f"full-dream-round-{i:02}")["summary"]["evaluation_mean"] for i in range(1, number)]
-        if means.mean() > max(before, default=-np.inf):
-            save_agent(run.path / "full-dream" / "best.npz", agent)
-        driven = {"candidates": candidates.mean(), "evaluation_mean": means.mean(), "evaluation_std": means.std()}
-        log.write("full-dream-round", number, driven | {"frames": sum(len(one.mean) for one in seen.values())})
-        run.finish_stage(stage, driven)
-    return read_latents(path)
-
-
-def evolve_in_dream(
+def evolve_in_dreams(
     cfg: Config, run: RunFolder, log: MetricsLog, kind: Kind, key: Key, begun: tuple[Params, MemoryState, Latents]
 ) -> StoredAgent:
     """Dream, drive and learn in turns; return the agent that drove best."""
     vision_params, memory_state, data = begun
-    starts = data.first_frames(len(data.length))
     key_init, key_learn, key_rounds = jax.random.split(key, 3)
-    best = kind.policy.init(key_init)
-    found = evolution.init(cfg.evolution, best)
-    for number in range(1, cfg.rounds + 1):
-        key_evolve, key_drive = jax.random.split(jax.random.fold_in(key_rounds, number))
-        if number > 1:
-            first, end = ((number - i) * cfg.round_updates for i in (2, 1))
-            span = "full-dream-memory", first, end
-            memory_state = remember(cfg, run, log, key_learn, span, memory_state, data)
-        params = model.WorldModelParams(vision_params, memory_state.params)
-        dreaming = Dreaming(*kind, params, starts, cfg.temperature)
-        generation = partial(dream_generation, cfg, dreaming, key_evolve, best)
-        found = search_stage(run, log, "full-dream-evolve", found, generation, number * cfg.round_generations)
-        agent = StoredAgent(params, evolution.mean(cfg.evolution, found), starts)
-        data = latents.concatenate([data, drive_and_look(cfg, run, log, kind, key_drive, (agent, found), number)])
-        best = load_agent(run.path / "full-dream" / "best.npz", *kind).controller
-    return load_agent(run.path / "full-dream" / "best.npz", *kind)
+
+    def learn(number: int, seen: Sequence[Latents]) -> Params:
+        nonlocal memory_state
+        span = "full-dream-memory", (number - 1) * cfg.round_updates, number * cfg.round_updates
+        memory_state = remember(cfg, run, log, key_learn, span, memory_state, latents.concatenate([data, *seen]))
+        return model.WorldModelParams(vision_params, memory_state.params)
+
+    params = model.WorldModelParams(vision_params, memory_state.params)
+    begins = StoredAgent(params, kind.policy.init(key_init), data.first_frames(len(data.length)))
+    driver = Player("full-dream", *kind, partial(pool, cfg, cfg.engine, cfg.patience))
+    return evolve_in_rounds(cfg.rounds, cfg.evolution, run, log, key_rounds, driver, begins, learn)
 
 
 def make_agent(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, name: Name, kind: Kind) -> StoredAgent:
@@ -319,12 +257,12 @@ def make_agent(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, name: Nam
         state = remember(cfg, run, log, key_learn, ("memory", 0, cfg.memory_updates), state, data)
     params = model.WorldModelParams(vision_params, state.params)
     if name == "full-dream":
-        return evolve_in_dream(cfg, run, log, kind, key_evolve, (vision_params, state, data))
+        return evolve_in_dreams(cfg, run, log, kind, key_evolve, (vision_params, state, data))
     return StoredAgent(params, evolve(cfg, run, log, name, kind, key_evolve, params), data.first_frames(100))
 
 
-def evaluate(cfg: Config, run: RunFolder, key: Key, name: Name, kind: Kind, agent: StoredAgent) -> None:
-    """Score the agent on fresh tracks, drawn by Gymnasium itself."""
+def score(cfg: Config, folder: Path, key: Key, name: Name, kind: Kind, agent: StoredAgent) -> np.ndarray:
+    """Let the agent drive on fresh tracks, drawn by Gymnasium itself. Shapes: -> [cfg.real_episodes]."""
     alone = jax.tree.map(lambda leaf: leaf[None], agent.controller)
 
     def player(seeds: list[int]) -> Any:
@@ -332,10 +270,14 @@ def evaluate(cfg: Config, run: RunFolder, key: Key, name: Name, kind: Kind, agen
             for ended in games.play(*kind, (agent.model, alone), key, [Job(0, seed) for seed in seeds]):
                 yield ended.played
 
-    with run.stage(f"{name}-evaluate"):
-        seeds = [FRESH + i for i in range(cfg.real_episodes)]
-        total = returns(run.path / "evaluation" / f"{name}.jsonl", seeds, name, player)
-    run.finish_stage(f"{name}-evaluate", {"returns": total.tolist()})
+    return returns(folder / "evaluation" / f"{name}.jsonl", [FRESH + i for i in range(cfg.real_episodes)], name, player)
+
+
+def film(cfg: Config, folder: Path, key: Key, name: Name, kind: Kind, agent: StoredAgent) -> list[str]:
+    """Film its dreams beside the first drive that is scored, not a chosen one; return the names of the files."""
+    agents = dict.fromkeys(cfg.film_temperatures, agent)
+    game = partial(CarRacing, max_steps=cfg.max_steps), FRESH
+    return film_temperatures(folder, name, kind, agents, key, game, cfg.max_steps, FPS)
 
 
 def report(cfg: Config, run: RunFolder, name: Name, films: list[str], arguments: list[str]) -> None:
@@ -363,6 +305,34 @@ def report(cfg: Config, run: RunFolder, name: Name, films: list[str], arguments:
     summary.report(run, "car_racing", command, rows, "World Models on CarRacing", sections)
 
 
+def train_agent(cfg: Config, folder: Path, name: Name, arguments: list[str]) -> None:
+    """Run all stages that the folder does not hold."""
+    run, kind = RunFolder(folder, cfg), kind_of(name, cfg.max_steps)
+    key_make, key_evaluate, key_film = jax.random.split(jax.random.key(cfg.seed), 3)
+    path = run.path / f"agent-{name}.npz"
+    if not path.exists():
+        with MetricsLog(run.path) as log:
+            save_agent(path, make_agent(cfg, run, log, key_make, name, kind))
+    agent = load_agent(path, *kind)
+    with run.stage(f"{name}-evaluate"):
+        scores = score(cfg, run.path, key_evaluate, name, kind, agent)
+    run.finish_stage(f"{name}-evaluate", {"returns": scores.tolist()})
+    with run.stage(f"{name}-film"):
+        films = film(cfg, run.path, key_film, name, kind, agent)
+    report(cfg, run, name, films, arguments)
+
+
+def evaluate_agent(cfg: Config, stored: Path, folder: Path, name: Name) -> None:
+    """Drive with a stored agent, and film it."""
+    kind = kind_of(name, cfg.max_steps)
+    agent = load_agent(stored / f"agent-{name}.npz", *kind)
+    key_score, key_film = jax.random.split(jax.random.key(cfg.seed))
+    row = result_row(name, score(cfg, folder, key_score, name, kind, agent), "return", SEES[name][2])
+    print(f"{name}: {shown_measurement(row)}, {row['n']} episodes")
+    for file in film(cfg, folder, key_film, name, kind, agent):
+        print(f"Open {folder / file}.")
+
+
 @dataclass(frozen=True)
 class Arguments:
     """What to do."""
@@ -370,6 +340,7 @@ class Arguments:
     preset: Literal["smoke", "cpu", "paper"] = "cpu"
     controller: Name = "full"
     folder: Path | None = None  # of the run; runs/car_racing/<preset>-<seed> if not given
+    evaluate: Path | None = None  # folder of a stored agent that is to drive, instead of training one
 
 
 def main(arguments: list[str]) -> None:
@@ -378,20 +349,12 @@ def main(arguments: list[str]) -> None:
     args, rest = tyro.cli(Arguments, args=arguments, return_unknown_args=True)
     cfg = tyro.cli(Config, args=rest, default=PRESETS[args.preset])
     CarRacing(cfg.engine, max_steps=cfg.max_steps).close()  # what is missing for it is to be said now, not in hours
-    run = RunFolder(args.folder or Path("runs") / "car_racing" / f"{cfg.preset}-{cfg.seed}", cfg)
-    name, kind = args.controller, kind_of(args.controller, cfg.max_steps)
-    key_make, key_evaluate, key_film = jax.random.split(jax.random.key(cfg.seed), 3)
-    path = run.path / f"agent-{name}.npz"
-    if not path.exists():
-        with MetricsLog(run.path) as log:
-            save_agent(path, make_agent(cfg, run, log, key_make, name, kind))
-    agent = load_agent(path, kind.model, kind.policy)
-    evaluate(cfg, run, key_evaluate, name, kind, agent)
-    with run.stage(f"{name}-film"):
-        agents = dict.fromkeys(cfg.film_temperatures, agent)
-        game = partial(CarRacing, max_steps=cfg.max_steps), FRESH  # the first that is scored, not a chosen one
-        films = film_temperatures(run.path, name, kind, agents, key_film, game, cfg.max_steps, FPS)
-    report(cfg, run, name, films, ["--preset", args.preset, *rest])
+    runs = Path("runs") / "car_racing"
+    if args.evaluate:
+        evaluate_agent(cfg, args.evaluate, args.folder or runs / "evaluation", args.controller)
+    else:
+        folder = args.folder or runs / f"{cfg.preset}-{cfg.seed}"
+        train_agent(cfg, folder, args.controller, ["--preset", args.preset, *rest])
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ REPO = Path(__file__).resolve().parents[1]
 DOOM = REPO / "experiments" / "doom_take_cover.py"
 DREAMER = REPO / "experiments" / "dreamerv3.py"
 TEMPERATURES = REPO / "experiments" / "doom_temperature_sweep.py"
+ITERATIVE = REPO / "experiments" / "doom_iterative.py"
 CAR = REPO / "experiments" / "car_racing.py"
 SWINGUP = REPO / "experiments" / "swingup_iterative.py"
 DREAMER_JAX = REPO / "experiments" / "dreamerv3_jax.py"
@@ -175,6 +176,22 @@ def test_car_racing_evolves_on_the_road_and_in_the_dream(tmp_path: Path) -> None
     assert list(rows) == ["full-dream", "untrained-memory"]
     for name in ("evolution.png", "learning.png", "full-dream-at-1.00/dream_and_real.mp4", "summary.html"):
         assert (whole / name).stat().st_size > 1000, name
+    assert outcome(killed) == (metrics, rows)
+    arguments = ("--evaluate", str(whole), "--controller", "full-dream", "--folder", str(tmp_path / "evaluation"))
+    assert "full-dream: " in finish(start(CAR, "--preset", "smoke", *arguments))
+    assert (tmp_path / "evaluation" / "full-dream-at-0.25" / "dream_and_real.mp4").stat().st_size > 1000
+
+
+def test_doom_iterative_goes_on_from_the_committed_agent_and_survives_being_killed(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert "summary.html" in finish(start(ITERATIVE, "--preset", "smoke", "--folder", str(whole)))
+    metrics, rows = outcome(whole)
+    assert {stage for stage, _ in metrics} == {"iterated-evolve", "iterated-round", "memory"}
+    assert list(rows) == ["real, begun", "dream, begun", "real, iterated", "dream, iterated"]
+    for name in ("agent.npz", "rounds.png", "learning.png", "iterated-at-1.00/dream_and_real.mp4"):
+        assert (whole / name).stat().st_size > 1000, name
+    kill_when(start(ITERATIVE, "--preset", "smoke", "--folder", str(killed)), killed / "checkpoints" / "memory")
+    finish(start(ITERATIVE, "--preset", "smoke", "--folder", str(killed)))
     assert outcome(killed) == (metrics, rows)
 
 
