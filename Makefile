@@ -39,7 +39,7 @@ demo: $(VENV)/experiments.stamp ## train a world model of Doom, evolve a control
 	@echo "Look in the two folders named above: the summary, the plots, and the films of the game and of its dream."
 
 table: $(VENV)/test.stamp ## put what experiments and benchmarks measured into the README
-	@$(BIN)/python -m dreamjax.run.readme
+	@$(BIN)/python -m dreamjax.reporting.tables
 
 benchmarks: $(VENV)/test.stamp ## run every benchmark; each writes its rows to benchmarks/results
 	@set -e; for script in benchmarks/*.py; do echo "==> $$script"; $(BIN)/python "$$script"; done

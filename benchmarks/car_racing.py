@@ -23,11 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 from gymnasium.envs.box2d import car_racing
 
+from dreamjax.acting.collect import random_network_actions
+from dreamjax.acting.pool import GamePool, population_returns
 from dreamjax.envs.car_racing import MAX_STEPS, CarRacing
-from dreamjax.run.collect import random_network_actions
-from dreamjax.run.folder import result_row, write_result
-from dreamjax.run.pool import GamePool, population_returns
-from dreamjax.run.timing import measure
+from dreamjax.reporting.results import result_row, write_result
+from dreamjax.reporting.timing import measure
 from dreamjax.worldmodels import controller, model
 
 RESULTS = Path(__file__).parent / "results" / "car_racing.json"

@@ -5,8 +5,8 @@
 
 One imagined step is: C acts, M takes in (z, a), all 64 latents are drawn from their mixtures at temperature 1.5, and
 the done head is read. PyTorch does the same, eagerly, on as many threads as there are cores; both keep the memory that
-they free (`dreamjax.run.devices`). The last rows are a generation of the published size, 64 controllers x 16 episodes
-of at most 2100 steps, in the dream of the committed agent, with controllers drawn around it.
+they free (`dreamjax.training.devices`). The last rows are a generation of the published size, 64 controllers x 16
+episodes of at most 2100 steps, in the dream of the committed agent, with controllers drawn around it.
 """
 
 import os
@@ -21,10 +21,10 @@ import numpy as np
 import torch
 
 from dreamjax import dream, rollout
-from dreamjax.run.agent import load_agent
-from dreamjax.run.devices import keep_freed_memory
-from dreamjax.run.folder import result_row, write_result
-from dreamjax.run.timing import Timing, measure
+from dreamjax.reporting.results import result_row, write_result
+from dreamjax.reporting.timing import Timing, measure
+from dreamjax.storage.agents import load_agent
+from dreamjax.training.devices import keep_freed_memory
 from dreamjax.types import Array, Key, Params, PyTree
 from dreamjax.worldmodels import controller, model
 

@@ -29,11 +29,12 @@ from dreamjax.envs import probes
 from dreamjax.envs.dmc import ControlSuite
 from dreamjax.envs.gymnasium import to_gymnasium_vector
 from dreamjax.envs.lanes import Lanes, make_lanes
-from dreamjax.run.devices import device_mesh, keep_freed_memory
-from dreamjax.run.folder import RunFolder, result_row, write_result
-from dreamjax.run.host import HostConfig, train_on_host
-from dreamjax.run.metrics import MetricsLog
-from dreamjax.run.timing import measure
+from dreamjax.reporting.results import result_row, write_result
+from dreamjax.reporting.timing import measure
+from dreamjax.storage.folder import RunFolder
+from dreamjax.storage.metrics import MetricsLog
+from dreamjax.training.devices import device_mesh, keep_freed_memory
+from dreamjax.training.online import HostConfig, train_on_host
 from dreamjax.types import Environment
 
 RESULTS = Path(__file__).parent / "results" / "dreamerv3_loops.json"

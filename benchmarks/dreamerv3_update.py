@@ -25,9 +25,9 @@ from dreamjax.dreamerv3 import experience, learner
 from dreamjax.dreamerv3.config import SIZES, DreamerConfig, debug
 from dreamjax.dreamerv3.experience import Experience
 from dreamjax.dreamerv3.model import Dreamer
-from dreamjax.run.devices import keep_freed_memory
-from dreamjax.run.folder import result_row, write_result
-from dreamjax.run.timing import matrix_flops, measure
+from dreamjax.reporting.results import result_row, write_result
+from dreamjax.reporting.timing import matrix_flops, measure
+from dreamjax.training.devices import keep_freed_memory
 from dreamjax.types import Space
 
 RESULTS = Path(__file__).parent / "results" / "dreamerv3_update.json"

@@ -5,7 +5,7 @@
 
 V: batches of 100 frames, as published; beside it V in plain Flax, whose convolutions XLA lowers as it likes. M: 32
 streams of 64 steps. PyTorch's LSTM is its fused one, which does not even reset the state at the first frame of an
-episode as ours does. All include the optimiser, and all keep the memory that they free (`dreamjax.run.devices`).
+episode as ours does. All include the optimiser, and all keep the memory that they free (`dreamjax.training.devices`).
 """
 
 import os
@@ -23,9 +23,9 @@ from torch import nn
 
 from dreamjax.nets import conv
 from dreamjax.replay.latents import Chunk
-from dreamjax.run.devices import keep_freed_memory
-from dreamjax.run.folder import result_row, write_result
-from dreamjax.run.timing import measure
+from dreamjax.reporting.results import result_row, write_result
+from dreamjax.reporting.timing import measure
+from dreamjax.training.devices import keep_freed_memory
 from dreamjax.worldmodels import learner, memory, vision
 
 RESULTS = Path(__file__).parent / "results" / "training_throughput.json"

@@ -9,7 +9,8 @@ Everything goes round one loop::
 `types` holds the contracts that the rest is written against. `rollout` acts in an environment, `dream` in a
 world model, which is itself an environment; `worldmodels` and `dreamerv3` each build a `LatentModel` and a `Policy` for
 them. `nets`, `distributions`, `returns` and `optim` are the mathematics, `replay` the data, `evolution` CMA-ES over the
-parameters of any policy, `envs` the games. `run`, the only part that touches disk and screen, is for experiments.
+parameters of any policy, `envs` the games. The rest touches disk and screen: `storage`,
+`acting`, `training`, `reporting`.
 
 Modules are imported when they are first used: `import dreamjax` alone does not start JAX.
 """
@@ -20,6 +21,7 @@ from types import ModuleType
 __version__ = "0.1.0"
 
 __all__ = [
+    "acting",
     "distributions",
     "dream",
     "dreamerv3",
@@ -28,9 +30,11 @@ __all__ = [
     "nets",
     "optim",
     "replay",
+    "reporting",
     "returns",
     "rollout",
-    "run",
+    "storage",
+    "training",
     "types",
     "worldmodels",
 ]

@@ -33,24 +33,25 @@ import numpy as np
 import tyro
 
 from dreamjax import evolution
+from dreamjax.acting.collect import collect, random_network_actions
+from dreamjax.acting.play import returns
+from dreamjax.acting.pool import FRESH, GamePool, Job, drawn_seeds, population_returns
 from dreamjax.envs.car_racing import CarRacing, Engine
 from dreamjax.evolution import EvolutionConfig, EvolutionState
 from dreamjax.replay import episodes, latents
 from dreamjax.replay.latents import Latents
-from dreamjax.run import plots, summary
-from dreamjax.run.agent import StoredAgent, load_agent, save_agent
-from dreamjax.run.collect import collect, random_network_actions
-from dreamjax.run.devices import keep_freed_memory
-from dreamjax.run.encode import encode
-from dreamjax.run.films import film_temperatures
-from dreamjax.run.folder import RunFolder, result_row, shown_measurement
-from dreamjax.run.metrics import MetricsLog, against_sum, read_metrics
-from dreamjax.run.play import returns
-from dreamjax.run.pool import FRESH, GamePool, Job, drawn_seeds, population_returns
-from dreamjax.run.rounds import Player, RoundsConfig, evaluation_jobs, evolve_in_rounds
-from dreamjax.run.stages import collect_stage, search_stage, vision_stage
-from dreamjax.run.summary import Section
-from dreamjax.run.train import train
+from dreamjax.reporting import curves, pages
+from dreamjax.reporting.films import film_temperatures
+from dreamjax.reporting.pages import Section
+from dreamjax.reporting.results import result_row, shown_measurement
+from dreamjax.storage.agents import StoredAgent, load_agent, save_agent
+from dreamjax.storage.folder import RunFolder
+from dreamjax.storage.metrics import MetricsLog, against_sum, read_metrics
+from dreamjax.training.devices import keep_freed_memory
+from dreamjax.training.encode import encode
+from dreamjax.training.iterative import Player, RoundsConfig, evaluation_jobs, evolve_in_rounds
+from dreamjax.training.loop import train
+from dreamjax.training.stages import collect_stage, search_stage, vision_stage
 from dreamjax.types import Key, LatentModel, Metrics, Params, Policy
 from dreamjax.worldmodels import controller, learner, model, vision
 from dreamjax.worldmodels.controller import ControllerConfig
@@ -288,21 +289,21 @@ def report(cfg: Config, run: RunFolder, name: Name, films: list[str], arguments:
             scores = run.stage_record(f"{other}-evaluate")["summary"]["returns"]
             rows.append(result_row(other, np.array(scores), "return", published))
     metrics = read_metrics(run.path / "metrics.jsonl")
-    plots.learning_curves(metrics, run.path / "learning.png")
+    curves.learning_curves(metrics, run.path / "learning.png")
     driven = {}
     for other in SEES:
         stage = metrics.get(f"{other}-{'round' if other == 'full-dream' else 'evolve'}", {})
         if "evaluation_mean" in stage:
             driven[other] = against_sum(stage, "frames", ("evaluation_mean", "evaluation_std"))
     panels = {"return on other tracks, until lost": driven}
-    plots.series_with_bars(panels, "frames that C drove", run.path / "evolution.png")
+    curves.series_with_bars(panels, "frames that C drove", run.path / "evolution.png")
     commands = [f"python experiments/car_racing.py --controller {row['name']}" for row in rows]
     command = "; ".join(" ".join([command, *arguments]) for command in commands)
     sections = [
         Section(f"{name}: dreams, and the road", "Left what it dreams, right the game.", films),
         Section("Learning and evolution", media=["evolution.png", "learning.png"]),
     ]
-    summary.report(run, "car_racing", command, rows, "World Models on CarRacing", sections)
+    pages.report(run, "car_racing", command, rows, "World Models on CarRacing", sections)
 
 
 def train_agent(cfg: Config, folder: Path, name: Name, arguments: list[str]) -> None:

@@ -28,24 +28,25 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from dreamjax.acting.collect import collect, wandering_random_actions
+from dreamjax.acting.play import play, returns
+from dreamjax.acting.pool import FRESH, GamePool
 from dreamjax.envs.vizdoom import TakeCover
 from dreamjax.evolution import EvolutionConfig
 from dreamjax.replay import latents
 from dreamjax.replay.latents import Latents
-from dreamjax.run import plots, summary
-from dreamjax.run.agent import StoredAgent, load_agent, save_agent
-from dreamjax.run.collect import collect, wandering_random_actions
-from dreamjax.run.devices import keep_freed_memory
-from dreamjax.run.encode import encode
-from dreamjax.run.films import film_temperatures
-from dreamjax.run.folder import RunFolder, result_row
-from dreamjax.run.metrics import MetricsLog, against_sum, read_metrics
-from dreamjax.run.play import play, returns
-from dreamjax.run.pool import FRESH, GamePool
-from dreamjax.run.rounds import Player, RoundsConfig, evolve_in_rounds
-from dreamjax.run.stages import collect_stage
-from dreamjax.run.summary import Section
-from dreamjax.run.train import train
+from dreamjax.reporting import curves, pages
+from dreamjax.reporting.films import film_temperatures
+from dreamjax.reporting.pages import Section
+from dreamjax.reporting.results import result_row
+from dreamjax.storage.agents import StoredAgent, load_agent, save_agent
+from dreamjax.storage.folder import RunFolder
+from dreamjax.storage.metrics import MetricsLog, against_sum, read_metrics
+from dreamjax.training.devices import keep_freed_memory
+from dreamjax.training.encode import encode
+from dreamjax.training.iterative import Player, RoundsConfig, evolve_in_rounds
+from dreamjax.training.loop import train
+from dreamjax.training.stages import collect_stage
 from dreamjax.types import Key, Params
 from dreamjax.worldmodels import controller, learner, model, search
 from dreamjax.worldmodels.learner import OptimizerConfig
@@ -159,15 +160,15 @@ def report(cfg: Config, run: RunFolder, rows: list[Any], films: list[str], argum
     played = against_sum(metrics["iterated-round"], "frames", ("evaluation_mean", "evaluation_std"))
     error = played[2] / np.sqrt(cfg.rounds.evaluation_episodes)
     panels = {"tics survived, and standard error": {"the real game": (*played[:2], error)}}
-    plots.series_with_bars(panels, "tics that M heard of, besides random play", run.path / "rounds.png")
-    plots.learning_curves({"memory": metrics["memory"]}, run.path / "learning.png")
+    curves.series_with_bars(panels, "tics that M heard of, besides random play", run.path / "rounds.png")
+    curves.learning_curves({"memory": metrics["memory"]}, run.path / "learning.png")
     sections = [
         Section("A dream, and the real game", "Left what it dreams, right the game.", films),
         Section("Round by round", media=["rounds.png"]),
         Section("M learns", media=["learning.png"]),
     ]
     command = " ".join(["python experiments/doom_iterative.py", *arguments])
-    summary.report(run, "doom_iterative", command, rows, "World Models on Doom, in rounds", sections)
+    pages.report(run, "doom_iterative", command, rows, "World Models on Doom, in rounds", sections)
 
 
 def train_agent(cfg: Config, run: RunFolder, arguments: list[str]) -> None:

@@ -29,28 +29,29 @@ import numpy as np
 import tyro
 
 from dreamjax import evolution
-from dreamjax.envs.vizdoom import TakeCover
-from dreamjax.evolution import EvolutionConfig, EvolutionState
-from dreamjax.replay import episodes, latents
-from dreamjax.replay.latents import Latents
-from dreamjax.run import plots, summary
-from dreamjax.run.agent import StoredAgent, load_agent, save_agent
-from dreamjax.run.collect import (
+from dreamjax.acting.collect import (
     Actions,
     collect,
     every_tic_random_actions,
     held_random_actions,
     wandering_random_actions,
 )
-from dreamjax.run.devices import device_mesh, keep_freed_memory
-from dreamjax.run.encode import encode
-from dreamjax.run.films import film_dream, film_game, write_films
-from dreamjax.run.folder import RunFolder, result_row, shown_measurement
-from dreamjax.run.metrics import MetricsLog, read_metrics
-from dreamjax.run.play import play, play_actions, returns
-from dreamjax.run.stages import collect_stage, search_stage, vision_stage
-from dreamjax.run.summary import Section
-from dreamjax.run.train import train
+from dreamjax.acting.play import play, play_actions, returns
+from dreamjax.envs.vizdoom import TakeCover
+from dreamjax.evolution import EvolutionConfig, EvolutionState
+from dreamjax.replay import episodes, latents
+from dreamjax.replay.latents import Latents
+from dreamjax.reporting import curves, pages
+from dreamjax.reporting.films import film_dream, film_game, write_films
+from dreamjax.reporting.pages import Section
+from dreamjax.reporting.results import result_row, shown_measurement
+from dreamjax.storage.agents import StoredAgent, load_agent, save_agent
+from dreamjax.storage.folder import RunFolder
+from dreamjax.storage.metrics import MetricsLog, read_metrics
+from dreamjax.training.devices import device_mesh, keep_freed_memory
+from dreamjax.training.encode import encode
+from dreamjax.training.loop import train
+from dreamjax.training.stages import collect_stage, search_stage, vision_stage
 from dreamjax.types import Key, LatentModel, Metrics, Params, PyTree
 from dreamjax.worldmodels import controller, learner, model, search, vision
 from dreamjax.worldmodels.learner import OptimizerConfig
@@ -72,7 +73,7 @@ class Config:
     # collect
     episodes: int = 10_000  # kept
     min_frames: int = 101  # shorter episodes are dropped
-    policy: Literal["held", "wandering"] = "held"  # random play; see dreamjax.run.collect
+    policy: Literal["held", "wandering"] = "held"  # random play; see dreamjax.acting.collect
     workers: int = 64
     # vision
     vision_episodes: int = 10_000  # the first of those kept; V needs fewer frames than M needs endings
@@ -268,10 +269,10 @@ def report_stage(
 ) -> None:
     """Draw, film and summarise."""
     metrics = read_metrics(run.path / "metrics.jsonl")
-    plots.learning_curves({name: metrics[name] for name in ("vision", "memory")}, run.path / "learning.png")
+    curves.learning_curves({name: metrics[name] for name in ("vision", "memory")}, run.path / "learning.png")
     evolve = metrics["evolve"]
     at, means = evolve["evaluation_mean"]
-    plots.fitness_curve(
+    curves.fitness_curve(
         run.path / "fitness.png",
         *evolve["fitness_mean"],
         evolve["fitness_min"][1],
@@ -282,12 +283,12 @@ def report_stage(
     frames = episodes.read(store.paths[0]).observation
     frames = frames[np.linspace(0, len(frames) - 1, 10).astype(int)]
     mean, _ = vision.encode(WORLD.vision, agent.model.vision, jnp.asarray(frames))
-    plots.reconstruction_sheet(
+    curves.reconstruction_sheet(
         frames, np.asarray(vision.decode(WORLD.vision, agent.model.vision, mean)), run.path / "reconstructions.png"
     )
     films(cfg, agent, run.path)
     command = " ".join(["python experiments/doom_take_cover.py", *run.read_json("arguments.json")])
-    summary.report(
+    pages.report(
         run,
         "doom_take_cover",
         command,

@@ -28,18 +28,19 @@ import numpy as np
 import tyro
 
 from dreamjax import dream, evolution, rollout
+from dreamjax.acting.collect import every_tic_random_actions
+from dreamjax.acting.play import play, play_actions, returns
 from dreamjax.envs.vizdoom import TakeCover
 from dreamjax.evolution import EvolutionConfig, EvolutionState
-from dreamjax.run import plots, summary
-from dreamjax.run.agent import StoredAgent, load_agent
-from dreamjax.run.collect import every_tic_random_actions
-from dreamjax.run.devices import keep_freed_memory
-from dreamjax.run.films import film_temperatures
-from dreamjax.run.folder import RunFolder, result_row
-from dreamjax.run.metrics import MetricsLog, read_metrics
-from dreamjax.run.play import play, play_actions, returns
-from dreamjax.run.stages import search_stage
-from dreamjax.run.summary import Section
+from dreamjax.reporting import curves, pages
+from dreamjax.reporting.films import film_temperatures
+from dreamjax.reporting.pages import Section
+from dreamjax.reporting.results import result_row
+from dreamjax.storage.agents import StoredAgent, load_agent
+from dreamjax.storage.folder import RunFolder
+from dreamjax.storage.metrics import MetricsLog, read_metrics
+from dreamjax.training.devices import keep_freed_memory
+from dreamjax.training.stages import search_stage
 from dreamjax.types import Array, Key, LatentModel, Metrics, Params, Policy, PyTree, Space
 from dreamjax.worldmodels import controller, model, search
 from dreamjax.worldmodels.search import Dreaming
@@ -246,8 +247,8 @@ def draw(cfg: Config, run: RunFolder, measured: dict[str, dict[str, Any]]) -> li
         files.append(f"cross-{label.strip() or 'zch'}.png")
         names = [f"{temperature:.2f}" for temperature in cfg.temperatures]
         table = np.concatenate([dreamed.mean(2), real.mean(1)[:, None]], 1)
-        plots.cross_table(table, names, [*names, "real"], ("evolved at", "survives at"), run.path / files[-1])
-    plots.series_with_bars(panels, "temperature", run.path / "temperatures.png")
+        curves.cross_table(table, names, [*names, "real"], ("evolved at", "survives at"), run.path / files[-1])
+    curves.series_with_bars(panels, "temperature", run.path / "temperatures.png")
     return files
 
 
@@ -258,14 +259,14 @@ def report(
     command = " ".join(["python experiments/doom_temperature_sweep.py", *arguments])
     metrics = read_metrics(run.path / "metrics.jsonl")
     fitness = {name: {"fitness_mean": stage["fitness_mean"]} for name, stage in metrics.items()}
-    plots.learning_curves(fitness, run.path / "evolution.png")
+    curves.learning_curves(fitness, run.path / "evolution.png")
     sections = [
         Section("Scores by temperature", "Published scores beside measured ones.", pictures[:1]),
         Section("Evolved at one temperature, dreaming at another", media=pictures[1:]),
         Section("From the coldest dream to the warmest", "Left its dream, right the real game.", films),
         Section("Evolution", media=["evolution.png"]),
     ]
-    summary.report(run, "doom_temperature_sweep", command, rows, "World Models: how certain may a dream be?", sections)
+    pages.report(run, "doom_temperature_sweep", command, rows, "World Models: how certain may a dream be?", sections)
 
 
 def sweep(cfg: Config, run: RunFolder, arguments: list[str]) -> None:

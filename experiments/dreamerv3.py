@@ -34,16 +34,17 @@ from dreamjax.dreamerv3.config import DreamerConfig, Size, scaled
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs.gymnasium import spec_from_gymnasium
 from dreamjax.envs.lanes import make_lanes, rescaled
-from dreamjax.run import plots
-from dreamjax.run.configs import command_line
-from dreamjax.run.devices import keep_freed_memory
-from dreamjax.run.evaluation import OBSERVED, Trained, evaluate, newest, predict, write_predictions
-from dreamjax.run.folder import RunFolder, result_row, shown_measurement, write_result
-from dreamjax.run.gather import gather, read_run
-from dreamjax.run.host import HostConfig, train_offline, train_on_host
-from dreamjax.run.metrics import MetricsLog, read_metrics
-from dreamjax.run.recordings import read_spec, write_spec
-from dreamjax.run.summary import Section, write_summary
+from dreamjax.reporting import curves
+from dreamjax.reporting.aggregate import gather, read_run
+from dreamjax.reporting.evaluation import OBSERVED, Trained, evaluate, newest, predict, write_predictions
+from dreamjax.reporting.pages import Section, write_summary
+from dreamjax.reporting.results import result_row, shown_measurement, write_result
+from dreamjax.storage.configs import command_line
+from dreamjax.storage.folder import RunFolder
+from dreamjax.storage.metrics import MetricsLog, read_metrics
+from dreamjax.storage.recordings import read_spec, write_spec
+from dreamjax.training.devices import keep_freed_memory
+from dreamjax.training.online import HostConfig, train_offline, train_on_host
 from dreamjax.types import EnvSpec
 
 
@@ -167,7 +168,7 @@ def train(cfg: Config, folder: Path) -> RunFolder:
     return run
 
 
-def episodes_of(cfg: Config, folder: Path) -> plots.Series:
+def episodes_of(cfg: Config, folder: Path) -> curves.Series:
     """Frames before the end of each training episode, and its return."""
     steps, returns = read_metrics(folder / "metrics.jsonl").get("episode", {}).get("return", ([], []))
     return np.asarray(steps) * find(cfg.task)[0].repeat, np.asarray(returns)
@@ -193,7 +194,7 @@ def report(run: RunFolder, into: RunFolder, episodes: int) -> None:
         rows.append(result_row(cfg.task, returns[-5:], "return"))
         if suite is SUITES["crafter"]:
             rows.append(crafter_score(run.path / "metrics.jsonl"))
-        plots.return_curves({cfg.task: {"": (frames, returns)}}, into.path / "returns.png")
+        curves.return_curves({cfg.task: {"": (frames, returns)}}, into.path / "returns.png")
         sections.append(Section("Learning", "The return of each training episode, over the frames.", ["returns.png"]))
     if episodes:
         make = lambda: rescaled(suite.make(name))  # noqa: E731
@@ -211,7 +212,7 @@ def report(run: RunFolder, into: RunFolder, episodes: int) -> None:
             sections.append(Section("What happens, and what the model expects", text, media))
     losses = {k: v for k, v in read_metrics(run.path / "metrics.jsonl").get("learn", {}).items() if "loss" in k}
     if losses:
-        plots.learning_curves({"learn": losses}, into.path / "losses.png")
+        curves.learning_curves({"learn": losses}, into.path / "losses.png")
         sections.append(Section("Losses", "Over the updates.", ["losses.png"]))
     if rows:
         command = " ".join(["python experiments/dreamerv3.py", *command_line(cfg, Config())])

@@ -28,12 +28,13 @@ from dreamjax.dreamerv3.loop import LoopConfig, LoopState
 from dreamjax.dreamerv3.model import Dreamer, DreamerParams
 from dreamjax.envs import brax, craftax, gymnax, probes
 from dreamjax.envs.swingup import swingup
-from dreamjax.run.checkpoints import Checkpoints
-from dreamjax.run.configs import command_line
-from dreamjax.run.devices import keep_freed_memory
-from dreamjax.run.folder import RunFolder, result_row, shown_measurement, write_result
-from dreamjax.run.metrics import MetricsLog
-from dreamjax.run.progress import progress
+from dreamjax.reporting.results import result_row, shown_measurement, write_result
+from dreamjax.storage.checkpoints import Checkpoints
+from dreamjax.storage.configs import command_line
+from dreamjax.storage.folder import RunFolder
+from dreamjax.storage.metrics import MetricsLog
+from dreamjax.storage.progress import progress
+from dreamjax.training.devices import keep_freed_memory
 from dreamjax.types import Array, Environment, Key
 
 TASKS: dict[str, Callable[[], Environment]] = {

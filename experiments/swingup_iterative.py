@@ -38,20 +38,21 @@ from dreamjax.envs.swingup import swingup
 from dreamjax.evolution import EvolutionConfig, EvolutionState
 from dreamjax.replay import latents
 from dreamjax.replay.latents import Latents, Recorded
+from dreamjax.reporting import curves, pages
+from dreamjax.reporting.aggregate import gather_repeats
+from dreamjax.reporting.films import film_dream, write_films
+from dreamjax.reporting.pages import Section
+from dreamjax.reporting.results import result_row, shown_measurement
 from dreamjax.rollout import Transition
-from dreamjax.run import plots, summary
-from dreamjax.run.agent import StoredAgent, save_agent
-from dreamjax.run.atomic import replacing
-from dreamjax.run.checkpoints import Checkpoints
-from dreamjax.run.devices import keep_freed_memory
-from dreamjax.run.encode import in_batches
-from dreamjax.run.films import film_dream, write_films
-from dreamjax.run.folder import RunFolder, result_row, shown_measurement
-from dreamjax.run.gather import gather_repeats
-from dreamjax.run.metrics import MetricsLog, read_metrics
-from dreamjax.run.stages import search_stage
-from dreamjax.run.summary import Section
-from dreamjax.run.train import train
+from dreamjax.storage.agents import StoredAgent, save_agent
+from dreamjax.storage.atomic import replacing
+from dreamjax.storage.checkpoints import Checkpoints
+from dreamjax.storage.folder import RunFolder
+from dreamjax.storage.metrics import MetricsLog, read_metrics
+from dreamjax.training.devices import keep_freed_memory
+from dreamjax.training.encode import in_batches
+from dreamjax.training.loop import train
+from dreamjax.training.stages import search_stage
 from dreamjax.types import AnyPolicy, Array, Key, Metrics, Params
 from dreamjax.worldmodels import controller, curiosity, learner, model, search, vision
 from dreamjax.worldmodels.controller import ControllerConfig
@@ -342,8 +343,8 @@ def report(cfg: Config, run: RunFolder, arguments: list[str]) -> None:
         result_row(f"{name}, held upright at the end", np.array(last["held"], float), "of episodes"),
     ]
     metrics = read_metrics(run.path / "metrics.jsonl")
-    plots.learning_curves({"iteration": metrics["iteration"]}, run.path / "iterations.png")
-    plots.learning_curves({name: metrics[name] for name in ("vision", "memory", "search")}, run.path / "learning.png")
+    curves.learning_curves({"iteration": metrics["iteration"]}, run.path / "iterations.png")
+    curves.learning_curves({name: metrics[name] for name in ("vision", "memory", "search")}, run.path / "learning.png")
     command = " ".join(["python experiments/swingup_iterative.py", *arguments])
     films = [f"iteration-{number:02}/dream_and_real.mp4" for number in sorted({1, cfg.iterations})]
     sections = [
@@ -351,7 +352,7 @@ def report(cfg: Config, run: RunFolder, arguments: list[str]) -> None:
         Section("By iteration", media=["iterations.png"]),
         Section("Learning", media=["learning.png"]),
     ]
-    summary.report(run, "swingup_iterative", command, rows, "World Models in turns: swing up a pole", sections)
+    pages.report(run, "swingup_iterative", command, rows, "World Models in turns: swing up a pole", sections)
 
 
 def train_agent(cfg: Config, run: RunFolder) -> None:

@@ -33,11 +33,14 @@ RANK = {
     "envs": 2,
     "dreamerv3": 3,
     "worldmodels": 3,
-    "run": 4,
+    "storage": 4,
+    "acting": 5,
+    "training": 6,
+    "reporting": 7,
 }
 LOOPS = 2  # the rank whose modules may import each other: a dream is rolled out
 
-# Below `run`, the only files that may do input and output.
+# Below `storage`, the only files that may do input and output.
 SUITES = {
     f"dreamjax/envs/{name}.py" for name in ("atari", "car_racing", "crafter", "dmc")
 }  # need an extra of their own
@@ -65,14 +68,25 @@ def git_files() -> list[Path]:
     return sorted(REPO / name for name in listed.split("\0") if name and (REPO / name).is_file())
 
 
+def unit_of(module: str) -> str:
+    """What `RANK` ranks: the second part of dreamjax.envs.vizdoom."""
+    return module.split(".")[1]
+
+
 def name_of(path: Path) -> str:
     return path.relative_to(REPO).as_posix()
+
+
+def module_of(path: Path) -> str:
+    """The dotted name, e.g. dreamjax.envs.vizdoom; a package goes by the name of its folder."""
+    return ".".join(path.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__")
 
 
 FILES = git_files()
 PYTHON = [path for path in FILES if path.suffix == ".py"]
 LIBRARY = [path for path in PYTHON if name_of(path).startswith("dreamjax/")]
 MODULES = [path for path in LIBRARY if name_of(path) != "dreamjax/__init__.py"]
+UPPER = [path for path in MODULES if RANK[unit_of(module_of(path))] >= RANK["storage"]]
 EXPERIMENTS = [path for path in PYTHON if path.parent == REPO / "experiments"]
 BENCHMARKS = [path for path in PYTHON if path.parent == REPO / "benchmarks"]
 
@@ -86,16 +100,6 @@ each_experiment = pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
 @cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), filename=name_of(path))
-
-
-def module_of(path: Path) -> str:
-    """The dotted name, e.g. dreamjax.envs.vizdoom; a package goes by the name of its folder."""
-    return ".".join(path.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__")
-
-
-def unit_of(module: str) -> str:
-    """What `RANK` ranks: the second part of dreamjax.envs.vizdoom."""
-    return module.split(".")[1]
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -192,7 +196,7 @@ def test_flax_means_linen(path: Path) -> None:
 
 @each_library
 def test_library_imports_what_it_requires(path: Path) -> None:
-    extras = ("experiments",) if name_of(path).startswith("dreamjax/run/") else ("suites",) * (name_of(path) in SUITES)
+    extras = ("experiments",) if path in UPPER else ("suites",) * (name_of(path) in SUITES)
     extras += (OWN_EXTRA[name_of(path)],) if name_of(path) in OWN_EXTRA else ()
     assert third_party(path) <= declared(*extras)
 
@@ -206,16 +210,18 @@ def test_experiments_import_dreamjax_and_packages_only(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in MODULES if unit_of(module_of(p)) != "run" and name_of(p) not in ADAPTERS], ids=name_of
+    "path",
+    [p for p in MODULES if p not in UPPER and name_of(p) not in ADAPTERS],
+    ids=name_of,
 )
-def test_no_input_or_output_below_run(path: Path) -> None:
+def test_no_input_or_output_below_storage(path: Path) -> None:
     found = {name for name in imports(path) if name.split(".")[0] in IMPURE_MODULES or name in IMPURE_NAMES}
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in IMPURE_CALLS:
             found.add(ast.unparse(node.func))
         elif isinstance(node, ast.Attribute) and ast.unparse(node) in IMPURE_NAMES:
             found.add(ast.unparse(node))
-    assert not found, f"{', '.join(sorted(found))}: input and output belong in dreamjax/run"
+    assert not found, f"{', '.join(sorted(found))}: input and output belong in dreamjax/storage and above"
 
 
 @each_library

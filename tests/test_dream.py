@@ -236,7 +236,7 @@ SCRIPT = """
 import json, sys
 import jax, jax.numpy as jnp
 from dreamjax import dream
-from dreamjax.run.devices import device_mesh
+from dreamjax.training.devices import device_mesh
 from dreamjax.worldmodels import controller, memory, model
 from dreamjax.worldmodels.memory import MemoryConfig
 from dreamjax.worldmodels.model import WorldModelConfig, WorldModelParams

@@ -15,7 +15,7 @@ import pytest
 import vizdoom
 
 from dreamjax.envs.crafter import ACHIEVEMENTS
-from dreamjax.run.metrics import MetricsLog
+from dreamjax.storage.metrics import MetricsLog
 
 REPO = Path(__file__).resolve().parents[1]
 DOOM = REPO / "experiments" / "doom_take_cover.py"

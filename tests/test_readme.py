@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dreamjax.run.folder import read_result
-from dreamjax.run.readme import TABLES, tables
+from dreamjax.reporting.results import read_result
+from dreamjax.reporting.tables import TABLES, tables
 
 REPO = Path(__file__).resolve().parents[1]
 TEXT = (REPO / "README.md").read_text()

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from dreamjax.dreamerv3 import experience, learner
 from dreamjax.dreamerv3.config import debug
 from dreamjax.dreamerv3.model import Dreamer
-from dreamjax.run.devices import device_mesh
+from dreamjax.training.devices import device_mesh
 from dreamjax.types import Space
 
 observation = {"image": Space((48, 48, 3), np.uint8, 0, 256), "vector": Space((5,))}

@@ -9,9 +9,9 @@ import pytest
 from gymnasium.envs.box2d import car_racing
 from gymnasium.utils.env_checker import check_env
 
+from dreamjax.acting.collect import collect, random_network_actions
 from dreamjax.envs import pixels
 from dreamjax.envs.car_racing import CarRacing
-from dreamjax.run.collect import collect, random_network_actions
 
 STRAIGHT_ON = np.array([0, 1, 0], np.float32)  # off the track and off the field
 

@@ -1,0 +1,262 @@
+"""Plots of a run, drawn without a display and in colours that all eyes tell apart (Okabe and Ito)."""
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from dreamjax.storage.atomic import replacing
+
+Series = tuple[np.ndarray, np.ndarray]  # steps [T], values [T]
+
+_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#666666"
+_CYCLE = (_BLUE, _ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_SMOOTH_FROM = 60  # points; fewer are drawn as they are
+
+
+def learning_curves(metrics: Mapping[str, Mapping[str, Series]], path: str | os.PathLike[str]) -> None:
+    """One panel per metric of each stage, as `read_metrics` returns them. Many points get a running mean over them.
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    panels = [(f"{stage} · {name}", *series) for stage, names in metrics.items() for name, series in names.items()]
+    panels = [panel for panel in panels if len(panel[1])]
+    if not panels:
+        raise ValueError("there are no metrics to draw")
+    figure, all_axes = _grid(len(panels))
+    for axes, (title, steps, values) in zip(all_axes, panels, strict=True):
+        is_long = len(steps) >= _SMOOTH_FROM
+        marker = "o" if len(steps) <= 20 else None
+        axes.plot(steps, values, color=_BLUE, linewidth=1, alpha=0.3 if is_long else 1, marker=marker, markersize=3)
+        if is_long:
+            axes.plot(steps, _running_mean(values, len(values) // 20), color=_BLUE, linewidth=1.6)
+        axes.set_title(title, fontsize=10, loc="left")
+        _tidy(axes)
+    _label_lowest(all_axes, "step")
+    _save(figure, path)
+
+
+def return_curves(
+    tasks: Mapping[str, Mapping[str, Series]],
+    path: str | os.PathLike[str],
+    published: Mapping[str, Series] | None = None,
+) -> None:
+    """One panel per task: the return of every episode against the frames before it, and their means.
+
+    `tasks` holds the runs of each task by label, `published` the known scores by task, as curves or single points. A
+    panel is as wide as its runs; where nothing published falls into it, the nearest score is drawn right across. Means
+    are those of up to 30 equal pieces of a run, as in the published plots of Hafner et al. 2023.
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    if not any(len(frames) for runs in tasks.values() for frames, _ in runs.values()):
+        raise ValueError("there are no episodes to draw")
+    figure, all_axes = _grid(len(tasks))
+    for axes, (task, runs) in zip(all_axes, tasks.items(), strict=True):
+        for colour, (label, (frames, returns)) in zip(itertools.cycle(_CYCLE), runs.items(), strict=False):
+            axes.plot(frames, returns, ".", color=colour, markersize=2.5, alpha=0.35)
+            axes.plot(*_piecewise_mean(frames, returns), "o-", color=colour, linewidth=1.6, markersize=3, label=label)
+        end = max(frames[-1] for frames, _ in runs.values() if len(frames))
+        axes.set_xlim(0, 1.02 * end)
+        if published and task in published:
+            frames, scores = published[task]
+            reached = frames <= 1.02 * end
+            if reached.any():
+                axes.plot(
+                    frames[reached],
+                    scores[reached],
+                    "--o",
+                    color=_GREY,
+                    linewidth=1.2,
+                    markersize=2.5,
+                    label="published",
+                )
+            else:
+                axes.axhline(
+                    scores[0], linestyle="--", color=_GREY, linewidth=1.2, label=f"published, at {frames[0]:,}"
+                )
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8, loc="best")
+        axes.set_title(task, fontsize=10, loc="left")
+        _tidy(axes)
+    _label_lowest(all_axes, "frames")
+    _save(figure, path)
+
+
+def horizon_errors(errors: Mapping[str, Mapping[str, np.ndarray]], observed: int, path: str | os.PathLike[str]) -> None:
+    """One panel per part of the observation: errors [T] over the steps of a sequence, of several kinds by label.
+
+    A line stands where the `observed` steps end.
+    """
+    figure, all_axes = _grid(len(errors))
+    for axes, (name, kinds) in zip(all_axes, errors.items(), strict=True):
+        for colour, (label, values) in zip(itertools.cycle(_CYCLE), kinds.items(), strict=False):
+            axes.plot(np.arange(1, len(values) + 1), values, color=colour, linewidth=1.6, label=label)
+        axes.axvline(observed + 0.5, color=_GREY, linewidth=1, linestyle=":")
+        axes.set_title(name, fontsize=10, loc="left")
+        axes.legend(frameon=False, fontsize=8, loc="best")
+        _tidy(axes)
+    _label_lowest(all_axes, "step")
+    _save(figure, path)
+
+
+def fitness_curve(
+    path: str | os.PathLike[str],
+    generations: Sequence[int] | np.ndarray,
+    mean: Sequence[float] | np.ndarray,
+    low: Sequence[float] | np.ndarray,
+    high: Sequence[float] | np.ndarray,
+    evaluations: tuple[Sequence[float], Sequence[float], Sequence[float]] | None = None,
+    label: str = "return",
+) -> None:
+    """Fitness over generations [G]: the mean of the population in its range from `low` to `high`.
+
+    `evaluations` are (generations, means, standard deviations) of the policy itself on fresh episodes, drawn as points
+    with bars.
+
+    Raises:
+        ValueError: lengths differ.
+    """
+    lengths = {"generations": len(generations), "mean": len(mean), "low": len(low), "high": len(high)}
+    if len(set(lengths.values())) > 1 or not len(generations):
+        raise ValueError(f"fitness curves need equal lengths above 0, got {lengths}")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.fill_between(generations, low, high, color=_BLUE, alpha=0.18, linewidth=0, label="population, worst to best")
+    axes.plot(generations, mean, color=_BLUE, linewidth=1.6, label="population mean")
+    if evaluations is not None:
+        at, means, stds = evaluations
+        axes.errorbar(at, means, stds, fmt="o", color=_ORANGE, ms=4, capsize=3, lw=1.2, label="evaluation, mean ± std")
+    axes.set_xlabel("generation")
+    axes.set_ylabel(label)
+    axes.legend(frameon=False, fontsize=9, loc="best")
+    _tidy(axes)
+    _save(figure, path)
+
+
+def series_with_bars(
+    panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]],
+    label: str,
+    path: str | os.PathLike[str],
+) -> None:
+    """One panel per quantity: (at [N], means [N], standard deviations [N]) by name, the deviations as bars."""
+    figure, all_axes = _grid(len(panels))
+    for axes, (title, kinds) in zip(all_axes, panels.items(), strict=True):
+        for i, (colour, (name, (at, means, stds))) in enumerate(zip(itertools.cycle(_CYCLE), kinds.items())):
+            beside = at + 0.01 * (i - (len(kinds) - 1) / 2) * np.ptp(at)  # so that bars do not hide each other
+            axes.errorbar(
+                beside, means, stds, fmt="o-", color=colour, ms=4, capsize=3, lw=1.4, elinewidth=1, label=name
+            )
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.legend(frameon=False, fontsize=8, loc="best")
+        _tidy(axes)
+    _label_lowest(all_axes, label)
+    _save(figure, path)
+
+
+def cross_table(
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    labels: tuple[str, str],
+    path: str | os.PathLike[str],
+) -> None:
+    """Draw a table of numbers [R, C], shaded by size; `labels` name what goes down and what goes across.
+
+    Raises:
+        ValueError: there are not as many names as rows and columns.
+    """
+    if values.shape != (len(rows), len(columns)):
+        raise ValueError(f"a table of {values.shape} needs as many names, got {len(rows)} and {len(columns)}")
+    figure = Figure(figsize=(1.1 + 0.8 * len(columns), 0.9 + 0.5 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(values, cmap="Blues", aspect="auto", vmin=0)
+    for (i, j), value in np.ndenumerate(values):
+        colour = "white" if value > 0.6 * values.max() else "black"
+        axes.text(j, i, f"{value:,.0f}", ha="center", va="center", fontsize=9, color=colour)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylabel(labels[0])
+    axes.set_xlabel(labels[1])
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelsize=9)
+    _save(figure, path)
+
+
+def reconstruction_sheet(originals: np.ndarray, reconstructions: np.ndarray, path: str | os.PathLike[str]) -> None:
+    """Frames [N, H, W, 3] (uint8, or floats in 0..1) in pairs of rows: the original, and what came of it below.
+
+    Raises:
+        ValueError: the shapes differ or are not those of frames.
+    """
+    if originals.shape != reconstructions.shape or originals.ndim != 4 or not len(originals):
+        raise ValueError(
+            f"needs two equal stacks of frames [N, H, W, 3], got {originals.shape} and {reconstructions.shape}"
+        )
+    columns = min(8, len(originals))
+    bands = -(-len(originals) // columns)
+    spacing = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)
+    figure = Figure(figsize=(1.25 * columns + 0.4, 2.65 * bands), layout=spacing)
+    grid = figure.subplots(2 * bands, columns, squeeze=False)
+    for axes in grid.ravel():
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+    for index, (original, reconstruction) in enumerate(zip(originals, reconstructions, strict=True)):
+        band, column = divmod(index, columns)
+        for offset, (frame, name) in enumerate([(original, "original"), (reconstruction, "decoded")]):
+            axes = grid[2 * band + offset, column]
+            axes.imshow(frame if frame.dtype == np.uint8 else np.clip(frame, 0, 1), interpolation="nearest")
+            if column == 0:
+                axes.set_ylabel(name, fontsize=8, color=_GREY)
+    _save(figure, path)
+
+
+def _grid(panels: int) -> tuple[Figure, list[Axes]]:
+    """A figure with so many panels, three in a row."""
+    columns = min(3, panels)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(max(4.2 * columns, 6), 2.6 * rows if panels > 1 else 3.6), layout="constrained")
+    all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in all_axes[panels:]:
+        axes.set_visible(False)
+    return figure, list(all_axes[:panels])
+
+
+def _label_lowest(all_axes: list[Axes], label: str) -> None:
+    """Name the horizontal axis below the lowest panel of each column."""
+    for axes in all_axes[-3:]:
+        axes.set_xlabel(label, fontsize=9)
+
+
+def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """Centred, over fewer points at the ends."""
+    kernel = np.ones(2 * max(1, width // 2) + 1)
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
+
+
+def _piecewise_mean(at: np.ndarray, values: np.ndarray, pieces: int = 30) -> Series:
+    """Mean of what falls into each of some equal pieces of [0, end], and where it lies on average."""
+    piece = np.minimum(at * pieces // max(1, at.max(initial=0)), pieces - 1)
+    found = np.unique(piece)
+    return np.array([at[piece == i].mean() for i in found]), np.array([values[piece == i].mean() for i in found])
+
+
+def _tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8, color=_GREY)
+    axes.margins(x=0.02)
+    axes.ticklabel_format(axis="both", style="sci", scilimits=(-3, 5), useMathText=True)
+
+
+def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130)

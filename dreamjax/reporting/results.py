@@ -1,0 +1,118 @@
+"""What was measured, in one schema: `result.json` of experiments and benchmarks, and how its numbers are shown."""
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dreamjax.storage.atomic import jsonable, read_json, write_json
+from dreamjax.storage.provenance import commit, machine
+
+_RESULT_FIELDS = {
+    "experiment": str,
+    "preset": str,
+    "command": str,
+    "commit": str,
+    "machine": str,
+    "seeds": list,
+    "wall_s": float,
+    "rows": list,
+}
+_ROW_FIELDS = ("name", "mean", "std", "n", "unit", "published")
+
+
+def result_row(name: str, values: np.ndarray, unit: str, published: float | str | None = None) -> dict[str, Any]:
+    """One row of a result: mean and population standard deviation of values [n], of episodes or repeats."""
+    mean, std = float(np.mean(values)), float(np.std(values))
+    return {"name": name, "mean": mean, "std": std, "n": len(values), "unit": unit, "published": published}
+
+
+def write_result(
+    path: str | os.PathLike[str],
+    experiment: str,
+    preset: str,
+    command: str,
+    seeds: Sequence[int],
+    wall_s: float,
+    rows: Iterable[dict[str, Any]],
+    *,
+    origin: tuple[str, str] | None = None,
+) -> None:
+    """Write a `result.json`: what was measured, and all that is needed to measure it again.
+
+    A row is `{"name", "mean", "std", "n", "unit", "published"}`: mean and standard deviation over `n` fresh episodes
+    or repeats, and what the paper reports, as a number or as text like "906 ± 21", or None where it reports nothing.
+    `origin` are commits (with ", " between them) and machine of the measurement, as `RunFolder.origin` has them;
+    otherwise those of now are filled in.
+
+    Raises:
+        ValueError: a field is missing, unknown, of another type, or a number is not finite.
+    """
+    made_by, made_on = origin or (commit(), machine())
+    result = jsonable(
+        {
+            "experiment": experiment,
+            "preset": preset,
+            "command": command,
+            "commit": made_by,
+            "machine": made_on,
+            "seeds": list(seeds),
+            "wall_s": float(wall_s),
+            "rows": list(rows),
+        }
+    )
+    _check_result(result, os.fspath(path))
+    write_json(Path(path), result)
+
+
+def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `write_result` wrote. Raises FileNotFoundError, or ValueError where it has another form."""
+    result = read_json(Path(path))
+    _check_result(result, os.fspath(path))
+    return result
+
+
+def _check_result(result: Any, where: str) -> None:
+    def require(holds: bool, problem: str) -> None:
+        if not holds:
+            raise ValueError(f"{where} is no valid result: {problem}")
+
+    def is_number(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+    require(isinstance(result, dict) and result.keys() == _RESULT_FIELDS.keys(), f"needs {list(_RESULT_FIELDS)}")
+    for name, kind in _RESULT_FIELDS.items():
+        require(isinstance(result[name], kind), f"{name} must be {kind.__name__}, got {result[name]!r}")
+    require(is_number(result["wall_s"]) and result["wall_s"] >= 0, f"wall_s is {result['wall_s']}")
+    is_seeded = bool(result["seeds"]) and all(type(seed) is int for seed in result["seeds"])
+    require(is_seeded, f"seeds must be some integers, got {result['seeds']}")
+    require(bool(result["rows"]), "it has no rows")
+    for row in result["rows"]:
+        require(isinstance(row, dict) and set(row) == set(_ROW_FIELDS), f"a row needs {list(_ROW_FIELDS)}, got {row}")
+        require(isinstance(row["name"], str) and isinstance(row["unit"], str), f"name and unit must be text in {row}")
+        require(is_number(row["mean"]), f"mean must be a finite number in {row}")
+        require(is_number(row["std"]) and row["std"] >= 0, f"std must be a finite number, not negative, in {row}")
+        require(type(row["n"]) is int and row["n"] >= 1, f"n must be a positive integer in {row}")
+        is_published = row["published"] is None or isinstance(row["published"], str) or is_number(row["published"])
+        require(is_published, f"published must be a number, text or None in {row}")
+
+
+def shown_number(value: float | str) -> str:
+    """Four significant digits, and every digit of what is before the point."""
+    return value if isinstance(value, str) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def shown_measurement(row: dict[str, Any]) -> str:
+    """Mean ± standard deviation of a result row, both with as many decimals as the larger needs for four digits."""
+    largest = max(abs(row["mean"]), row["std"])
+    decimals = max(0, 3 - math.floor(math.log10(largest))) if largest else 0
+    return f"{row['mean']:,.{decimals}f} ± {row['std']:,.{decimals}f} {row['unit']}".rstrip()
+
+
+def shown_duration(seconds: float) -> str:
+    """Seconds in the unit that makes the number easy to read."""
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{hours:.1f} h" if hours >= 1 else f"{minutes:.1f} min" if minutes >= 1 else f"{seconds:.1f} s"

@@ -1,0 +1,140 @@
+"""Frames as videos and sheets. A frame is uint8 [H, W, 3], a video uint8 [T, H, W, 3]."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import imageio.v2 as imageio
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from dreamjax.storage.atomic import replacing
+
+_BACKGROUND = 24  # grey level of gaps and label strips
+_MAX_GIF_FPS = 50.0  # viewers slow a frame of less than 20 ms down to 100 ms
+
+
+def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float) -> None:
+    """Write an `.mp4` (H.264, 4:2:0, which every browser plays) or a looping `.gif`, atomically.
+
+    An odd height or width of an `.mp4` grows by one, repeating the last row or column: 4:2:0 halves the colours. A
+    `.gif` keeps time to 10 ms, on average exactly.
+
+    Raises:
+        ValueError: the suffix is neither, `frames` is no video, or `fps` is not positive or above 50 in a `.gif`.
+    """
+    path = Path(path)
+    _check_video(frames)
+    if not fps > 0:
+        raise ValueError(f"fps must be positive, got {fps}")
+    if path.suffix == ".mp4":
+        _, height, width, _ = frames.shape
+        even = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        with replacing(path) as temporary, warnings.catch_warnings():
+            # JAX warns that a fork of its threads may deadlock; this child becomes ffmpeg at once.
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            imageio.mimwrite(
+                temporary,
+                cast(list, even),
+                format="FFMPEG",
+                fps=fps,
+                codec="libx264",
+                pixelformat="yuv420p",
+                macro_block_size=1,
+                quality=8,
+                ffmpeg_log_level="error",
+                output_params=["-movflags", "+faststart"],
+            )
+    elif path.suffix == ".gif":
+        if fps > _MAX_GIF_FPS:
+            raise ValueError(f"a .gif plays at most {_MAX_GIF_FPS:g} frames per second, got {fps}: write an .mp4")
+        ends_ms = 10 * np.round(np.arange(len(frames) + 1) * 100 / fps)
+        images = [Image.fromarray(frame) for frame in frames]
+        with replacing(path) as temporary:
+            images[0].save(
+                temporary, save_all=True, append_images=images[1:], duration=np.diff(ends_ms).tolist(), loop=0
+            )
+    else:
+        raise ValueError(f"a video is an .mp4 or a .gif, got {path.name!r}")
+
+
+def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
+    """Write uint8 [H, W, 3] in the format of the suffix (`.png`), atomically."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"an image is uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
+    with replacing(path) as temporary:
+        Image.fromarray(image).save(temporary)
+
+
+def upscale(frames: np.ndarray, factor: int) -> np.ndarray:
+    """[T, H, W, 3] -> [T, H * factor, W * factor, 3], every pixel a square."""
+    _check_video(frames)
+    if factor < 1:
+        raise ValueError(f"factor must be at least 1, got {factor}")
+    return frames.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+def side_by_side(videos: Sequence[np.ndarray], labels: Sequence[str], gap: int = 4) -> np.ndarray:
+    """Videos [T_i, H, W_i, 3] next to each other under their labels -> [max T_i, H + strip, sum of widths and gaps, 3].
+
+    A video that ends earlier stays on its last frame, darkened. A label longer than its video is cut off.
+
+    Raises:
+        ValueError: no videos, another number of labels, or heights that differ.
+    """
+    if not videos or len(videos) != len(labels):
+        raise ValueError(
+            f"needs a label for each of at least one video, got {len(videos)} videos, {len(labels)} labels"
+        )
+    for video in videos:
+        _check_video(video)
+    heights = {video.shape[1] for video in videos}
+    if len(heights) > 1:
+        raise ValueError(f"the videos have different heights, {sorted(heights)}: upscale them to one")
+    length = max(len(video) for video in videos)
+    text_height = int(np.clip(heights.pop() // 16, 10, 24))
+    columns = []
+    for video, label in zip(videos, labels, strict=True):
+        after = np.repeat(video[-1:] // 3, length - len(video), axis=0)
+        columns.append(labelled(np.concatenate([video, after]), label, text_height))
+        columns.append(np.full((*columns[-1].shape[:2], gap, 3), _BACKGROUND, np.uint8))
+    return np.concatenate(columns[:-1], axis=2)
+
+
+def labelled(video: np.ndarray, label: str, text_height: int) -> np.ndarray:
+    """A video [T, H, W, 3] under a strip with its label -> [T, H + strip, W, 3]. What does not fit is cut off."""
+    _check_video(video)
+    strip = _label_strip(label, video.shape[2], text_height)
+    return np.concatenate([np.broadcast_to(strip, (len(video), *strip.shape)), video], axis=1)
+
+
+def contact_sheet(frames: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
+    """Frames [T, H, W, 3] in reading order, `columns` in a row -> one image; the last row may stay short."""
+    _check_video(frames)
+    if columns < 1:
+        raise ValueError(f"columns must be at least 1, got {columns}")
+    count, height, width, _ = frames.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), _BACKGROUND, np.uint8)
+    for index, frame in enumerate(frames):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = frame
+    return sheet
+
+
+def _label_strip(label: str, width: int, text_height: int) -> np.ndarray:
+    strip = Image.new("RGB", (width, text_height + text_height // 2), (_BACKGROUND,) * 3)
+    font = ImageFont.load_default(text_height)
+    ImageDraw.Draw(strip).text((text_height // 3, text_height // 8), label, fill=(235, 235, 235), font=font)
+    return np.asarray(strip)
+
+
+def _check_video(frames: np.ndarray) -> None:
+    if not isinstance(frames, np.ndarray) or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+        shown = list(getattr(frames, "shape", [])) or type(frames).__name__
+        raise ValueError(f"a video is a numpy array [T, H, W, 3] with at least one frame, got {shown}")
+    if frames.dtype != np.uint8:
+        raise ValueError(f"frames must be uint8 in 0..255, got {frames.dtype}: scale, round and cast them first")

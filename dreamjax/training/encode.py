@@ -1,0 +1,71 @@
+"""Turning recorded episodes into latents, once, with a file for every few episodes."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dreamjax.replay import episodes, latents
+from dreamjax.replay.episodes import Episode
+from dreamjax.replay.latents import Latents
+from dreamjax.storage.atomic import replacing
+from dreamjax.storage.folder import RunFolder
+from dreamjax.storage.progress import progress
+from dreamjax.types import PyTree
+
+_BATCH = 256  # frames per call
+_GROUP = 50  # episodes per file
+
+
+def encode(run: RunFolder, store: episodes.Store, posterior: Callable[[np.ndarray], tuple[PyTree, PyTree]]) -> Latents:
+    """Encode every frame of a store, but for the episodes that an earlier call has done.
+
+    `posterior` (jitted) takes uint8 frames [256, 64, 64, 3] to mean and log variance, [256, Z] each. The files go to
+    `latents/` in the run folder, float16.
+
+    Raises: EpisodeError for an episode that cannot be read, ValueError if the files there were made from other ones.
+    """
+    paths = [run.path / "latents" / f"{first:06}.npz" for first in range(0, len(store), _GROUP)]
+    missing = [i for i, path in enumerate(paths) if not path.exists()]
+    if missing:
+        with run.stage("encode") as stage:
+            for i in progress(missing, "encode", initial=len(paths) - len(missing), unit="file"):
+                some = [episodes.read(path) for path in store.paths[i * _GROUP : (i + 1) * _GROUP]]
+                write_latents(paths[i], encode_episodes(some, posterior))
+                stage.tick()
+    whole = latents.concatenate([read_latents(path) for path in paths])
+    if not np.array_equal(whole.length, store.lengths):
+        raise ValueError(f"{run.path / 'latents'} holds the latents of other episodes; delete it to encode these")
+    return whole
+
+
+def encode_episodes(recorded: Sequence[Episode], posterior: Callable[[np.ndarray], tuple[PyTree, PyTree]]) -> Latents:
+    """Encode episodes that are in memory. `posterior` as in `encode`."""
+    mean, log_variance = in_batches(posterior, np.concatenate([episode.observation for episode in recorded]))
+    length = np.array([len(episode.action) for episode in recorded])
+    done = np.zeros(length.sum(), bool)
+    done[length.cumsum() - 1] = [episode.terminated for episode in recorded]
+    action, reward = (np.concatenate([getattr(one, name) for one in recorded]) for name in ("action", "reward"))
+    return Latents(mean, log_variance, action, reward, done, length)
+
+
+def write_latents(path: Path, data: Latents) -> None:
+    """Write encoded episodes, all or nothing."""
+    with replacing(path) as temporary:
+        np.savez(temporary, allow_pickle=False, **data._asdict())
+
+
+def read_latents(path: Path) -> Latents:
+    """Read what `write_latents` wrote."""
+    with np.load(path) as arrays:
+        return Latents(**arrays)
+
+
+def in_batches(
+    posterior: Callable[[np.ndarray], tuple[PyTree, PyTree]], frames: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and log variance of any number of frames, 256 at a time. Shapes: [N, 64, 64, 3] -> two of [N, Z] float16."""
+    padded = np.concatenate([frames, np.zeros((-len(frames) % _BATCH, *frames.shape[1:]), frames.dtype)])
+    parts = [posterior(padded[i : i + _BATCH]) for i in range(0, len(padded), _BATCH)]
+    mean, log_variance = (np.concatenate(part)[: len(frames)] for part in zip(*parts, strict=True))
+    return mean.astype(np.float16), log_variance.astype(np.float16)

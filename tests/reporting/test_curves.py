@@ -1,0 +1,155 @@
+"""Plots: the data is in the picture, whatever its length, and nothing to draw is an error."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from dreamjax.reporting.curves import (
+    cross_table,
+    fitness_curve,
+    horizon_errors,
+    learning_curves,
+    reconstruction_sheet,
+    return_curves,
+    series_with_bars,
+)
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[Figure]:
+    """The figures that were saved, to look into."""
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (figures.append(self), save(self, *args, **kw))[1])
+    return figures
+
+
+def series(length: int) -> tuple[np.ndarray, np.ndarray]:
+    steps = np.arange(length) * 10
+    return steps, 1 / (1.0 + steps)
+
+
+def test_learning_curves_have_a_panel_per_metric(tmp_path, drawn):
+    metrics = {"vision": {"loss": series(5), "kl": series(300)}, "memory": {"loss": series(1), "gone": series(0)}}
+    learning_curves(metrics, tmp_path / "curves.png")
+    panels = [axes for axes in drawn[0].axes if axes.get_visible()]
+    assert [axes.get_title(loc="left") for axes in panels] == ["vision · loss", "vision · kl", "memory · loss"]
+    np.testing.assert_array_equal(panels[0].lines[0].get_ydata(), series(5)[1])
+    assert len(panels[0].lines) == 1 and len(panels[1].lines) == 2  # the long one has its running mean
+    np.testing.assert_array_equal(panels[1].lines[0].get_ydata(), series(300)[1])
+    assert Image.open(tmp_path / "curves.png").size[0] > 1000
+
+
+def test_the_running_mean_of_a_line_is_the_line(tmp_path, drawn):
+    steps = np.arange(100)
+    learning_curves({"vision": {"loss": (steps, np.full(100, 3.0))}}, tmp_path / "curves.png")
+    np.testing.assert_allclose(drawn[0].axes[0].lines[1].get_ydata(), 3.0)
+
+
+def test_no_metrics_are_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no metrics"):
+        learning_curves({"vision": {"loss": series(0)}}, tmp_path / "curves.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_return_curves_show_episodes_and_the_means_of_their_pieces(tmp_path, drawn):
+    frames = np.array([10, 10, 20, 300, 300, 300])
+    returns = np.array([1.0, 3.0, 8.0, 1.0, 2.0, 6.0])
+    return_curves({"walk": {"seed 0": (frames, returns), "seed 1": (frames, returns + 1)}}, tmp_path / "a.png")
+    (axes,) = drawn[0].axes
+    episodes, means, *_ = axes.lines
+    np.testing.assert_array_equal(episodes.get_xydata(), np.array([frames, returns]).T)
+    np.testing.assert_allclose(means.get_xydata(), [[10, 2], [20, 8], [300, 3]])  # pieces of 10 frames
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["seed 0", "seed 1"]
+    assert (tmp_path / "a.png").exists()
+
+
+def test_return_curves_show_what_is_published_as_far_as_a_run_went(tmp_path, drawn):
+    run = {"": (np.array([50, 100]), np.array([1.0, 2.0]))}
+    published = {"a": (np.array([50, 100, 900]), np.array([3.0, 4.0, 5.0])), "b": (np.array([900]), np.array([7.0]))}
+    return_curves({"a": run, "b": run, "c": run}, tmp_path / "a.png", published)
+    a, b, c = drawn[0].axes
+    np.testing.assert_array_equal(a.lines[-1].get_xydata(), [[50, 3], [100, 4]])
+    np.testing.assert_array_equal(b.lines[-1].get_ydata(), [7, 7])
+    assert b.get_legend().get_texts()[0].get_text() == "published, at 900"
+    assert len(c.lines) == 2 and c.get_legend() is None
+    with pytest.raises(ValueError, match="no episodes"):
+        return_curves({"a": {"": (np.zeros(0), np.zeros(0))}}, tmp_path / "b.png")
+
+
+def test_errors_by_horizon_have_a_panel_per_part(tmp_path, drawn):
+    errors = {name: {"model": np.arange(4.0), "still": np.ones(4)} for name in "abcd"}
+    horizon_errors(errors, 2, tmp_path / "a.png")
+    panels = [axes for axes in drawn[0].axes if axes.get_visible()]
+    assert [axes.get_title(loc="left") for axes in panels] == list("abcd")
+    np.testing.assert_array_equal(panels[3].lines[0].get_xydata(), [[1, 0], [2, 1], [3, 2], [4, 3]])
+    assert panels[0].lines[2].get_xdata()[0] == 2.5
+
+
+def test_a_fitness_curve_shows_range_mean_and_evaluations(tmp_path, drawn):
+    generations = np.arange(30)
+    mean = generations * 2.0
+    evaluations = ([0, 10, 20], [1.0, 2.0, 3.0], [0.1, 0.2, 0.3])
+    fitness_curve(tmp_path / "a.png", generations, mean, mean - 1, mean + 4, evaluations, label="tics")
+    (axes,) = drawn[0].axes
+    assert axes.get_ylabel() == "tics" and axes.get_xlabel() == "generation"
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), mean)
+    np.testing.assert_array_equal(axes.lines[1].get_xydata(), np.array(evaluations[:2]).T)
+    band = axes.collections[0].get_datalim(axes.transData)
+    assert (band.y0, band.y1) == (-1.0, 62.0)
+    fitness_curve(tmp_path / "b.png", [0], [1.0], [0.5], [2.0])
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "b.png"}
+
+
+def test_fitness_curves_need_equal_lengths(tmp_path):
+    with pytest.raises(ValueError, match="'low': 2"):
+        fitness_curve(tmp_path / "a.png", [0, 1, 2], [1, 2, 3], [0, 1], [2, 3, 4])
+    with pytest.raises(ValueError, match="equal lengths above 0"):
+        fitness_curve(tmp_path / "a.png", [], [], [], [])
+
+
+@pytest.mark.parametrize("count", [1, 3, 11])
+def test_a_reconstruction_sheet_pairs_each_original_with_what_came_of_it(tmp_path, drawn, count):
+    originals = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
+    reconstructions = originals / 255 * 1.01  # floats that leave 0..1 a little
+    reconstruction_sheet(
+        originals[:, :, :, :], (reconstructions * 255).clip(0, 255).astype(np.uint8), tmp_path / "a.png"
+    )
+    images = [axes.images[0].get_array() for axes in drawn[0].axes if axes.images]
+    assert len(images) == 2 * count
+    shown = [images[index] for index in range(min(count, 8))]
+    np.testing.assert_array_equal(np.stack(shown), originals[:8])
+    reconstruction_sheet(reconstructions, reconstructions, tmp_path / "b.png")
+    assert Image.open(tmp_path / "b.png").size[1] > 100
+
+
+def test_a_reconstruction_sheet_needs_equal_stacks(tmp_path):
+    with pytest.raises(ValueError, match="two equal stacks"):
+        reconstruction_sheet(np.zeros((2, 8, 8, 3)), np.zeros((3, 8, 8, 3)), tmp_path / "a.png")
+
+
+def test_series_with_bars_show_means_and_deviations_of_each_kind(tmp_path, drawn):
+    at, means, stds = np.array([0.1, 0.5, 1.3]), np.array([3.0, 2.0, 1.0]), np.array([0.5, 0.25, 0.1])
+    kinds = {"one": (at, means, stds), "two": (at, 2 * means, stds)}
+    series_with_bars({"dream": kinds, "real": {"one": kinds["one"]}}, "temperature", tmp_path / "a.png")
+    dreamed, real = drawn[0].axes
+    assert [text.get_text() for text in dreamed.get_legend().get_texts()] == ["one", "two"]
+    for container, factor in zip(dreamed.containers, (1, 2), strict=True):
+        line, _, (bars,) = container.lines
+        np.testing.assert_array_equal(line.get_ydata(), factor * means)
+        np.testing.assert_allclose(line.get_xdata(), at, atol=0.01)
+        ends = np.array([segment[:, 1] for segment in bars.get_segments()])
+        np.testing.assert_allclose(ends, np.stack([factor * means - stds, factor * means + stds], 1))
+    np.testing.assert_array_equal(real.containers[0].lines[0].get_xdata(), at)
+
+
+def test_a_cross_table_shows_every_number_in_its_place(tmp_path, drawn):
+    values = np.array([[1.0, 2000.0, 3.0], [4.0, 5.0, 6.0]])
+    cross_table(values, ["a", "b"], ["x", "y", "real"], ("evolved at", "survives at"), tmp_path / "a.png")
+    (axes,) = drawn[0].axes
+    shown = {(*text.get_position(), text.get_text()) for text in axes.texts}
+    assert {(1, 0, "2,000"), (2, 0, "3"), (0, 1, "4")} <= shown and len(shown) == 6
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("evolved at", "survives at")
+    with pytest.raises(ValueError, match="as many names"):
+        cross_table(values, ["a"], ["x", "y", "real"], ("", ""), tmp_path / "b.png")

@@ -1,0 +1,260 @@
+"""Run folders: one configuration each, stages that resume, and result files that say where they came from."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamjax.reporting.results import write_result
+from dreamjax.reporting.tables import results_table
+from dreamjax.storage.atomic import replacing
+from dreamjax.storage.folder import ConfigMismatch, RunFolder
+from dreamjax.storage.provenance import commit, machine
+
+
+@dataclass(frozen=True)
+class Vision:
+    latent: int = 32
+    channels: tuple[int, ...] = (32, 64)
+
+
+@dataclass(frozen=True)
+class Config:
+    seed: int = 0
+    rate: float = 1e-4
+    vision: Vision = field(default_factory=Vision)
+    dtype: type = jnp.bfloat16
+
+
+def test_the_configuration_is_written_and_the_same_one_is_accepted(tmp_path):
+    folder = RunFolder(tmp_path / "runs" / "a", Config())
+    RunFolder(tmp_path / "runs" / "a", Config())
+    assert json.loads((folder.path / "config.json").read_text()) == {
+        "seed": 0,
+        "rate": 1e-4,
+        "vision": {"latent": 32, "channels": [32, 64]},
+        "dtype": "bfloat16",
+    }
+
+
+def test_another_configuration_is_refused_with_the_differences(tmp_path):
+    RunFolder(tmp_path, Config())
+    with pytest.raises(ConfigMismatch) as error:
+        RunFolder(tmp_path, replace(Config(), seed=3, vision=Vision(channels=(8, 64))))
+    assert str(error.value).splitlines() == [
+        f"{tmp_path} was begun with another configuration:",
+        "  seed: the folder has 0, this run 3",
+        "  vision.channels: the folder has [32, 64], this run [8, 64]",
+        "Use another folder, or the old values to go on with this run, or delete the folder to start again.",
+    ]
+    assert isinstance(error.value, ValueError)
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0
+
+
+def test_a_new_or_removed_field_is_a_difference(tmp_path):
+    RunFolder(tmp_path, Vision())
+    with pytest.raises(ConfigMismatch, match="latent: the folder has 32, this run absent"):
+        RunFolder(tmp_path, Config())
+    with pytest.raises(ConfigMismatch, match="seed: the folder has absent, this run 0"):
+        RunFolder(tmp_path, Config())
+
+
+@pytest.mark.parametrize("config", [{"seed": 0}, Config])
+def test_a_configuration_is_a_dataclass_instance(tmp_path, config):
+    with pytest.raises(ValueError, match="instance of a dataclass"):
+        RunFolder(tmp_path, config)
+
+
+def test_json_holds_arrays_and_refuses_what_it_cannot_hold(tmp_path):
+    folder = RunFolder(tmp_path, Config())
+    folder.write_json("a/b.json", {"x": jnp.arange(2), "y": np.float32(0.5), "z": (Path("c"), None, True)})
+    assert folder.read_json("a/b.json") == {"x": [0, 1], "y": 0.5, "z": ["c", None, True]}
+    with pytest.raises(ValueError, match="cannot be written as JSON"):
+        folder.write_json("a/b.json", {"x": object()})
+    assert folder.read_json("a/b.json")["y"] == 0.5
+    (tmp_path / "broken.json").write_text('{"x": ')
+    with pytest.raises(ValueError, match=r"broken\.json is not JSON"):
+        folder.read_json("broken.json")
+    with pytest.raises(FileNotFoundError):
+        folder.read_json("absent.json")
+
+
+def test_replacing_leaves_the_old_file_when_writing_fails(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_text("half of the n")
+        raise RuntimeError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old" and temporary.suffix == ".txt"
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_stage_is_done_only_when_finished(tmp_path):
+    folder = RunFolder(tmp_path, Config())
+    assert not folder.stage_done("vision")
+    with folder.stage("vision"):
+        pass
+    assert not folder.stage_done("vision")
+    with folder.stage("memory"):
+        folder.finish_stage("memory", {"loss": jnp.float32(0.5)})
+    again = RunFolder(tmp_path, Config())
+    assert again.stage_done("memory") and not again.stage_done("vision")
+    assert again.stage_record("memory")["summary"] == {"loss": 0.5}
+    assert [record["name"] for record in again.stage_records()] == ["vision", "memory"]
+    with pytest.raises(ValueError, match="letters, digits"):
+        folder.stage_done("../vision")
+
+
+def test_seconds_add_up_over_resumed_and_failed_runs(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    folder = RunFolder(tmp_path, Config())
+    with pytest.raises(KeyboardInterrupt), folder.stage("vision"):
+        clock[0] += 5
+        raise KeyboardInterrupt
+    with RunFolder(tmp_path, Config()).stage("vision") as stage:
+        clock[0] += 2
+        stage.tick()
+        assert folder.stage_record("vision")["seconds"] == 7
+        clock[0] += 1
+        assert stage.seconds == 8
+        folder.finish_stage("vision", {})
+    assert folder.stage_record("vision")["seconds"] == 8 and folder.stage_done("vision")
+
+
+def test_a_run_knows_all_commits_and_machines_that_made_it(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path, Config())
+    assert folder.origin == (commit(), machine()) and folder.seconds == 0
+    for name, made_by, made_on in (("vision", "a", "slow"), ("memory", "b", "slow"), ("memory", "a", "fast")):
+        monkeypatch.setattr("dreamjax.storage.folder.commit", lambda made_by=made_by: made_by)
+        monkeypatch.setattr("dreamjax.storage.folder.machine", lambda made_on=made_on: made_on)
+        with folder.stage(name):
+            pass
+    folder.finish_stage("memory", {})
+    assert folder.stage_record("memory")["commits"] == ["b", "a"]
+    assert folder.origin == ("a, b", "slow and fast")
+
+
+def test_a_killed_stage_keeps_the_time_of_its_last_tick(tmp_path):
+    code = f"""
+import dataclasses, os, signal, time
+from dreamjax.storage.folder import RunFolder
+@dataclasses.dataclass(frozen=True)
+class Config: seed: int = 0
+folder = RunFolder({str(tmp_path)!r}, Config())
+clock = [0.0]
+time.monotonic = lambda: clock[0]
+with folder.stage("vision") as stage:
+    clock[0] = 3.0
+    stage.tick()
+    clock[0] = 9.0
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    child = subprocess.run([sys.executable, "-c", code])
+    assert child.returncode == -signal.SIGKILL
+    record = json.loads((tmp_path / "stages" / "vision.json").read_text())
+    assert record["seconds"] == 3.0 and not record["done"]
+
+
+def test_machine_names_what_computes_and_nothing_private():
+    text = machine()
+    assert "cores" in text and "jax on 1 x cpu" in text and "Python 3." in text
+    assert os.uname().nodename not in text and str(Path.home()) not in text
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=Test", "-c", "user.email=test@example.com", "-c", "commit.gpgsign=false"]
+    return subprocess.run(
+        ["git", "-C", folder, *identity, *arguments], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def test_commit_is_that_of_the_checkout_of_the_source(tmp_path):
+    source = tmp_path / "package" / "module.py"
+    source.parent.mkdir()
+    source.write_text("a = 1\n")
+    git(tmp_path, "init", "-q")
+    assert commit(source) == "unknown"  # installed into somebody's repository, not tracked by it
+    git(tmp_path, "add", ".")
+    assert commit(source) == "unknown"  # nothing is committed
+    git(tmp_path, "commit", "-qm", "first")
+    head = git(tmp_path, "rev-parse", "HEAD")
+    assert len(head) == 40 and commit(source) == head
+    (tmp_path / "result.json").write_text("{}")
+    assert commit(source) == head  # results do not change the code
+    (tmp_path / "other.py").write_text("b = 1\n")
+    git(tmp_path, "add", "other.py")
+    assert commit(source) == f"{head}-dirty"
+
+
+ROW = {"name": "dream | 1.15", "mean": 1092.34, "std": 556.07, "n": 100, "unit": "tics", "published": "1092 ± 556"}
+
+
+def test_results_become_a_table_that_says_how_each_row_was_made(tmp_path):
+    other = ROW | {"name": "random", "mean": np.float32(0.05), "std": 0, "unit": "", "published": None, "n": 3}
+    write_result(tmp_path / "a.json", "doom", "cpu", "python experiments/doom.py cpu", [0, 1], 7300, [ROW, other])
+    write_result(
+        tmp_path / "b.json", "car", "smoke", "python experiments/car.py", [2], 30.04, [ROW | {"published": 906}]
+    )
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert list(result) == ["experiment", "preset", "command", "commit", "machine", "seeds", "wall_s", "rows"]
+    assert result["machine"] == machine() and result["commit"] == commit()
+    source = f"on {machine()}; commit {commit()[:12]}{commit().removeprefix(commit()[:40])}"  # "-dirty" stays
+    assert results_table([tmp_path / "a.json", tmp_path / "b.json"]).splitlines() == [
+        "| Experiment | Result | Measured | n | Published |",
+        "|---|---|---|---|---|",
+        "| doom [1] | dream \\| 1.15 | 1,092 ± 556 tics | 100 | 1092 ± 556 |",
+        "| doom [1] | random | 0.05000 ± 0.00000 | 3 |  |",
+        "| car [2] | dream \\| 1.15 | 1,092 ± 556 tics | 100 | 906 |",
+        "",
+        f"1. `python experiments/doom.py cpu`: preset cpu, seeds 0, 1, 2.0 h {source}",
+        f"2. `python experiments/car.py`: preset smoke, seeds 2, 30.0 s {source}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"rows": []}, "no rows"),
+        ({"rows": [{"name": "x"}]}, "a row needs"),
+        ({"rows": [ROW | {"mean": float("nan")}]}, "mean must be a finite"),
+        ({"rows": [ROW | {"mean": True}]}, "mean must be a finite"),
+        ({"rows": [ROW | {"std": -1.0}]}, "not negative"),
+        ({"rows": [ROW | {"n": 0}]}, "n must be a positive"),
+        ({"rows": [ROW | {"unit": None}]}, "unit must be text"),
+        ({"rows": [ROW | {"published": [906, 21]}]}, "published"),
+        ({"seeds": []}, "seeds"),
+        ({"seeds": [0.5]}, "seeds"),
+        ({"wall_s": float("inf")}, "wall_s"),
+        ({"preset": None}, "preset must be str"),
+    ],
+)
+def test_a_result_that_is_incomplete_is_not_written(tmp_path, changes, problem):
+    fields = {
+        "experiment": "doom",
+        "preset": "cpu",
+        "command": "x",
+        "seeds": [0],
+        "wall_s": 1.0,
+        "rows": [ROW],
+    } | changes
+    with pytest.raises(ValueError, match=problem):
+        write_result(tmp_path / "result.json", **fields)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_is_not_made_of_files_of_another_form(tmp_path):
+    (tmp_path / "old.json").write_text('{"score": 3}')
+    with pytest.raises(ValueError, match=r"old\.json is no valid result: needs"):
+        results_table([tmp_path / "old.json"])

@@ -1,0 +1,119 @@
+"""A replay that was saved comes back as it was, whatever happened in between."""
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from dreamjax.replay.sequences import Address, ReplayConfig, SequenceReplay
+from dreamjax.storage.replays import ReplayError, ReplayFolder
+
+EXAMPLE = {"x": jax.ShapeDtypeStruct((), np.int32), "half": jax.ShapeDtypeStruct((2,), ml_dtypes.bfloat16)}
+CFG = ReplayConfig(capacity=60, length=4, prioritized=0.5, block=8)
+
+
+def replay(cfg: ReplayConfig = CFG) -> SequenceReplay:
+    return SequenceReplay(cfg, EXAMPLE, 2)
+
+
+def fill(one: SequenceReplay, steps: int) -> None:
+    for _ in range(steps):
+        time = one.written + 100 * np.arange(2)
+        one.add({"x": time.astype(np.int32), "half": (time[:, None] + np.zeros(2)).astype(ml_dtypes.bfloat16)})
+
+
+def everything(one: SequenceReplay) -> list:
+    batches = [one.sample(np.random.default_rng(seed), 5) for seed in range(20)]
+    return [(np.asarray(d["x"]).tolist(), d["half"].astype(float).tolist(), a.time.tolist()) for d, a in batches]
+
+
+def test_a_restored_replay_draws_the_same(tmp_path):
+    one = replay()
+    folder = ReplayFolder(tmp_path)
+    fill(one, 20)
+    folder.save(one, 1)
+    fill(one, 25)
+    one.update(Address(np.array([1]), np.array([40])), 0, {"x": np.array([[7, 7]]), "half": None})
+    folder.save(one, 2)
+    other = replay()
+    ReplayFolder(tmp_path).restore(other, 2)
+    assert (other.written, list(other.fresh)) == (one.written, list(one.fresh))
+    fill(one, 9)
+    fill(other, 9)
+    assert everything(other) == everything(one)
+
+
+def test_going_back_and_on_from_there(tmp_path):
+    one = replay()
+    folder = ReplayFolder(tmp_path)
+    fill(one, 20)
+    folder.save(one, 1)
+    one.update(Address(np.array([0]), np.array([2])), 0, {"x": np.array([[-5]]), "half": None})
+    fill(one, 1)
+    folder.save(one, 2)
+    back = replay()
+    again = ReplayFolder(tmp_path)
+    again.restore(back, 1)
+    assert again.steps() == [1]
+    fill(back, 1)
+    again.save(back, 2)
+    third = replay()
+    ReplayFolder(tmp_path).restore(third, 2)
+    assert third.blocks[0][1][0, 2] == 2
+    assert everything(third) == everything(back)
+
+
+def test_only_what_changed_is_written_and_only_what_is_needed_kept(tmp_path):
+    one = replay(ReplayConfig(capacity=60, length=4, block=8))
+    folder = ReplayFolder(tmp_path)
+    for step in range(1, 8):
+        fill(one, 8)
+        folder.save(one, step)
+    assert folder.steps() == [6, 7]
+    names = {path.name for path in tmp_path.glob("*.npz")}
+    assert names == {f"block-{i}-{i + 1}.npz" for i in range(2, 7)}
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_save_that_fails_leaves_the_last_one(tmp_path, monkeypatch):
+    one = replay()
+    folder = ReplayFolder(tmp_path)
+    fill(one, 20)
+    folder.save(one, 1)
+    fill(one, 9)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="No space"):
+        folder.save(one, 2)
+    monkeypatch.undo()
+    other = replay()
+    ReplayFolder(tmp_path).restore(other, 1)
+    assert other.written == 20
+    folder.save(one, 2)
+    ReplayFolder(tmp_path).restore(other, 2)
+    assert everything(other) == everything(one)
+
+
+@pytest.mark.parametrize("name", ["replay-1.json", "block-1-1.npz", "priorities-1.npz"])
+def test_a_flipped_bit_is_noticed(tmp_path, name: str):
+    one = replay()
+    fill(one, 20)
+    ReplayFolder(tmp_path).save(one, 1)
+    data = bytearray((tmp_path / name).read_bytes())
+    data[len(data) // 2] ^= 4
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ReplayError, match=name):
+        ReplayFolder(tmp_path).restore(replay(), 1)
+
+
+def test_another_replay_is_refused(tmp_path):
+    one = replay()
+    fill(one, 5)
+    ReplayFolder(tmp_path).save(one, 1)
+    with pytest.raises(ValueError, match="capacity"):
+        ReplayFolder(tmp_path).restore(replay(ReplayConfig(capacity=80, length=4, prioritized=0.5, block=8)), 1)
+    with pytest.raises(ReplayError, match="replay-3"):
+        ReplayFolder(tmp_path).restore(replay(), 3)
