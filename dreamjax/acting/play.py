@@ -18,7 +18,7 @@ from dreamjax.envs.vizdoom import GameCrashed
 from dreamjax.rollout import Transition
 from dreamjax.storage.atomic import replacing
 from dreamjax.storage.progress import progress
-from dreamjax.types import Action, AnyPolicy, EnvSpec, Key, LatentModel, Params, PyTree, Step
+from dreamjax.types import Action, Agent, AnyPolicy, EnvSpec, Key, LatentModel, Params, PyTree, Step
 
 _CRASHES = 3  # of one episode, before giving up
 
@@ -56,7 +56,8 @@ def play(
     waiting = iter(seeds)
     tables = [_Table(make_env, film, model.spec) for _ in range(games)]
     memories = jax.tree.map(
-        lambda leaf: jnp.repeat(leaf[None], games, 0), rollout.agent(model, params[0], policy).start(params[1])
+        lambda leaf: jnp.repeat(leaf[None], games, 0),
+        rollout.step_policy(Agent(model, policy), params[0]).start(params[1]),
     )
     try:
         for table in tables:
@@ -82,7 +83,7 @@ def _act(model: LatentModel, policy: AnyPolicy) -> Callable[..., tuple[PyTree, A
     """One jitted call that acts in all games; model parameters are arguments of the program, not constants in it."""
 
     def act(model_params: Params, policy_params: Params, keys: Key, memories: PyTree, steps: Step) -> Any:
-        agent = rollout.agent(model, model_params, policy)
+        agent = rollout.step_policy(Agent(model, policy), model_params)
         return jax.vmap(agent.act, in_axes=(None, 0, 0, 0))(policy_params, keys, memories, steps)
 
     return jax.jit(act)

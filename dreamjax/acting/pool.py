@@ -22,7 +22,7 @@ from dreamjax.acting.worker import Order, serve
 from dreamjax.envs.lanes import within
 from dreamjax.replay.episodes import Episode
 from dreamjax.rollout import Returns
-from dreamjax.types import Action, AnyPolicy, Array, Key, LatentModel, Params, Space, State, Step
+from dreamjax.types import Action, Agent, AnyPolicy, Array, Key, LatentModel, Params, Space, State, Step
 
 FRESH = 2**30  # seeds from here on are those of no generation
 
@@ -99,7 +99,7 @@ class GamePool:
         act = partial(_act, model, policy, *params, key)
         nothing = jax.tree.map(
             lambda leaf: jnp.repeat(leaf[None], self._lanes, 0),
-            rollout.agent(model, params[0], policy).start(jax.tree.map(lambda leaf: leaf[0], params[1])),
+            rollout.step_policy(Agent(model, policy), params[0]).start(jax.tree.map(lambda leaf: leaf[0], params[1])),
         )
         waiting = iter(range(len(jobs)))
         clean = False
@@ -211,7 +211,7 @@ def _act(
     keys = jax.vmap(lambda seed, step: jax.random.fold_in(jax.random.fold_in(key, seed), step))(seeds, steps)
     no = jnp.zeros(len(steps), bool)
     step = Step(frames, jnp.zeros(len(steps)), steps == 0, no, no)
-    agent = rollout.agent(model, model_params, policy)
+    agent = rollout.step_policy(Agent(model, policy), model_params)
     rows = lambda tree, index: jax.tree.map(lambda leaf: leaf[index], tree)  # noqa: E731
     after, action = jax.vmap(agent.act)(rows(population, candidates), keys, rows(memories, lanes), step)
     return jax.tree.map(lambda leaf, new: leaf.at[lanes].set(new), memories, after), action
