@@ -90,7 +90,7 @@ class Lanes:
 def within(space: Space, action: Any) -> np.ndarray:
     """Cut a continuous action to the bounds of its space."""
     action = np.asarray(action)
-    return action if space.is_discrete else np.clip(action, space.low, space.high)
+    return action if space.is_discrete else np.clip(action, space.low_array, space.high_array)
 
 
 def _numbers(info: dict[str, Any], lane: int) -> Iterator[tuple[str, float]]:
