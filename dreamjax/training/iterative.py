@@ -80,7 +80,7 @@ def evolve_in_rounds(
         params = AgentParams(agent.model, best.controller, agent.starts)
         generation = partial(_generation, cfg, evolves, Agent(player.model, player.policy), params, key_dream)
         found = search_stage(run, log, f"{player.name}-evolve", found, generation, number * cfg.generations)
-        agent = agent._replace(controller=evolution.mean(evolves, found))
+        agent = agent._replace(controller=found.mean)
         _, population = evolution.ask(evolves, key_ask, found)
         seen.append(_play(cfg, run, log, key_play, player, agent, population, number))
         best = load_agent(run.path / player.name / "best.npz", player.model, player.policy)

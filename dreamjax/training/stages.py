@@ -15,8 +15,7 @@ from dreamjax.storage.progress import progress
 from dreamjax.training.loop import train
 from dreamjax.types import Key, Metrics, Params
 from dreamjax.worldmodels import learner
-from dreamjax.worldmodels.learner import OptimizerConfig
-from dreamjax.worldmodels.vision import VisionConfig
+from dreamjax.worldmodels.learner import VisionLearner
 
 
 def collect_stage(run: RunFolder, count: int, fill: Callable[..., Store]) -> Store:
@@ -43,15 +42,15 @@ def vision_stage(
     run: RunFolder,
     log: MetricsLog,
     key: Key,
-    model: tuple[VisionConfig, OptimizerConfig],
+    vision: VisionLearner,
     batches: Callable[[int], Iterator[np.ndarray]],
     updates: int,
     checkpoint_every: int = 500,
 ) -> Params:
     """Train V; `batches(step)` yields the frames of update `step` and of those after it."""
     key_init, key_train = jax.random.split(key)
-    state = learner.vision_init(*model, key_init)
-    update = partial(learner.vision_step, *model, key_train)
+    state = learner.init(vision, key_init)
+    update = partial(learner.train_step, vision, key_train)
     return train(run, log, "vision", state, update, batches, updates, checkpoint_every=checkpoint_every).params
 
 
