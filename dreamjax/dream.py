@@ -13,7 +13,8 @@ from jax.sharding import Mesh, PartitionSpec
 from dreamjax.rollout import AgentState, Returns, Transition, population_returns, reactive, recurrent, zero_action
 from dreamjax.types import (
     Action,
-    AnyPolicy,
+    Agent,
+    AgentParams,
     Array,
     Environment,
     EnvSpec,
@@ -35,22 +36,21 @@ class Dream(NamedTuple):
 
 
 def imagine(
-    model: LatentModel,
-    policy: AnyPolicy,
-    params: tuple[Params, Params],
+    agent: Agent,
+    params: AgentParams,
     key: Key,
     state: State,
     horizon: int,
     temperature: Array | float = 1.0,
     unroll: int = 1,
 ) -> Dream:
-    """Follow a policy through the prior for `horizon` steps, without regard to the end of episodes.
+    """Follow the policy of an agent through its prior for `horizon` steps, without regard to the end of episodes.
 
-    Differentiable through the states and actions. `params` are those of the model and of the policy. `unroll` steps are
-    compiled as one: with short steps that is faster. A recurrent policy begins to remember here.
+    Differentiable through the states and actions. `unroll` steps are compiled as one: with short steps that is faster.
+    A recurrent policy starts here with the memory of a first step.
     """
-    model_params, policy_params = params
-    acting = recurrent(policy)
+    model, acting = agent.model, recurrent(agent.policy)
+    model_params, policy_params = params.model, params.policy
 
     def step(carry: tuple[State, State], key: Key) -> tuple[tuple[State, State], tuple[State, Action]]:
         state, memory = carry
@@ -73,11 +73,11 @@ def open_loop(
     observed: Array | int,
     temperature: Array | float = 1.0,
 ) -> State:
-    """Follow what was recorded with open eyes for `observed` steps, then with closed ones: only the actions are known.
+    """Filter a recording for `observed` steps, then predict the rest open-loop, from its actions alone.
 
-    The posterior sees the first steps; from there on states come from the prior, which is told of neither observations
-    nor the beginning of an episode. `memory` is that of the step before the first; it does not matter where the first
-    step opens an episode. Decode the states to look at them.
+    States of the first steps are posterior, those after them prior, without observations and without word of where an
+    episode begins. `memory` is the agent's at the step before the first; where the first step opens an episode, it does
+    not matter. Decode the states to look at them.
 
     Source: Hafner et al. 2023, figure 4, with 5 observed steps and 45 others.
     Shapes: recorded [T, ...] -> [T, ...].
@@ -145,37 +145,31 @@ def environment(model: LatentModel, params: Params, starts: PyTree, temperature:
     return Environment(reset, step, spec)
 
 
-@partial(jax.jit, static_argnames=("model", "policy", "mesh"))
+@partial(jax.jit, static_argnames=("agent", "mesh"))
 def returns(
-    model: LatentModel,
-    policy: AnyPolicy,
-    params: Params,
-    starts: PyTree,
-    population: Params,
-    keys: Key,
-    temperature: Array | float = 1.0,
-    mesh: Mesh | None = None,
+    agent: Agent, params: AgentParams, keys: Key, temperature: Array | float = 1.0, mesh: Mesh | None = None
 ) -> Returns:
     """Let every policy of a population dream: all episodes and all their steps in one call.
 
     The policies share the keys. With a mesh of one axis the population is split over its devices, each of which dreams
-    for its own part; nothing else is exchanged. `model` and `policy` are told apart by identity: make them once.
+    for its own part; nothing else is exchanged. Agents are told apart by identity: make them once.
 
-    Shapes: starts [S, ...], population [N, ...], keys [E] -> [N, E].
+    Shapes: params.policy [N, ...], params.starts [S, ...], keys [E] -> [N, E].
     Raises: ValueError if the devices do not divide the population.
     """
 
-    def dreamed(params: Params, starts: PyTree, population: Params, keys: Key, temperature: Array) -> Returns:
-        return population_returns(environment(model, params, starts, temperature), reactive(policy), population, keys)
+    def dreamed(params: AgentParams, keys: Key, temperature: Array) -> Returns:
+        dreams = environment(agent.model, params.model, params.starts, temperature)
+        return population_returns(dreams, reactive(agent.policy), params.policy, keys)
 
     temperature = jnp.asarray(temperature, jnp.float32)
     if mesh is None:
-        return dreamed(params, starts, population, keys, temperature)
-    count = jax.tree.leaves(population)[0].shape[0]
+        return dreamed(params, keys, temperature)
+    count = jax.tree.leaves(params.policy)[0].shape[0]
     if count % mesh.size:
         raise ValueError(f"{mesh.size} devices do not divide a population of {count}; use a multiple or fewer devices")
     whole, split = PartitionSpec(), PartitionSpec(*mesh.axis_names)
-    specs = (whole, whole, split, whole, whole)
+    specs = (AgentParams(whole, split, whole), whole, whole)
     # The loops inside start from constants, which the check of varying axes takes for equal on all devices.
     parallel = jax.shard_map(dreamed, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
-    return parallel(params, starts, population, keys, temperature)
+    return parallel(params, keys, temperature)

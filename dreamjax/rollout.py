@@ -1,4 +1,4 @@
-"""Acting in environments: the loop that real games, games seen through a model, and dreams have in common."""
+"""Acting in environments: the loop that real environments, those seen through a model, and dreams share."""
 
 from functools import partial
 from typing import NamedTuple
@@ -10,11 +10,14 @@ import numpy as np
 from dreamjax.types import (
     Action,
     Agent,
+    AgentParams,
     AnyPolicy,
     Array,
     Environment,
+    EnvSpec,
     Key,
     LatentModel,
+    Outcome,
     Params,
     Policy,
     PyTree,
@@ -22,6 +25,7 @@ from dreamjax.types import (
     Space,
     State,
     Step,
+    StepPolicy,
 )
 
 
@@ -61,7 +65,7 @@ def zero_action(space: PyTree) -> Action:
 
 
 def recurrent(policy: AnyPolicy) -> RecurrentPolicy:
-    """Take every policy for a recurrent one; a `Policy` remembers nothing."""
+    """Lift a policy to a recurrent one with empty memory; a `RecurrentPolicy` stays as it is."""
     if isinstance(policy, RecurrentPolicy):
         return policy
 
@@ -105,12 +109,12 @@ def noisy(policy: AnyPolicy, space: Space) -> RecurrentPolicy:
     return RecurrentPolicy(lambda key: (inner.init(key), jnp.float32(0)), lambda params: inner.start(params[0]), act)
 
 
-def agent(model: LatentModel, model_params: Params, policy: AnyPolicy) -> Agent:
-    """Let a policy act on what a world model makes of each observation: its posterior state.
+def step_policy(agent: Agent, model_params: Params) -> StepPolicy:
+    """Filter observations with the world model of an agent, and act on the features of its posterior state.
 
-    The parameters of the agent are those of the policy.
+    Its parameters are those of the agent's policy alone, so that a population of policies can share one world model.
     """
-    judging = reactive(policy)
+    model, judging = agent.model, reactive(agent.policy)
 
     def start(params: Params) -> AgentState:
         return AgentState(model.start(model_params), zero_action(model.spec.action), judging.start(params))
@@ -122,10 +126,24 @@ def agent(model: LatentModel, model_params: Params, policy: AnyPolicy) -> Agent:
         memory, action = judging.act(params, key_act, state.memory, step._replace(observation=model.features(latent)))
         return AgentState(latent, action, memory), action
 
-    return Agent(start, act)
+    return StepPolicy(start, act)
 
 
-def reactive(policy: AnyPolicy) -> Agent:
+def start(agent: Agent, params: AgentParams) -> AgentState:
+    """Return the state of an agent before its first step."""
+    return step_policy(agent, params.model).start(params.policy)
+
+
+@partial(jax.jit, static_argnums=0)
+def act(agent: Agent, params: AgentParams, key: Key, state: AgentState, step: Step) -> tuple[AgentState, Action]:
+    """Act once, on one step. `jax.vmap(partial(act, agent), (None, 0, 0, 0))` acts in a batch of environments.
+
+    An episode may begin at any step: where `is_first`, what was remembered is forgotten.
+    """
+    return step_policy(agent, params.model).act(params.policy, key, state, step)
+
+
+def reactive(policy: AnyPolicy) -> StepPolicy:
     """Let a policy act on the observation itself, without a world model. In a dream the observation is the features.
 
     The memory of a recurrent policy is new in every episode.
@@ -136,11 +154,31 @@ def reactive(policy: AnyPolicy) -> Agent:
         state = jax.tree.map(partial(jnp.where, step.is_first), whole.start(params), state)
         return whole.act(params, key, state, step.observation)
 
-    return Agent(whole.start, act)
+    return StepPolicy(whole.start, act)
+
+
+def random_agent(spec: EnvSpec) -> Agent:
+    """Act uniformly at random: an agent whose world model knows nothing, so that random play is the play of an agent.
+
+    Its parameters are `AgentParams((), ())`, and the features of its model a single zero. Raises ValueError if an
+    action has no bounds.
+    """
+    model = LatentModel(
+        init=lambda key: (),
+        start=lambda params: (),
+        encode=lambda params, observation: (),
+        observe=lambda params, key, state, action, embedding, is_first: (),
+        imagine=lambda params, key, state, action, temperature: (),
+        features=lambda state: jnp.zeros(1),
+        outcome=lambda params, state: Outcome(jnp.float32(0), jnp.float32(1)),
+        decode=lambda params, state: zero_action(spec.observation),
+        spec=spec,
+    )
+    return Agent(model, random_policy(spec.action))
 
 
 def unroll(
-    environment: Environment, agent: Agent, params: Params, key: Key, length: int, state: UnrollState | None = None
+    environment: Environment, agent: StepPolicy, params: Params, key: Key, length: int, state: UnrollState | None = None
 ) -> tuple[UnrollState, Transition]:
     """Act for `length` steps; after the last step of an episode comes the first of the next.
 
@@ -178,7 +216,7 @@ class _Lane(NamedTuple):
 
 
 def episodes(
-    environment: Environment, agent: Agent, params: Params, keys: Key, shrink: float = 2 / 3, smallest: int = 16
+    environment: Environment, agent: StepPolicy, params: Params, keys: Key, shrink: float = 2 / 3, smallest: int = 16
 ) -> Returns:
     """Play L whole episodes side by side, each with its own policy parameters and key.
 
@@ -234,7 +272,7 @@ def _lane_counts(count: int, shrink: float, smallest: int) -> list[int]:
     return counts
 
 
-def population_returns(environment: Environment, agent: Agent, population: Params, keys: Key) -> Returns:
+def population_returns(environment: Environment, agent: StepPolicy, population: Params, keys: Key) -> Returns:
     """Play E episodes with each of N policies. The policies share the keys, so that luck separates them less.
 
     Shapes: population [N, ...], keys [E] -> [N, E].

@@ -128,8 +128,27 @@ class RecurrentPolicy(NamedTuple):
 AnyPolicy = Policy | RecurrentPolicy
 
 
-class Agent(NamedTuple):
-    """A policy together with what it remembers, ready to act on the steps of an environment."""
+class StepPolicy(NamedTuple):
+    """What acts on the steps of an environment, with whatever it has to remember: what `rollout` unrolls."""
 
     start: Callable[[Params], State]  # memory before the first step
     act: Callable[[Params, Key, State, Step], tuple[State, Action]]
+
+
+class Agent(NamedTuple):
+    """A world model and the policy that reads its features: the one bundle that acts, dreams, is evaluated and stored.
+
+    Jitted functions take it as static and tell agents apart by identity, so make it once: `make` of both systems
+    returns the same agent for equal arguments.
+    """
+
+    model: LatentModel
+    policy: AnyPolicy
+
+
+class AgentParams(NamedTuple):
+    """The parameters of an `Agent`, and where its dreams begin."""
+
+    model: Params  # of the `LatentModel`
+    policy: Params  # of the policy; a population is stacked [N, ...]
+    starts: PyTree = ()  # [S, ...] embeddings of real first observations, as `LatentModel.encode` returns them

@@ -19,6 +19,8 @@ from dreamjax.envs.gymnasium import to_gymnasium
 from dreamjax.rollout import Transition
 from dreamjax.types import (
     Action,
+    Agent,
+    AgentParams,
     Array,
     EnvSpec,
     Key,
@@ -72,6 +74,9 @@ MODEL = counter()
 PARAMS = {"step": jnp.float32(1)}
 STARTS = (jnp.array([0.0, 1.0, 2.0]), jnp.array([0.25, 0.5, 0.75]))  # counts, and a mark for each
 LINEAR = Policy(lambda key: jnp.zeros(2), lambda params, key, features: params[0] * features[0] + params[1])
+
+
+AGENT = Agent(MODEL, LINEAR)
 
 
 def one_start(i: int) -> tuple[Array, Array]:
@@ -131,13 +136,13 @@ def test_every_start_is_used_equally_often() -> None:
 
 def test_an_imagined_action_belongs_to_the_state_before_it() -> None:
     start = Count(jnp.float32(2), jnp.float32(7))
-    dreamed = dream.imagine(MODEL, LINEAR, (PARAMS, jnp.array([0.5, 1.0])), jax.random.key(0), start, 3)
+    dreamed = dream.imagine(AGENT, AgentParams(PARAMS, jnp.array([0.5, 1.0])), jax.random.key(0), start, 3)
     np.testing.assert_array_equal(dreamed.states.count, [2, 4, 7, 11.5])  # x + (x / 2 + 1)
     np.testing.assert_array_equal(dreamed.actions, [2, 3, 4.5])
     np.testing.assert_array_equal(dreamed.states.mark, [7] * 4)
-    three = dream.imagine(MODEL, LINEAR, (PARAMS, jnp.array([0.5, 1.0])), jax.random.key(0), start, 3, unroll=2)
+    three = dream.imagine(AGENT, AgentParams(PARAMS, jnp.array([0.5, 1.0])), jax.random.key(0), start, 3, unroll=2)
     jax.tree.map(np.testing.assert_array_equal, three, dreamed)
-    hot = dream.imagine(MODEL, LINEAR, (PARAMS, jnp.array([0.0, 1.0])), jax.random.key(0), start, 2, 10.0)
+    hot = dream.imagine(AGENT, AgentParams(PARAMS, jnp.array([0.0, 1.0])), jax.random.key(0), start, 2, 10.0)
     np.testing.assert_array_equal(hot.states.count, [2, 12, 22])
 
 
@@ -147,7 +152,7 @@ def recorded(counts: list[float], actions: list[float]) -> Transition:
     return Transition(Step(jnp.array(counts), zeros, first, first & False, first & False), jnp.array(actions))
 
 
-def test_with_closed_eyes_only_the_actions_count() -> None:
+def test_open_loop_only_the_actions_count() -> None:
     """The first step is seen, the others follow from the actions recorded before them."""
     memory = rollout.AgentState(MODEL.start(PARAMS), jnp.float32(0))
     seen = recorded([5, 50, 60, 70], [1, 2, 0.5, 9])
@@ -158,7 +163,7 @@ def test_with_closed_eyes_only_the_actions_count() -> None:
     np.testing.assert_array_equal(states.count, [5, 7, 11, 12])
 
 
-def test_an_open_loop_can_begin_with_closed_eyes() -> None:
+def test_an_open_loop_prediction_can_begin_unobserved() -> None:
     memory = rollout.AgentState(Count(jnp.float32(3), jnp.float32(7)), jnp.float32(0.25))
     states = dream.open_loop(MODEL, PARAMS, jax.random.key(0), memory, recorded([50, 60], [1, 2]), 0)
     np.testing.assert_array_equal(states.count, [3.25, 4.25])
@@ -170,8 +175,8 @@ def test_gradients_flow_through_imagined_states_and_actions() -> None:
     horizon, w, s, x = 4, 0.3, 0.5, 2.0
 
     def last(w: Array, s: Array, x: Array) -> Array:
-        params = ({"step": s}, jnp.stack([w, jnp.float32(0)]))
-        dreamed = dream.imagine(MODEL, LINEAR, params, jax.random.key(0), Count(x, jnp.float32(0)), horizon)
+        params = AgentParams({"step": s}, jnp.stack([w, jnp.float32(0)]))
+        dreamed = dream.imagine(AGENT, params, jax.random.key(0), Count(x, jnp.float32(0)), horizon)
         return dreamed.states.count[-1]
 
     got = jax.grad(last, (0, 1, 2))(*map(jnp.float32, (w, s, x)))
@@ -185,7 +190,7 @@ def test_every_imagined_step_has_a_key_of_its_own() -> None:
 
     policy = Policy(lambda key: (), lambda params, key, features: jax.random.uniform(key))
     model = MODEL._replace(imagine=imagine)
-    dreamed = dream.imagine(model, policy, (PARAMS, ()), jax.random.key(0), MODEL.start(PARAMS), 50)
+    dreamed = dream.imagine(Agent(model, policy), AgentParams(PARAMS, ()), jax.random.key(0), MODEL.start(PARAMS), 50)
     assert len(np.unique(jnp.concatenate([dreamed.states.count[1:], dreamed.actions]))) == 100
 
 
@@ -193,7 +198,7 @@ def test_every_imagined_step_has_a_key_of_its_own() -> None:
 def test_returns_equal_a_loop_over_policies_and_keys(temperature: float) -> None:
     population = jnp.array([[0.0, 1.0], [0.5, 0.0], [0.25, 0.25], [0.0, 0.0], [0.0, 0.5]])
     keys = jax.random.split(jax.random.key(1), 8)
-    got = dream.returns(MODEL, LINEAR, PARAMS, STARTS, population, keys, temperature)
+    got = dream.returns(AGENT, AgentParams(PARAMS, population, STARTS), keys, temperature)
     environment = dream.environment(MODEL, PARAMS, STARTS, temperature)
     step = jax.jit(environment.step)
     for n, policy in enumerate(population):
@@ -210,8 +215,8 @@ def test_returns_equal_a_loop_over_policies_and_keys(temperature: float) -> None
 
 def test_without_a_temperature_it_is_one() -> None:
     keys, population = jax.random.split(jax.random.key(1), 3), jnp.array([[0.0, 0.5]])
-    default = dream.returns(MODEL, LINEAR, PARAMS, STARTS, population, jax.random.clone(keys))
-    one = dream.returns(MODEL, LINEAR, PARAMS, STARTS, population, keys, 1.0)
+    default = dream.returns(AGENT, AgentParams(PARAMS, population, STARTS), jax.random.clone(keys))
+    one = dream.returns(AGENT, AgentParams(PARAMS, population, STARTS), keys, 1.0)
     np.testing.assert_array_equal(default.total, one.total)
 
 
@@ -237,6 +242,7 @@ import json, sys
 import jax, jax.numpy as jnp
 from dreamjax import dream
 from dreamjax.training.devices import device_mesh
+from dreamjax.types import Agent, AgentParams
 from dreamjax.worldmodels import controller, memory, model
 from dreamjax.worldmodels.memory import MemoryConfig
 from dreamjax.worldmodels.model import WorldModelConfig, WorldModelParams
@@ -251,14 +257,15 @@ params["output"]["bias"] = params["output"]["bias"].at[-1].set(-1.0)
 starts = tuple(jax.random.normal(key_starts, (2, 5, 4)))
 population = {"kernel": jax.random.normal(key_population, (24, model.feature_size(world)))}
 keys = jax.random.split(key_dream, 4)
-arguments = (made, policy, WorldModelParams({}, params), starts)
+agent = Agent(made, policy)
+params = AgentParams(WorldModelParams({}, params), population, starts)
 played = {
-    str(count): dream.returns(*arguments, population, keys, 1.15, mesh).steps.tolist()
+    str(count): dream.returns(agent, params, keys, 1.15, mesh).steps.tolist()
     for count, mesh in ((1, None), (2, device_mesh("population", 2)), (8, device_mesh("population")))
 }
-fewer = jax.tree.map(lambda leaf: leaf[:12], population)
+fewer = params._replace(policy=jax.tree.map(lambda leaf: leaf[:12], population))
 try:
-    dream.returns(*arguments, fewer, keys, 1.15, device_mesh("population"))
+    dream.returns(agent, fewer, keys, 1.15, device_mesh("population"))
 except ValueError as error:
     played["error"] = str(error)
 print(json.dumps(played))
@@ -311,7 +318,7 @@ def test_a_recurrent_policy_dreams_the_same_in_imagination_and_in_the_environmen
         actions.append(memory)
         count += memory
     start = Count(jnp.float32(0.5), jnp.float32(0))
-    dreamed = dream.imagine(MODEL, policy, (PARAMS, weight), jax.random.key(0), start, 3)
+    dreamed = dream.imagine(Agent(MODEL, policy), AgentParams(PARAMS, weight), jax.random.key(0), start, 3)
     np.testing.assert_allclose(dreamed.actions, actions, rtol=1e-6)
     environment = dream.environment(MODEL, PARAMS, (jnp.array([0.5]), jnp.array([0.0])))
     _, path = rollout.unroll(environment, rollout.reactive(policy), weight, jax.random.key(0), 3)

@@ -18,7 +18,21 @@ from dreamjax import dream, evolution, rollout
 from dreamjax.evolution import EvolutionConfig
 from dreamjax.replay.latents import Latents, chunks, end_to_end
 from dreamjax.rollout import Returns
-from dreamjax.types import Action, Agent, Array, Environment, EnvSpec, Key, LatentModel, Params, Policy, Space, Step
+from dreamjax.types import (
+    Action,
+    Agent,
+    AgentParams,
+    Array,
+    Environment,
+    EnvSpec,
+    Key,
+    LatentModel,
+    Params,
+    Policy,
+    Space,
+    Step,
+    StepPolicy,
+)
 from dreamjax.worldmodels import learner, model
 from dreamjax.worldmodels.learner import OptimizerConfig
 from dreamjax.worldmodels.memory import MemoryConfig
@@ -90,6 +104,7 @@ def linear() -> Policy:
 
 
 MODEL, POLICY = world_model(), linear()
+AGENT = Agent(MODEL, POLICY)
 STILL = POLICY.init(jax.random.key(0))
 POLICIES = {  # worst first
     "always left": STILL | {"b": jnp.float32(-5)},
@@ -98,7 +113,7 @@ POLICIES = {  # worst first
 }
 
 
-def random_play() -> Agent:
+def random_play() -> StepPolicy:
     """Uniform actions, each held for five steps on average, so that all of the world is seen."""
 
     def act(params: Params, key: Key, held: Array, step: Step) -> tuple[Array, Action]:
@@ -107,7 +122,7 @@ def random_play() -> Agent:
         action = jnp.where(redraw, jax.random.uniform(key_action, (), minval=-1, maxval=1), held)
         return action, action
 
-    return Agent(lambda params: jnp.float32(0), act)
+    return StepPolicy(lambda params: jnp.float32(0), act)
 
 
 def collect(key: Key, steps: int) -> Latents:
@@ -133,15 +148,19 @@ def mean_returns(play: Callable[[Params, Key], Returns], policies: Params, key: 
     return jnp.concatenate([play(policies, some).total for some in keys], 1).mean(1)
 
 
+def dreamed_returns(params: WorldModelParams, starts: tuple[Array, Array], policies: Params, keys: Key) -> Returns:
+    return dream.returns(AGENT, AgentParams(params, policies, starts), keys)
+
+
 def evolve(key: Key, params: WorldModelParams, starts: tuple[Array, Array]) -> Params:
     """The mean of a search that never meets the world."""
     search = evolution.init(EVOLUTION, STILL)
     for number in range(GENERATIONS):
         key_ask, key_dream = jax.random.split(jax.random.fold_in(key, number))
         search, population = evolution.ask(EVOLUTION, key_ask, search)
-        fitness = mean_returns(partial(dream.returns, MODEL, POLICY, params, starts), population, key_dream, 6)
+        fitness = mean_returns(partial(dreamed_returns, params, starts), population, key_dream, 6)
         search, _ = evolution.tell(EVOLUTION, search, population, fitness)
-    return evolution.mean(EVOLUTION, search)
+    return search.mean
 
 
 class Scores(NamedTuple):
@@ -160,8 +179,8 @@ def run(seed: int) -> Scores:
     starts = data.first_frames(100)
     evolved = evolve(key_evolve, params, starts)
     policies = jax.tree.map(lambda *leaves: jnp.stack(leaves), *POLICIES.values(), evolved)
-    dreamed = mean_returns(partial(dream.returns, MODEL, POLICY, params, starts), policies, key_dream, 24)
-    play = jax.jit(partial(rollout.population_returns, walk(), rollout.agent(MODEL, params, POLICY)))
+    dreamed = mean_returns(partial(dreamed_returns, params, starts), policies, key_dream, 24)
+    play = jax.jit(partial(rollout.population_returns, walk(), rollout.step_policy(AGENT, params)))
     real = mean_returns(play, policies, key_play, 24)
     return Scores(data.length.mean(), np.asarray(dreamed), np.asarray(real))
 

@@ -11,6 +11,7 @@ import pytest
 from dreamjax import dream, rollout
 from dreamjax.envs.probes import dodge
 from dreamjax.replay.latents import Chunk
+from dreamjax.types import Agent, AgentParams
 from dreamjax.worldmodels import controller, learner, model
 from dreamjax.worldmodels.controller import ControllerConfig
 from dreamjax.worldmodels.learner import MEMORY_OPTIMIZER, VISION_OPTIMIZER
@@ -52,14 +53,14 @@ def dream_returns():
     params, policy = jax.eval_shape(MODEL.init, KEY), jax.eval_shape(POLICY.init, KEY)
     population = jax.tree.map(lambda leaf: array(3, *leaf.shape), policy)
     starts, keys = (array(5, 4), array(5, 4)), jax.ShapeDtypeStruct((2,), KEY.dtype)
-    return partial(dream.returns, MODEL, POLICY), (params, starts, population, keys, array())
+    return partial(dream.returns, Agent(MODEL, POLICY)), (AgentParams(params, population, starts), keys, array())
 
 
 def real_rollout():
     """The game, V, M and C in one program."""
 
     def play(model_params, params, key):
-        return rollout.unroll(GAME, rollout.agent(MODEL, model_params, POLICY), params, key, T)[1]
+        return rollout.unroll(GAME, rollout.step_policy(Agent(MODEL, POLICY), model_params), params, key, T)[1]
 
     return play, (jax.eval_shape(MODEL.init, KEY), jax.eval_shape(POLICY.init, KEY), KEY)
 

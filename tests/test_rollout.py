@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from dreamjax import rollout
+from dreamjax import dream, rollout
 from dreamjax.envs import probes
 from dreamjax.rollout import Returns, _lane_counts, episodes, population_returns, unroll
 from dreamjax.types import (
     Action,
     Agent,
+    AgentParams,
     Array,
     Environment,
     EnvSpec,
@@ -27,6 +28,7 @@ from dreamjax.types import (
     RecurrentPolicy,
     Space,
     Step,
+    StepPolicy,
 )
 
 
@@ -59,26 +61,26 @@ def hops() -> Environment:
     return Environment(reset, step, EnvSpec(Space((), np.int32, 0, 101), Space((), np.int32, 0, 100), 40))
 
 
-def counting_agent() -> Agent:
+def counting_agent() -> StepPolicy:
     """Remembers how often it acted; acts on that, on what it sees, on its parameter and on luck."""
 
     def act(params: Params, key: Key, count: Array, step: Step) -> tuple[Array, Action]:
         return count + 1, params * step.observation + count + jax.random.randint(key, (), 0, 3)
 
-    return Agent(lambda params: params % 4, act)
+    return StepPolicy(lambda params: params % 4, act)
 
 
-def pattern_agent(pattern: list[int]) -> Agent:
+def pattern_agent(pattern: list[int]) -> StepPolicy:
     """Plays a pattern of actions over and over; its memory is the place in it, which no episode resets."""
     actions = jnp.array(pattern)
 
     def act(params: Params, key: Key, place: Array, step: Step) -> tuple[Array, Action]:
         return (place + 1) % len(pattern), actions[place]
 
-    return Agent(lambda params: jnp.int32(0), act)
+    return StepPolicy(lambda params: jnp.int32(0), act)
 
 
-def naive_episode(environment: Environment, agent: Agent, params: Params, key: Key) -> tuple[float, int]:
+def naive_episode(environment: Environment, agent: StepPolicy, params: Params, key: Key) -> tuple[float, int]:
     """One episode, written out: keys from the number of the step."""
     state, step = environment.reset(jax.random.fold_in(key, 0))
     memory, total, steps = agent.start(params), 0.0, 0
@@ -145,14 +147,14 @@ def test_every_draw_of_an_unroll_has_a_key_of_its_own() -> None:
         lambda key, state, action: arrive(key, state + 1),
         EnvSpec(Space(()), Space(()), 2),
     )
-    agent = Agent(lambda params: (), lambda params, key, state, step: (state, jax.random.uniform(key)))
+    agent = StepPolicy(lambda params: (), lambda params, key, state, step: (state, jax.random.uniform(key)))
     _, path = unroll(environment, agent, (), jax.random.key(0), 60)
     drawn = np.concatenate([path.step.observation, path.action])
     assert len(np.unique(drawn)) == 120
 
 
 def test_the_parameters_reach_the_agent() -> None:
-    agent = Agent(lambda params: params, lambda params, key, state, step: (state, params + state))
+    agent = StepPolicy(lambda params: params, lambda params, key, state, step: (state, params + state))
     environment = probes.counter(size=100, max_steps=50)
     _, path = unroll(environment, agent, jnp.int32(3), jax.random.key(0), 4)
     np.testing.assert_array_equal(np.asarray(path.step.observation).argmax(-1), [0, 6, 12, 18])
@@ -167,7 +169,7 @@ def lanes() -> tuple[Array, Key, Returns]:
     params, keys = jnp.arange(50) % 7, jax.random.split(jax.random.key(3), 50)
     environment, agent = hops(), counting_agent()
     jitted = Environment(jax.jit(environment.reset), jax.jit(environment.step), environment.spec)
-    agent = Agent(agent.start, jax.jit(agent.act))
+    agent = StepPolicy(agent.start, jax.jit(agent.act))
     played = [naive_episode(jitted, agent, params[i], keys[i]) for i in range(50)]
     total, steps = zip(*played, strict=True)
     return params, keys, Returns(np.array(total, np.float32), np.array(steps, np.int32))
@@ -200,7 +202,7 @@ def test_population_returns_play_every_policy_with_every_key(lanes: tuple[Array,
     _, keys, _ = lanes
     population = {"factor": jnp.array([0, 5, 2, 5])}
     environment, plain = hops(), counting_agent()
-    agent = Agent(
+    agent = StepPolicy(
         lambda params: plain.start(params["factor"]), lambda params, *rest: plain.act(params["factor"], *rest)
     )
     keys = jax.random.clone(keys[:6])
@@ -255,7 +257,7 @@ def recording_model() -> LatentModel:
 
 def test_an_agent_observes_with_the_action_before_and_acts_on_the_features() -> None:
     policy = Policy(lambda key: (), lambda params, key, features: (params * features).sum())
-    agent = rollout.agent(recording_model(), jnp.float32(10), policy)
+    agent = rollout.step_policy(Agent(recording_model(), policy), jnp.float32(10))
     weights = jnp.array([1.0, 0.0, 1.0, 100.0])
     state = agent.start(weights)
     assert state.action == 0 and state.action.dtype == jnp.float32
@@ -266,6 +268,33 @@ def test_an_agent_observes_with_the_action_before_and_acts_on_the_features() -> 
         state, action = agent.act(weights, jax.random.key(t), state, step)
         assert tuple(map(float, state.latent)) == seen
         assert action == state.action == seen.before + seen.embedding + 100 * seen.is_first
+
+
+def test_an_agent_acts_with_its_parameters_in_one_or_many_environments() -> None:
+    agent = Agent(recording_model(), counting())
+    params = AgentParams(jnp.float32(10), jnp.float32(2), starts=jnp.zeros(3))
+    no = jnp.array(False)
+    state, keys = rollout.start(agent, params), jax.random.split(jax.random.key(0), 2)
+    for t in range(3):
+        step = Step(jnp.float32(4), jnp.float32(0), jnp.array(t == 0), no, no)
+        state, action = rollout.act(agent, params, jax.random.key(t), state, step)
+        assert (action, state.action, state.memory, state.latent.embedding) == (2 * t, 2 * t, t + 1, 40)
+    many = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), (state, step))
+    starting = many[1]._replace(is_first=jnp.array([False, True]))
+    _, actions = jax.vmap(partial(rollout.act, agent), (None, 0, 0, 0))(params, keys, many[0], starting)
+    np.testing.assert_array_equal(actions, [6, 0])
+
+
+def test_random_play_is_an_agent() -> None:
+    """It acts through any observation, dreams, and is drawn from the whole of its space."""
+    spec = EnvSpec({"seen": Space((2,))}, {"fire": Space((), np.int32, 0, 3)}, 10)
+    agent, params = rollout.random_agent(spec), AgentParams((), ())
+    environment = probes.counter(size=4, max_steps=5)
+    random = rollout.step_policy(rollout.random_agent(environment.spec), ())
+    _, path = unroll(environment, random, (), jax.random.key(0), 100)
+    assert sorted(set(path.action.tolist())) == [0, 1]
+    dreamed = dream.imagine(agent, params, jax.random.key(0), (), 50)
+    assert sorted(set(dreamed.actions["fire"].tolist())) == [0, 1, 2]
 
 
 def test_a_reactive_agent_acts_on_the_observation() -> None:
@@ -286,7 +315,7 @@ def counting() -> RecurrentPolicy:
 
 def test_a_recurrent_policy_forgets_where_an_episode_begins() -> None:
     policy, no = counting(), jnp.array(False)
-    for agent in (rollout.reactive(policy), rollout.agent(recording_model(), jnp.float32(10), policy)):
+    for agent in (rollout.reactive(policy), rollout.step_policy(Agent(recording_model(), policy), jnp.float32(10))):
         state, acted = agent.start(jnp.float32(1)), []
         for t in range(5):
             step = Step(jnp.float32(4), jnp.float32(0), jnp.array(t in (0, 3)), no, no)

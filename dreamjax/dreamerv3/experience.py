@@ -14,7 +14,7 @@ from dreamjax.dreamerv3.learner import Batch, TrainState
 from dreamjax.dreamerv3.model import Dreamer, DreamerParams
 from dreamjax.dreamerv3.rssm import RSSMState
 from dreamjax.rollout import AgentState
-from dreamjax.types import Action, Array, EnvSpec, Key, Metrics, Space, Step
+from dreamjax.types import Action, Agent, Array, EnvSpec, Key, Metrics, Space, Step
 
 
 class Latent(NamedTuple):
@@ -82,7 +82,7 @@ def act(dreamer: Dreamer, params: DreamerParams, key: Key, memory: AgentState, s
     """
     spec = EnvSpec(dict(dreamer.observation), dict(dreamer.action), 0)
     # All layers take leading axes, so the agent of one environment is that of many.
-    agent = rollout.agent(model.make(dreamer, spec), params, model.policy(dreamer, spec))
+    agent = rollout.step_policy(Agent(model.make(dreamer, spec), model.policy(dreamer, spec)), params)
     memory, _ = agent.act(params.pol, key, memory, step)
     return memory, pack(memory.latent)
 

@@ -17,7 +17,7 @@ from dreamjax.dreamerv3 import behaviour, codec, heads, model, rssm
 from dreamjax.dreamerv3.model import Dreamer, DreamerParams
 from dreamjax.dreamerv3.rssm import RSSMState
 from dreamjax.returns import ReturnRange
-from dreamjax.types import Array, EnvSpec, Key, Metrics, Params, Step
+from dreamjax.types import Agent, AgentParams, Array, EnvSpec, Key, Metrics, Params, Step
 
 stop = jax.lax.stop_gradient
 
@@ -149,5 +149,7 @@ def _imagine(dreamer: Dreamer, params: DreamerParams, key: Key, starts: RSSMStat
     bound, actor = model.make(dreamer, spec), model.policy(dreamer, spec)
     # All layers take leading axes, so the dream of many starts is the dream of one.
     horizon = dreamer.cfg.behaviour.horizon
-    states, actions = dream.imagine(bound, actor, (params, params.pol), key, starts, horizon, unroll=UNROLL)
+    states, actions = dream.imagine(
+        Agent(bound, actor), AgentParams(params, params.pol), key, starts, horizon, unroll=UNROLL
+    )
     return rssm.features(states), actions

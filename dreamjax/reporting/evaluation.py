@@ -19,7 +19,7 @@ from dreamjax.reporting import curves, films
 from dreamjax.rollout import AgentState, Transition
 from dreamjax.storage.checkpoints import Checkpoints
 from dreamjax.storage.progress import progress
-from dreamjax.types import Array, EnvSpec, Key
+from dreamjax.types import Agent, Array, EnvSpec, Key
 
 FIRST_SEED = 2**31 - 10**6  # of the episodes to evaluate in; training draws its own below 2 ** 30
 OBSERVED, LENGTH = 5, 50  # steps of an open-loop prediction that are seen, and all of them
@@ -83,7 +83,7 @@ def predict(trained: Trained, key: Key) -> Predictions | None:
     if length <= OBSERVED:
         return None
     world = model.make(trained.dreamer, trained.spec)
-    nothing = rollout.agent(world, trained.params, model.policy(trained.dreamer, trained.spec)).start(())
+    nothing = rollout.step_policy(Agent(world, model.policy(trained.dreamer, trained.spec)), trained.params).start(())
     follow, look = jax.jit(partial(dream.open_loop, world)), _look(trained)
 
     shown, errors = [], []

@@ -13,7 +13,7 @@ from dreamjax import dream
 from dreamjax.acting.play import play
 from dreamjax.reporting import videos
 from dreamjax.storage.agents import StoredAgent
-from dreamjax.types import AnyPolicy, Array, Key, LatentModel
+from dreamjax.types import Agent, AgentParams, AnyPolicy, Array, Key, LatentModel
 
 _SEEN, _IMAGINED = (0, 158, 115), (213, 94, 0)  # borders
 _BORDER = 3  # pixels
@@ -29,8 +29,8 @@ def film_dream(
     def imagine(agent: StoredAgent, key: Key, steps: int) -> tuple[Array, Array]:
         key_reset, key_imagine = jax.random.split(key)
         begin, _ = dream.environment(model, agent.model, agent.starts, temperature).reset(key_reset)
-        params = (agent.model, agent.controller)
-        states = dream.imagine(model, policy, params, key_imagine, begin.latent, steps, temperature).states
+        params = AgentParams(agent.model, agent.controller)
+        states = dream.imagine(Agent(model, policy), params, key_imagine, begin.latent, steps, temperature).states
         outcome = jax.vmap(partial(model.outcome, agent.model))(states)
         return outcome.continues, jax.lax.map(partial(model.decode, agent.model), states)
 

@@ -22,9 +22,8 @@ from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.metrics import MetricsLog
 from dreamjax.training.encode import encode_episodes, read_latents, write_latents
 from dreamjax.training.stages import search_stage
-from dreamjax.types import AnyPolicy, Key, LatentModel, Metrics, Params
+from dreamjax.types import Agent, AgentParams, AnyPolicy, Key, LatentModel, Metrics, Params
 from dreamjax.worldmodels import search
-from dreamjax.worldmodels.search import Dreaming
 
 Learn = Callable[[int, Sequence[Latents]], Params]
 
@@ -78,8 +77,8 @@ def evolve_in_rounds(
         key_dream, key_ask, key_play = jax.random.split(jax.random.fold_in(key, number), 3)
         if seen:
             agent = agent._replace(model=learn(number - 1, seen))
-        dreaming = Dreaming(player.model, player.policy, agent.model, agent.starts, cfg.temperature)
-        generation = partial(_generation, cfg, evolves, dreaming, key_dream, best.controller)
+        params = AgentParams(agent.model, best.controller, agent.starts)
+        generation = partial(_generation, cfg, evolves, Agent(player.model, player.policy), params, key_dream)
         found = search_stage(run, log, f"{player.name}-evolve", found, generation, number * cfg.generations)
         agent = agent._replace(controller=evolution.mean(evolves, found))
         _, population = evolution.ask(evolves, key_ask, found)
@@ -96,16 +95,17 @@ def evaluation_jobs(candidate: int, episodes: int) -> list[Job]:
 def _generation(
     cfg: RoundsConfig,
     evolves: EvolutionConfig,
-    dreaming: Dreaming,
+    agent: Agent,
+    params: AgentParams,
     key: Key,
-    best: Params,
     found: EvolutionState,
     number: int,
 ) -> tuple[EvolutionState, Metrics]:
-    """Do generation `number` of all rounds."""
+    """Do generation `number` of all rounds; a round starts around `params.policy`."""
     if number % cfg.generations == 0:
-        found = evolution.init(evolves, best)
-    return search.generation(evolves, dreaming, jax.random.fold_in(key, number), found, cfg.dreams)
+        found = evolution.init(evolves, params.policy)
+    key = jax.random.fold_in(key, number)
+    return search.generation(evolves, agent, params, key, found, cfg.dreams, cfg.temperature)
 
 
 def _play(

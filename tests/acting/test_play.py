@@ -17,7 +17,7 @@ from dreamjax import rollout
 from dreamjax.acting.play import Played, play, play_actions, returns
 from dreamjax.envs.gymnasium import host_reset, host_step
 from dreamjax.envs.vizdoom import GameCrashed, TakeCover
-from dreamjax.types import Params
+from dreamjax.types import Agent, Params
 from dreamjax.worldmodels import controller, model
 from dreamjax.worldmodels.controller import ControllerConfig
 from dreamjax.worldmodels.memory import MemoryConfig
@@ -43,7 +43,7 @@ def params() -> tuple[Params, Params]:
 @pytest.fixture(scope="module")
 def alone(params: tuple[Params, Params]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Frames and actions of every seed's episode, played one after the other in a plain loop."""
-    agent = rollout.agent(MODEL, params[0], POLICY)
+    agent = rollout.step_policy(Agent(MODEL, POLICY), params[0])
     act, env, episodes = jax.jit(agent.act), MAKE_ENV(), {}
     for seed in SEEDS:
         memory, step = agent.start(params[1]), host_reset(env, seed)

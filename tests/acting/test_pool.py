@@ -16,7 +16,7 @@ from dreamjax import rollout
 from dreamjax.acting.play import play
 from dreamjax.acting.pool import FRESH, GamePool, Job, _act, drawn_seeds, population_returns
 from dreamjax.envs.vizdoom import TakeCover
-from dreamjax.types import Params
+from dreamjax.types import Agent, Params
 from dreamjax.worldmodels import controller, model
 from dreamjax.worldmodels.controller import ControllerConfig
 from dreamjax.worldmodels.memory import MemoryConfig
@@ -111,7 +111,9 @@ def test_an_episode_is_the_same_in_batches_of_all_sizes() -> None:
     world_params = whole.init(jax.random.key(0))
     shape = policy.init(jax.random.key(0))
     population = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(1), (16, *leaf.shape)), shape)
-    start = rollout.agent(whole, world_params, policy).start(jax.tree.map(lambda leaf: leaf[0], population))
+    start = rollout.step_policy(Agent(whole, policy), world_params).start(
+        jax.tree.map(lambda leaf: leaf[0], population)
+    )
     frames = np.random.default_rng(0).integers(0, 256, (16, 64, 64, 3), np.uint8)
     found = []
     for size in (16, 8, 4):

@@ -12,7 +12,7 @@ from dreamjax.dreamerv3 import codec, experience, heads, model, rssm
 from dreamjax.dreamerv3.config import debug
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs import probes
-from dreamjax.types import EnvSpec, Space
+from dreamjax.types import Agent, EnvSpec, Space
 
 CFG = replace(debug(), compute_dtype="float32")
 GAME = probes.counter()
@@ -22,7 +22,7 @@ PARAMS = jax.jit(WORLD.init)(jax.random.key(0))
 
 
 def test_it_acts_in_an_environment():
-    agent = rollout.agent(WORLD, PARAMS, ACTOR)
+    agent = rollout.step_policy(Agent(WORLD, ACTOR), PARAMS)
     state, seen = jax.jit(lambda key: rollout.unroll(GAME, agent, PARAMS.pol, key, 30))(jax.random.key(1))
     assert set(np.unique(seen.action)) == {0, 1}
     assert seen.step.is_first.sum() > 1
@@ -43,7 +43,7 @@ def test_its_dream_is_an_environment():
 
 
 def unrolled(length: int) -> rollout.Transition:
-    agent = rollout.agent(WORLD, PARAMS, ACTOR)
+    agent = rollout.step_policy(Agent(WORLD, ACTOR), PARAMS)
     return jax.jit(lambda key: rollout.unroll(GAME, agent, PARAMS.pol, key, length))(jax.random.key(1))[1]
 
 

@@ -14,7 +14,7 @@ from dreamjax.dreamerv3 import loop
 from dreamjax.dreamerv3.config import DreamerConfig, debug
 from dreamjax.dreamerv3.loop import LoopConfig
 from dreamjax.envs.gymnax import from_gymnax, make
-from dreamjax.types import Space
+from dreamjax.types import Space, StepPolicy
 
 QUICK = {"xla_backend_optimization_level": 0}
 # A plain one, a continuous one whose actions reach to 2, integers for floats, a lone class, a whole-number reward.
@@ -70,7 +70,7 @@ def test_what_is_emitted_fits_the_spec_jitted_over_lanes(gymnax: Any, name: str)
         plan = actions_of(environment, key_actions, 40)
         # The memory is the time, so that actions are those planned.
         start = lambda params: jnp.int32(0)  # noqa: E731
-        agent = rollout.Agent(start, lambda params, key, time, step: (time + 1, plan[time]))
+        agent = StepPolicy(start, lambda params, key, time, step: (time + 1, plan[time]))
         return rollout.unroll(environment, agent, None, key_play, 40)[1].step
 
     with jax.debug_key_reuse(False):  # the check takes keys that are scanned under vmap for used ones

@@ -12,6 +12,7 @@ import pytest
 
 from dreamjax import dream
 from dreamjax.distributions import mixture_log_prob
+from dreamjax.types import Agent, AgentParams
 from dreamjax.worldmodels import controller, interop, memory, vision
 from dreamjax.worldmodels.controller import ControllerConfig
 from dreamjax.worldmodels.memory import MemoryConfig
@@ -103,7 +104,7 @@ def test_published_memory_dreams(driver_memory, world_models_data):
     def drive(params, driver, key):
         key_reset, key_imagine = jax.random.split(key)
         state, _ = dream.environment(model, params, starts).reset(key_reset)
-        return dream.imagine(model, policy, (params, driver), key_imagine, state.latent, 200)
+        return dream.imagine(Agent(model, policy), AgentParams(params, driver), key_imagine, state.latent, 200)
 
     trajectory = drive(params, driver, jax.random.key(0))
     z = np.asarray(trajectory.states.z)

@@ -6,11 +6,11 @@ import numpy as np
 
 from dreamjax import dream, evolution
 from dreamjax.evolution import EvolutionConfig
+from dreamjax.types import Agent, AgentParams
 from dreamjax.worldmodels import controller, model, search
 from dreamjax.worldmodels.controller import ControllerConfig
 from dreamjax.worldmodels.memory import MemoryConfig
 from dreamjax.worldmodels.model import WorldModelConfig
-from dreamjax.worldmodels.search import Dreaming
 from dreamjax.worldmodels.vision import VisionConfig
 
 MEMORY = MemoryConfig(latent_size=4, hidden_size=8, mixtures=2, predict_done=False, predict_reward=True)
@@ -20,27 +20,24 @@ EVOLUTION = EvolutionConfig(population_size=16, sigma=0.5)
 NOTHING = POLICY.init(jax.random.key(0))
 
 
-def dreaming(temperature: float = 1.0) -> Dreaming:
-    world = model.make(WORLD)
-    starts = jnp.zeros((3, 4)), jnp.zeros((3, 4))
-    return Dreaming(world, POLICY, world.init(jax.random.key(1)), starts, temperature)
+AGENT = Agent(model.make(WORLD), POLICY)
+STARTS = jnp.zeros((3, 4)), jnp.zeros((3, 4))
+PARAMS = AgentParams(AGENT.model.init(jax.random.key(1)), NOTHING, STARTS)
 
 
 def test_a_generation_tells_each_candidate_the_mean_of_its_dreams() -> None:
-    scene, start = dreaming(1.3), evolution.init(EVOLUTION, NOTHING)
-    state, metrics = search.generation(EVOLUTION, scene, jax.random.key(2), start, episodes=5)
+    start = evolution.init(EVOLUTION, NOTHING)
+    state, metrics = search.generation(EVOLUTION, AGENT, PARAMS, jax.random.key(2), start, 5, temperature=1.3)
     key_ask, key_dream = jax.random.split(jax.random.key(2))
     asked, population = evolution.ask(EVOLUTION, key_ask, evolution.init(EVOLUTION, NOTHING))
     keys = jax.random.split(key_dream, 5)
-    total = dream.returns(*scene[:4], population, keys, 1.3).total
+    total = dream.returns(AGENT, PARAMS._replace(policy=population), keys, 1.3).total
     expected, _ = evolution.tell(EVOLUTION, asked, population, total.mean(1))
-    np.testing.assert_allclose(
-        evolution.mean(EVOLUTION, state)["kernel"], evolution.mean(EVOLUTION, expected)["kernel"], atol=1e-6
-    )
+    np.testing.assert_allclose(state.mean["kernel"], expected.mean["kernel"], atol=1e-6)
     assert float(metrics["fitness_max"]) == np.asarray(total.mean(1)).max()
 
 
 def test_a_score_depends_on_the_temperature() -> None:
-    scores = [search.score(dreaming(t), NOTHING, jax.random.key(4), 16) for t in (0.1, 1.0, 1.0)]
+    scores = [search.score(AGENT, PARAMS, jax.random.key(4), 16, t) for t in (0.1, 1.0, 1.0)]
     assert (scores[0] != scores[1]).any()
     np.testing.assert_array_equal(scores[1], scores[2])
