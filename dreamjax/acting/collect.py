@@ -22,6 +22,8 @@ from dreamjax.storage.atomic import read_json, write_json
 from dreamjax.storage.episodes import Episode, Store
 from dreamjax.types import Agent, AgentParams
 
+Settings = dict[str, int | str]
+
 
 @dataclass(frozen=True)
 class CollectConfig:
@@ -56,7 +58,12 @@ def collect(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {"seed": cfg.seed, "min_steps": cfg.min_steps, "max_steps": agent.model.spec.max_steps, "by": cfg.name}
+    settings: Settings = {
+        "seed": cfg.seed,
+        "min_steps": cfg.min_steps,
+        "max_steps": agent.model.spec.max_steps,
+        "by": cfg.name,
+    }
     short = _attempts_too_short(folder, settings)
     for unfinished in folder.glob(".episode_*"):  # of a process that was killed while writing
         unfinished.unlink()
@@ -76,7 +83,7 @@ def collect(
     one = AgentParams(params.model, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], params.policy))
     key = jax.random.key(cfg.seed)
     for made, played in enumerate(play(pool, agent, one, key, requests(), record=True, rounded=True), start=1):
-        number = numbers[played.index]
+        number = numbers[played.request]
         if played.steps >= cfg.min_steps:
             store.write(folder, number, to_episode(played))
             kept.add(number)
@@ -98,7 +105,7 @@ def to_episode(played: Played) -> Episode:
     return Episode(step.observation, action, np.asarray(step.reward, np.float32), played.terminated, played.seed)
 
 
-def _attempts_too_short(folder: Path, settings: dict[str, int | str]) -> set[int]:
+def _attempts_too_short(folder: Path, settings: Settings) -> set[int]:
     """Return what earlier calls found too short. Refuses to continue a collection begun with other settings."""
     path = folder / "collect.json"
     if not path.exists():

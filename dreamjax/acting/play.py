@@ -10,9 +10,10 @@ import numpy as np
 
 from dreamjax import rollout
 from dreamjax.acting.pool import Pool
-from dreamjax.acting.worker import Order, Reply, flatten
+from dreamjax.acting.worker import Order, Reply
+from dreamjax.envs.host import flatten
 from dreamjax.rollout import Returns, Transition
-from dreamjax.types import Action, Agent, AgentParams, Array, Key, PyTree, Space, State, Step
+from dreamjax.types import Action, Agent, AgentParams, Key, PyTree, Space, State, Step
 
 ATTEMPTS = 3  # at an episode whose environment raises, or whose worker dies or hangs, before giving up
 
@@ -27,7 +28,7 @@ class Request(NamedTuple):
 class Played(NamedTuple):
     """An episode that was played to its end."""
 
-    index: int  # of its request
+    request: int  # its number
     seed: int
     total: float  # sum of rewards
     steps: int  # actions taken
@@ -88,7 +89,7 @@ def evaluate_population(
     requests = [Request(int(seed), policy) for policy, row in enumerate(seeds) for seed in row]
     total, steps = np.zeros(seeds.size, np.float32), np.zeros(seeds.size, np.int32)
     for played in play(pool, agent, params, key, requests, max_steps=max_steps):
-        total[played.index], steps[played.index] = played.total, played.steps
+        total[played.request], steps[played.request] = played.total, played.steps
     return Returns(jnp.array(total.reshape(seeds.shape)), jnp.array(steps.reshape(seeds.shape)))
 
 
@@ -110,13 +111,10 @@ def _act(
     fold = jax.random.fold_in
     keys = jax.vmap(lambda seed, step: fold(fold(key, seed), step))(rows.seed, rows.steps)
     no = jnp.zeros(len(rows.steps), bool)
-    step = Step(observation, rows.reward, rows.steps == 0, no, no)
-    policy, policy_axis = params.policy, 0
-    if all(leaf.shape[0] == 1 for leaf in jax.tree.leaves(policy)):  # shared: products of one matrix, not of copies
-        policy, policy_axis = jax.tree.map(lambda leaf: leaf[0], policy), None
-    else:
-        policy = jax.tree.map(lambda leaf: leaf[rows.policy], policy)
-    act = jax.vmap(rollout.step_policy(agent, params.model).act, (policy_axis, 0, 0, 0))
+    step = Step(observation, jnp.asarray(rows.reward), jnp.asarray(rows.steps == 0), no, no)
+    is_one = all(leaf.shape[0] == 1 for leaf in jax.tree.leaves(params.policy))  # then all multiply by one matrix
+    policy = jax.tree.map(lambda leaf: leaf[0 if is_one else rows.policy], params.policy)
+    act = jax.vmap(rollout.step_policy(agent, params.model).act, (None if is_one else 0, 0, 0, 0))
     after, action = act(policy, keys, jax.tree.map(lambda leaf: leaf[rows.environment], memories), step)
     return jax.tree.map(lambda leaf, new: leaf.at[rows.environment].set(new), memories, after), action
 
@@ -231,21 +229,20 @@ class _Group:
             raise RuntimeError(f"the episode of seed {seed} failed {ATTEMPTS} times, at last with: {error}") from error
 
     def _played(self, i: int, playing: tuple[int, Request], is_terminal: bool, info: Mapping[str, float]) -> Played:
-        index, request = playing
+        number, request = playing
         recorded = None
         if self._recording[i]:
             actions = [*self._done[i], jax.tree.map(np.zeros_like, self._done[i][-1])]
             recorded = jax.tree.map(lambda *leaves: np.stack(leaves), *map(Transition, self._seen[i], actions))
         total, steps = float(self._totals[i]), int(self._steps[i])
-        return Played(index, request.seed, total, steps, is_terminal, info, recorded)
+        return Played(number, request.seed, total, steps, is_terminal, info, recorded)
 
     def _send(self, orders: list[Order]) -> None:
         if any(order is not None for order in orders):
             self._pool.send(self._number, orders)
 
 
-def _rounded(space: Space, action: Array) -> np.ndarray:
-    action = np.asarray(action)
+def _rounded(space: Space, action: np.ndarray) -> np.ndarray:
     if space.is_discrete:
         return action
     return np.clip(action, np.asarray(space.low), np.asarray(space.high)).astype(np.float16).astype(space.dtype)

@@ -22,8 +22,9 @@ import cloudpickle
 import gymnasium
 import numpy as np
 
-from dreamjax.acting.worker import Environments, InvalidStep, Order, Reply, memory_layout, unflatten, views
+from dreamjax.acting.worker import Environments, Order, Reply, memory_layout, views
 from dreamjax.envs.gymnasium import spec_from_spaces
+from dreamjax.envs.host import InvalidStep, unflatten
 from dreamjax.types import EnvSpec, PyTree
 
 _START_TIMEOUT_S = 300.0  # for a worker to import what it needs and to make its first environment

@@ -10,7 +10,8 @@ import numpy as np
 
 from dreamjax.acting import seeds
 from dreamjax.acting.pool import Pool, WorkerLost
-from dreamjax.acting.worker import Order, Reply, flatten
+from dreamjax.acting.worker import Order, Reply
+from dreamjax.envs.host import flatten
 from dreamjax.types import Action, EnvSpec, PyTree, Step
 
 FAILURES = 3  # in a row, of an environment that never got to the end of an episode in between
@@ -45,7 +46,9 @@ class VectorEnvironment:
         self._lost = np.ones(envs, bool)  # to be reset with a seed: new, or made anew
         self._reward = np.zeros(envs, np.float32)
         self._terminated, self._truncated = np.zeros((2, envs), bool)
-        self._seen: PyTree = jax.tree.map(lambda space: np.zeros((envs, *space.shape), space.dtype), self.spec.observation)
+        self._seen: PyTree = jax.tree.map(
+            lambda space: np.zeros((envs, *space.shape), space.dtype), self.spec.observation
+        )
 
     def __len__(self) -> int:
         return len(self._pool)
@@ -55,9 +58,9 @@ class VectorEnvironment:
         """Count the workers that died or hung."""
         return self._pool.restarts
 
-    def reset(self, *entropy: int) -> Step:
-        """Open an episode in every environment, with seeds drawn from `entropy`, such as (seed, steps so far)."""
-        self._entropy, self._over[:], self._lost[:] = entropy, True, True
+    def reset(self, seed: tuple[int, ...]) -> Step:
+        """Open an episode in every environment, with training seeds drawn from `seed`, such as (seed, steps so far)."""
+        self._entropy, self._over[:], self._lost[:] = seed, True, True
         return self.step(None)
 
     def step(self, action: Action) -> Step:
