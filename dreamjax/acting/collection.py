@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreamjax.acting import seeds
-from dreamjax.acting.play import Played, Request, play
+from dreamjax.acting.playing import Played, Request, play
 from dreamjax.acting.pool import Pool
 from dreamjax.storage import episodes as store
 from dreamjax.storage.atomic import read_json, write_json

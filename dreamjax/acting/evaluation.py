@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamjax.acting.play import Played, Request, play
+from dreamjax.acting.playing import Played, Request, play
 from dreamjax.acting.pool import Pool
 from dreamjax.storage.atomic import replacing
 from dreamjax.storage.progress import progress
