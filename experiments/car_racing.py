@@ -38,12 +38,13 @@ from dreamjax.acting.play import returns
 from dreamjax.acting.pool import FRESH, GamePool, Job, drawn_seeds, population_returns
 from dreamjax.envs.car_racing import CarRacing, Engine
 from dreamjax.evolution import EvolutionConfig, EvolutionState
-from dreamjax.replay import episodes, latents
+from dreamjax.replay import latents
 from dreamjax.replay.latents import Latents
 from dreamjax.reporting import curves, pages
 from dreamjax.reporting.films import film_temperatures
 from dreamjax.reporting.pages import Section
 from dreamjax.reporting.results import result_row, shown_measurement
+from dreamjax.storage import episodes
 from dreamjax.storage.agents import StoredAgent, load_agent, save_agent
 from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.metrics import MetricsLog, against_sum, read_metrics

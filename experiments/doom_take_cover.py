@@ -39,12 +39,13 @@ from dreamjax.acting.collect import (
 from dreamjax.acting.play import play, play_actions, returns
 from dreamjax.envs.vizdoom import TakeCover
 from dreamjax.evolution import EvolutionConfig, EvolutionState
-from dreamjax.replay import episodes, latents
+from dreamjax.replay import latents
 from dreamjax.replay.latents import Latents
 from dreamjax.reporting import curves, pages
 from dreamjax.reporting.films import film_dream, film_game, write_films
 from dreamjax.reporting.pages import Section
 from dreamjax.reporting.results import result_row, shown_measurement
+from dreamjax.storage import episodes
 from dreamjax.storage.agents import StoredAgent, load_agent, save_agent
 from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.metrics import MetricsLog, read_metrics

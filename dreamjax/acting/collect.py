@@ -20,7 +20,7 @@ import gymnasium
 import numpy as np
 
 from dreamjax.envs.vizdoom import GameCrashed
-from dreamjax.replay import episodes as store
+from dreamjax.storage import episodes as store
 
 Actions = Callable[[np.random.Generator, int], np.ndarray]  # (rng, length) -> float32 [length, *action shape]
 Settings = dict[str, int | str]
@@ -78,21 +78,23 @@ def random_network_actions(rng: np.random.Generator, length: int) -> np.ndarray:
 
 
 def record(env: gymnasium.Env, actions: np.ndarray, seed: int) -> store.Episode:
-    """Plays `actions` from `reset(seed=seed)` until the episode ends or they run out.
+    """Play `actions` from `reset(seed=seed)` until the episode ends or they run out.
 
-    Actions are rounded to float16 before they are played, so that the stored ones are those that were played.
+    Actions are rounded to float16 first, so that those in the file are exactly those that the environment took.
     """
-    actions = actions.astype(np.float16)
+    actions = np.concatenate([actions, np.zeros_like(actions[:1])]).astype(np.float16)
     frames = np.empty((len(actions), *store.FRAME_SHAPE), np.uint8)
-    rewards = np.empty(len(actions), np.float32)
-    frame, _ = env.reset(seed=seed)
+    rewards = np.zeros(len(actions), np.float32)
+    frames[0], _ = env.reset(seed=seed)
     terminated = truncated = False
     length = 0
-    while length < len(actions) and not (terminated or truncated):
-        frames[length] = frame
-        frame, rewards[length], terminated, truncated, _ = env.step(actions[length].astype(np.float32))
+    while length < len(actions) - 1 and not (terminated or truncated):
+        action = actions[length].astype(np.float32)
         length += 1
-    return store.Episode(frames[:length], actions[:length], rewards[:length], bool(terminated), seed)
+        frames[length], rewards[length], terminated, truncated, _ = env.step(action)
+    actions[length] = 0
+    end = length + 1
+    return store.Episode(frames[:end], actions[:end], rewards[:end], bool(terminated), seed)
 
 
 def collect(
@@ -126,7 +128,7 @@ def collect(
     folder.mkdir(parents=True, exist_ok=True)
     settings: Settings = {"seed": seed, "min_length": min_length, "max_steps": max_steps, "policy": policy.__name__}
     short = _attempts_too_short(folder, settings)
-    for unfinished in folder.glob(".episode_*.tmp"):  # of a process that was killed while writing
+    for unfinished in folder.glob(".episode_*.npz"):  # of a process that was killed while writing
         unfinished.unlink()
     kept = {int(path.stem.removeprefix("episode_")) for path in folder.glob("episode_*.npz")}
     attempt = partial(_attempt, folder, seed=seed, min_length=min_length, max_steps=max_steps, policy=policy)
@@ -174,7 +176,7 @@ def _attempt(
         except GameCrashed as error:
             if crashes == _CRASHES:
                 raise RuntimeError(f"the game crashed {crashes} times in attempt {number} with seed {seed}") from error
-    is_kept = len(episode.action) >= min_length
+    is_kept = len(episode.action) - 1 >= min_length  # the last one only pads
     if is_kept:
         store.write(folder, number, episode)
     return is_kept

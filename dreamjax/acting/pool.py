@@ -20,8 +20,8 @@ from dreamjax import rollout
 from dreamjax.acting.play import Played
 from dreamjax.acting.worker import Order, serve
 from dreamjax.envs.lanes import within
-from dreamjax.replay.episodes import Episode
 from dreamjax.rollout import Returns
+from dreamjax.storage.episodes import Episode
 from dreamjax.types import Action, AnyPolicy, Array, Key, LatentModel, Params, Space, State, Step
 
 FRESH = 2**30  # seeds from here on are those of no generation
@@ -299,6 +299,7 @@ class _Bank:
     def _ended(self, lane: int, job: int, terminated: bool) -> Ended:
         seed, episode = self.jobs[job].seed, None
         if self.record:
-            frames, actions = (np.stack(arrays) for arrays in zip(*self._seen[lane], strict=True))
-            episode = Episode(frames, actions, np.array(self._rewards[lane], np.float32), terminated, seed)
+            frames, actions = zip(*self._seen[lane], strict=True)
+            arrays = np.stack([*frames, self.frames[lane]]), np.stack([*actions, np.zeros_like(actions[0])])
+            episode = Episode(*arrays, np.array([0.0, *self._rewards[lane]], np.float32), terminated, seed)
         return Ended(job, Played(seed, float(self.totals[lane]), int(self.steps[lane]), terminated, None), episode)

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from dreamjax.evolution import EvolutionState
-from dreamjax.replay import episodes
-from dreamjax.replay.episodes import Store
+from dreamjax.storage import episodes
+from dreamjax.storage.episodes import Store
 from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.metrics import MetricsLog
 from dreamjax.storage.progress import progress
