@@ -159,6 +159,7 @@ def main(smoke: bool) -> None:
         np.ones(shape, np.float32),
         rng.random(shape) < 0.003,
         rng.random(shape) < 0.003,
+        np.zeros(shape, bool),
         np.array(False),
     )
     v = measure({"ours": ours_vision(frames), "plain": plain_vision(frames), "torch": torch_vision(frames)}, repeats)

@@ -28,10 +28,12 @@ from dreamjax.storage.episodes import Store
 from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.metrics import MetricsLog
 from dreamjax.storage.progress import progress
+from dreamjax.training import encode as encoding
 from dreamjax.training.devices import device_mesh
 from dreamjax.training.loop import generations, train, updates
 from dreamjax.types import Agent, AgentParams, EnvSpec, Key, Metrics, Params
 from dreamjax.worldmodels import learner, search
+from dreamjax.worldmodels import vision as vision_module
 from dreamjax.worldmodels.learner import MEMORY_OPTIMIZER, VISION_OPTIMIZER, MemoryLearner, TrainState, VisionLearner
 from dreamjax.worldmodels.memory import MemoryConfig
 from dreamjax.worldmodels.vision import VisionConfig
@@ -119,6 +121,11 @@ def see(
     )
     state = learner.init(learns, key_init)
     return train(run, log, "vision", state, loop, cfg.updates, checkpoint_every=checkpoint_every).params
+
+
+def encode(run: RunFolder, store: Store, vision: VisionConfig, params: Params) -> Latents:
+    """Let V see every frame of a store, but for those that an earlier call has done."""
+    return encoding.encode(run, store, partial(_posterior, vision, params))
 
 
 def remember(
@@ -212,6 +219,9 @@ def evolve_in_environment(
         return state, metrics
 
     return _evolve(run, log, name, cfg, agent.policy.init(key), generation, 1)
+
+
+_posterior = jax.jit(vision_module.encode, static_argnums=0)
 
 
 def _evolve(
