@@ -22,6 +22,7 @@ REPO = Path(__file__).resolve().parents[1]
 
 RANK = {
     "types": 0,
+    "checks": 1,
     "nets": 1,
     "distributions": 1,
     "optim": 1,
