@@ -317,7 +317,7 @@ def train_agent(cfg: Config, folder: Path, name: Name, arguments: list[str]) -> 
     agent = load_agent(path, *kind)
     with run.stage(f"{name}-evaluate"):
         scores = score(cfg, run.path, key_evaluate, name, kind, agent)
-    run.finish_stage(f"{name}-evaluate", {"returns": scores.tolist()})
+        run.finish_stage(f"{name}-evaluate", {"returns": scores.tolist()})
     with run.stage(f"{name}-film"):
         films = film(cfg, run.path, key_film, name, kind, agent)
     report(cfg, run, name, films, arguments)

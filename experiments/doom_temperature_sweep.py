@@ -184,8 +184,8 @@ def measure(cfg: Config, run: RunFolder, kind: Kind, key: Key, agents: dict[floa
             )
             path = run.path / "evaluation" / f"{name.replace(' ', '-')}.jsonl"
             real.append(returns(path, seeds(cfg, cfg.episodes), name, player))
-    scores = {"dreamed": np.array(dreamed).tolist(), "real": np.array(real).tolist()}
-    run.finish_stage(stage, scores)
+        scores = {"dreamed": np.array(dreamed).tolist(), "real": np.array(real).tolist()}
+        run.finish_stage(stage, scores)
     return scores
 
 
@@ -198,7 +198,7 @@ def look(cfg: Config, run: RunFolder, kind: Kind, key: Key, agent: StoredAgent) 
             looked = partial(fireballs_dreamed, kind.model, agent.model, agent.starts, keys, steps=cfg.look_steps)
             seen = [np.asarray(looked(temperature)) for temperature in cfg.temperatures]
             game = fireballs_in_game(cfg, kind, agent.model, key_game)
-        run.finish_stage("look", {"dreamed": np.array(seen).tolist(), "game": game.tolist()})
+            run.finish_stage("look", {"dreamed": np.array(seen).tolist(), "game": game.tolist()})
     return run.stage_record("look")["summary"]
 
 

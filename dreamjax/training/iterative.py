@@ -129,17 +129,19 @@ def _play(
         players = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), population, agent.controller)
         posterior = partial(jax.jit(player.model.encode), agent.model)
         seen, totals = {}, np.zeros(len(jobs))
-        with run.stage(f"{name}-{number:02}"), player.games() as games:
-            for ended in games.play(player.model, player.policy, (agent.model, players), key_games, jobs, record=True):
-                assert ended.episode is not None  # they are recorded
-                seen[ended.job] = encode_episodes([ended.episode], posterior)
-                totals[ended.job] = ended.played.total
-        write_latents(path, latents.concatenate([seen[job] for job in range(len(jobs))]))
-        candidates, means = np.split(totals, [cfg.episodes])
-        before = [run.stage_record(f"{name}-{i:02}")["summary"]["evaluation_mean"] for i in range(1, number)]
-        if means.mean() > max(before, default=-np.inf):
-            save_agent(run.path / player.name / "best.npz", agent)
-        played = {"candidates": candidates.mean(), "evaluation_mean": means.mean(), "evaluation_std": means.std()}
-        log.write(name, number, played | {"frames": sum(len(one.mean) for one in seen.values())})
-        run.finish_stage(f"{name}-{number:02}", played)
+        with run.stage(f"{name}-{number:02}"):
+            with player.games() as games:
+                params = agent.model, players
+                for ended in games.play(player.model, player.policy, params, key_games, jobs, record=True):
+                    assert ended.episode is not None  # they are recorded
+                    seen[ended.job] = encode_episodes([ended.episode], posterior)
+                    totals[ended.job] = ended.played.total
+            write_latents(path, latents.concatenate([seen[job] for job in range(len(jobs))]))
+            candidates, means = np.split(totals, [cfg.episodes])
+            before = [run.stage_record(f"{name}-{i:02}")["summary"]["evaluation_mean"] for i in range(1, number)]
+            if means.mean() > max(before, default=-np.inf):
+                save_agent(run.path / player.name / "best.npz", agent)
+            played = {"candidates": candidates.mean(), "evaluation_mean": means.mean(), "evaluation_std": means.std()}
+            log.write(name, number, played | {"frames": sum(len(one.mean) for one in seen.values())})
+            run.finish_stage(f"{name}-{number:02}", played)
     return read_latents(path)

@@ -37,6 +37,7 @@ def train(
     if found is not None:
         begin, state = found
     if begin >= updates:
+        run.finish_stage(name)  # it may have been killed after its last checkpoint
         return state
     with run.stage(name) as stage, progress(updates, name, initial=begin, unit="update") as bar:
         data = batches(begin)
