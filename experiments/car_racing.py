@@ -46,7 +46,7 @@ from dreamjax.reporting.pages import Section
 from dreamjax.reporting.results import result_row, shown_measurement
 from dreamjax.storage.agents import StoredAgent, load_agent, save_agent
 from dreamjax.storage.folder import RunFolder
-from dreamjax.storage.metrics import MetricsLog, against_sum, read_metrics
+from dreamjax.storage.metrics import MetricsLog, read_metrics
 from dreamjax.training.devices import keep_freed_memory
 from dreamjax.training.encode import encode
 from dreamjax.training.iterative import Player, RoundsConfig, evaluation_jobs, evolve_in_rounds
@@ -294,7 +294,7 @@ def report(cfg: Config, run: RunFolder, name: Name, films: list[str], arguments:
     for other in SEES:
         stage = metrics.get(f"{other}-{'round' if other == 'full-dream' else 'evolve'}", {})
         if "evaluation_mean" in stage:
-            driven[other] = against_sum(stage, "frames", ("evaluation_mean", "evaluation_std"))
+            driven[other] = curves.against_sum(stage, "frames", ("evaluation_mean", "evaluation_std"))
     panels = {"return on other tracks, until lost": driven}
     curves.series_with_bars(panels, "frames that C drove", run.path / "evolution.png")
     commands = [f"python experiments/car_racing.py --controller {row['name']}" for row in rows]

@@ -41,7 +41,7 @@ from dreamjax.reporting.pages import Section
 from dreamjax.reporting.results import result_row
 from dreamjax.storage.agents import StoredAgent, load_agent, save_agent
 from dreamjax.storage.folder import RunFolder
-from dreamjax.storage.metrics import MetricsLog, against_sum, read_metrics
+from dreamjax.storage.metrics import MetricsLog, read_metrics
 from dreamjax.training.devices import keep_freed_memory
 from dreamjax.training.encode import encode
 from dreamjax.training.iterative import Player, RoundsConfig, evolve_in_rounds
@@ -157,7 +157,7 @@ def evaluate(cfg: Config, run: RunFolder, key: Key, player: Player, agents: dict
 def report(cfg: Config, run: RunFolder, rows: list[Any], films: list[str], arguments: list[str]) -> None:
     """Draw and summarise."""
     metrics = read_metrics(run.path / "metrics.jsonl")
-    played = against_sum(metrics["iterated-round"], "frames", ("evaluation_mean", "evaluation_std"))
+    played = curves.against_sum(metrics["iterated-round"], "frames", ("evaluation_mean", "evaluation_std"))
     error = played[2] / np.sqrt(cfg.rounds.evaluation_episodes)
     panels = {"tics survived, and standard error": {"the real game": (*played[:2], error)}}
     curves.series_with_bars(panels, "tics that M heard of, besides random play", run.path / "rounds.png")

@@ -39,7 +39,7 @@ from dreamjax.evolution import EvolutionConfig, EvolutionState
 from dreamjax.replay import latents
 from dreamjax.replay.latents import Latents, Recorded
 from dreamjax.reporting import curves, pages
-from dreamjax.reporting.aggregate import gather_repeats
+from dreamjax.reporting.aggregate import aggregate_repeats
 from dreamjax.reporting.films import film_dream, write_films
 from dreamjax.reporting.pages import Section
 from dreamjax.reporting.results import result_row, shown_measurement
@@ -384,7 +384,7 @@ def main(arguments: list[str]) -> None:
     if args.gather and rest:
         raise SystemExit(f"runs are gathered as they are, {' '.join(rest)} does not fit --gather")
     if args.gather:
-        for row in gather_repeats(args.into, "swingup_iterative", "iteration", args.gather):
+        for row in aggregate_repeats(args.into, "swingup_iterative", "iteration", args.gather):
             print(f"{row['name']}: {shown_measurement(row)}, {row['n']} runs")
         return
     cfg = tyro.cli(Config, args=rest, default=PRESETS[args.preset])
