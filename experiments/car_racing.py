@@ -147,7 +147,14 @@ def remember(
 
 
 def evolve_in_dreams(
-    cfg: Config, run: RunFolder, log: MetricsLog, key: Key, agent: Agent, params: AgentParams, begun: TrainState, data: Latents
+    cfg: Config,
+    run: RunFolder,
+    log: MetricsLog,
+    key: Key,
+    agent: Agent,
+    params: AgentParams,
+    begun: TrainState,
+    data: Latents,
 ) -> AgentParams:
     """Dream, drive and learn in turns; return the agent that drove best."""
     state, (key_init, key_learn, key_iterate) = begun, jax.random.split(key, 3)
@@ -159,9 +166,7 @@ def evolve_in_dreams(
 
     params = params._replace(policy=agent.policy.init(key_init), starts=data.first_frames(len(data.length)))
     settings = {"open_pool": partial(open_pool, cfg), "name": "full-dream"}
-    return train_iteratively(
-        cfg.iterative, cfg.evolve.search, run, log, key_iterate, agent, params, learn, **settings
-    )
+    return train_iteratively(cfg.iterative, cfg.evolve.search, run, log, key_iterate, agent, params, learn, **settings)
 
 
 def train(cfg: Config, run: RunFolder, key: Key, name: Name, agent: Agent) -> AgentParams:

@@ -66,7 +66,9 @@ class Config:
     workers: int = 2
     envs: int = 16  # at once
     collect: Collect = Collect(1000, min_steps=101, policy="wandering", workers=2, envs=16)
-    memory: TrainMemory = TrainMemory(1500, streams=16, length=64, optimizer=AdamConfig(2e-4, clip=1.0))  # per iteration
+    memory: TrainMemory = TrainMemory(
+        1500, streams=16, length=64, optimizer=AdamConfig(2e-4, clip=1.0)
+    )  # per iteration
     evolution: EvolutionConfig = EvolutionConfig(population_size=64, sigma=0.1)
     iterative: IterativeConfig = IterativeConfig(
         10, generations=10, dream_episodes=8, temperature=1.5, episodes=32, evaluation_episodes=64
@@ -95,9 +97,7 @@ def make_env(cfg: Config) -> partial[TakeCover]:
     return partial(TakeCover, skill=cfg.skill, max_steps=cfg.max_steps)
 
 
-def iterate(
-    cfg: Config, run: RunFolder, log: MetricsLog, key: Key, agent: Agent, begun: AgentParams
-) -> AgentParams:
+def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, agent: Agent, begun: AgentParams) -> AgentParams:
     """Dream, play and learn in turns; return the agent that played best."""
     store = stages.collect(run, cfg.collect, make_env(cfg), agent.model.spec, cfg.seed)
     data = stages.encode(run, store, DOOM.vision, begun.model.vision)

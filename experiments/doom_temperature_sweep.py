@@ -102,9 +102,7 @@ def shows_fireball(frames: Array) -> Array:
 
 
 @partial(jax.jit, static_argnames=("agent", "steps"))
-def fireballs_dreamed(
-    agent: Agent, params: AgentParams, keys: Key, temperature: Array | float, steps: int
-) -> Array:
+def fireballs_dreamed(agent: Agent, params: AgentParams, keys: Key, temperature: Array | float, steps: int) -> Array:
     """Share of frames with a fireball, until the dream ends, in dreams of random play. Shapes: keys [N] -> [N]."""
     acting_at_random = Agent(agent.model, random_play.random_agent(agent.model.spec).policy)
 
@@ -150,7 +148,9 @@ def score(
                 name = f"{features}-real@{trained:.2f}"
                 notes = run.path / "evaluation" / f"{name}.jsonl"
                 real.append(evaluate(agent, params, make_env(cfg), test, key_real, notes=notes, label=name))
-            run.finish_stage(f"score-{features}", {"dreamed": np.array(dreamed).tolist(), "real": np.array(real).tolist()})
+            run.finish_stage(
+                f"score-{features}", {"dreamed": np.array(dreamed).tolist(), "real": np.array(real).tolist()}
+            )
     return run.stage_record(f"score-{features}")["summary"]
 
 

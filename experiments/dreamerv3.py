@@ -27,15 +27,15 @@ import gymnasium
 import jax
 import numpy as np
 import tyro
+from dreamjax.envs.lanes import make_lanes, rescaled
 from gymnasium.spaces import Discrete
 from gymnasium.wrappers import TransformAction
 
 from dreamjax.dreamerv3.config import DreamerConfig, Size, scaled
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs.gymnasium import spec_from_gymnasium
-from dreamjax.envs.lanes import make_lanes, rescaled
 from dreamjax.reporting import curves
-from dreamjax.reporting.aggregate import gather, read_run
+from dreamjax.reporting.aggregate import aggregate_runs, read_run
 from dreamjax.reporting.evaluation import OBSERVED, Trained, evaluate, newest, predict, write_predictions
 from dreamjax.reporting.pages import Section, write_summary
 from dreamjax.reporting.results import result_row, shown_measurement, write_result
@@ -231,7 +231,7 @@ def collect(folders: tuple[Path, ...], into: Path, variant: str) -> None:
         read_run(folder, cfg.task, cfg.size, cfg.seed, episodes_of(cfg, folder), variant)
         for folder, cfg in zip(folders, configs, strict=True)
     ]
-    for row in gather(into, "dreamerv3", runs):
+    for row in aggregate_runs(into, "dreamerv3", runs):
         print(f"{row['name']}: {shown_measurement(row)}, {row['n']} episodes")
 
 

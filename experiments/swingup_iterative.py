@@ -254,9 +254,7 @@ def iterate(
                 with replacing(surprise) as temporary:
                     np.save(temporary, curiosity.intrinsic_reward(WORLD.memory, before.memory, key_curious, data))
             data = data._replace(reward=data.reward + cfg.curiosity * np.load(surprise))
-    remember = partial(
-        learner.train_step, MemoryLearner(WORLD.memory, cfg.memory_optimizer, cfg.streams), key_memory
-    )
+    remember = partial(learner.train_step, MemoryLearner(WORLD.memory, cfg.memory_optimizer, cfg.streams), key_memory)
     first, end = (i * cfg.memory_updates for i in (number, number + 1))
     chunks = lambda step: latents.chunks(data, 1000 * cfg.seed + number, cfg.streams, cfg.length, step - first)  # noqa: E731
     memory_state = train(run, log, "memory", learned.memory, updates(remember, chunks), end)

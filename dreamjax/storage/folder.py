@@ -1,4 +1,4 @@
-"""The folder of one run, with its configuration and resumable stages, and the result files that outlive it."""
+"""The folder of one run: its configuration, its resumable stages, and whatever they write."""
 
 import dataclasses
 import json
@@ -16,11 +16,11 @@ from dreamjax.storage.provenance import commit, machine
 
 
 class ConfigMismatch(ValueError):
-    """A run folder was begun with another configuration."""
+    """The run folder belongs to another configuration."""
 
 
 class Stage:
-    """The clock of a stage that is under way."""
+    """The clock of a stage in progress."""
 
     def __init__(self, folder: "RunFolder", name: str) -> None:
         self._folder, self._name = folder, name
@@ -36,19 +36,26 @@ class Stage:
         return self._before + time.monotonic() - self._started
 
     def tick(self) -> None:
-        """Note the time spent so far. Call it where a checkpoint is saved: what a kill undoes is then not counted."""
-        record = self._folder.stage_record(self._name) | {"seconds": round(self.seconds, 3)} | self._made
+        """Record the time spent so far. Call it after saving a checkpoint, so that lost work is not counted."""
+        self._write(done=False)
+
+    def end(self) -> None:
+        """Record the time spent, and that the stage is done."""
+        self._write(done=True)
+
+    def _write(self, done: bool) -> None:
+        record = self._folder.stage_record(self._name) | {"done": done, "seconds": round(self.seconds, 3)} | self._made
         self._folder.write_json(f"stages/{self._name}.json", record)
 
 
 class RunFolder:
-    """Where a run keeps everything, so that the same command started again goes on where it stopped.
+    """Everything that a run writes, so that the same command, started again, resumes where it stopped.
 
-    `config.json` says what the run is, `stages/<name>.json` which parts of it are done, how long they took and what
-    came out. All files are replaced whole: a kill leaves the old or the new one.
+    `config.json` holds the configuration, `stages/<name>.json` whether a stage is done, how long it took and what came
+    out. Files are replaced atomically: after a kill there is the old one or the new one.
 
     Raises:
-        ConfigMismatch: the folder was begun with another configuration; the message lists the differences.
+        ConfigMismatch: the folder belongs to another configuration; the message lists the differences.
     """
 
     def __init__(self, path: str | os.PathLike[str], config: Any) -> None:
@@ -69,9 +76,9 @@ class RunFolder:
 
     @classmethod
     def opened(cls, path: str | os.PathLike[str], kind: type) -> "RunFolder":
-        """The folder of a run that was begun before, with its configuration, a dataclass of that kind.
+        """Open the folder of an existing run, whose configuration is a dataclass of that kind.
 
-        Raises: FileNotFoundError if it is not one, ValueError if the configuration is another one's.
+        Raises: FileNotFoundError if it is not a run folder, ValueError if the configuration does not fit `kind`.
         """
         folder = cls.__new__(cls)
         folder.path = Path(path)
@@ -83,33 +90,38 @@ class RunFolder:
         write_json(self.path / name, value)
 
     def read_json(self, name: str) -> Any:
-        """What `write_json` wrote. Raises FileNotFoundError, or ValueError where the file is not JSON."""
+        """Read what `write_json` wrote. Raises FileNotFoundError, or ValueError if the file is not JSON."""
         return read_json(self.path / name)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
         """Time a stage: `with run.stage("vision") as stage:`, with `stage.tick()` at each checkpoint.
 
-        The seconds add up over resumed runs; a kill loses those since the last tick.
+        A stage is done when its block ends without an error. Seconds add up over resumed runs; a kill loses those since
+        the last tick.
         """
         stage = Stage(self, name)
+        stage.tick()
         try:
             yield stage
-        finally:
+        except BaseException:
             stage.tick()
+            raise
+        stage.end()
 
-    def finish_stage(self, name: str, summary: dict[str, Any]) -> None:
-        """Mark a stage as done, with what came out of it; call it last within or after its `with` block."""
-        record = self.stage_record(name) | {"done": True, "summary": summary}
+    def finish_stage(self, name: str, summary: dict[str, Any] | None = None) -> None:
+        """Mark a stage as done, with what came out of it; call it last within its `with` block, if it has one."""
+        record = self.stage_record(name) | {"done": True} | ({} if summary is None else {"summary": summary})
         self.write_json(f"stages/{name}.json", record)
 
     def stage_done(self, name: str) -> bool:
+        """Whether the `with` block of a stage has ended without an error, or `finish_stage` was called."""
         return self.stage_record(name)["done"]
 
     def stage_record(self, name: str) -> dict[str, Any]:
-        """`name`, `begun` (Unix time), `done`, `seconds` and `summary` of a stage, as of now if it was not begun.
+        """Return `name`, `begun` (Unix time), `done`, `seconds` and `summary` of a stage, begun now if it never was.
 
-        Once timed, also the `commits` and `machines` that it was made with.
+        Once timed, there are also the `commits` and `machines` that ran it.
         """
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise ValueError(f"a stage is named with letters, digits, - and _, got {name!r}")
@@ -118,18 +130,18 @@ class RunFolder:
         return self.read_json(f"stages/{name}.json")
 
     def stage_records(self) -> list[dict[str, Any]]:
-        """The records of the stages begun so far, in the order in which they were begun."""
+        """Return the records of all stages begun so far, in the order of their beginning."""
         records = [read_json(path) for path in (self.path / "stages").glob("*.json")]
         return sorted(records, key=lambda record: record["begun"])
 
     @property
     def seconds(self) -> float:
-        """Time that all stages took."""
+        """Time that all stages took together."""
         return sum(record["seconds"] for record in self.stage_records())
 
     @property
     def origin(self) -> tuple[str, str]:
-        """Commits and machines that the stages were made with, in their order; those of now if there are none."""
+        """Commits and machines that ran the stages, in order; the present ones if there are no stages."""
         records = self.stage_records()
         commits, machines = (
             list(dict.fromkeys(one for record in records for one in record.get(what, [])))

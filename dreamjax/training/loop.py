@@ -65,6 +65,7 @@ def train(
     found = checkpoints.restore(jax.eval_shape(lambda: state))
     begin, state = found if found is not None else (0, state)
     if begin >= steps:
+        run.finish_stage(name)  # it may have been killed after its last checkpoint
         return state
     with run.stage(name) as stage, progress(steps, name, initial=begin, unit="step") as bar:
         done = begin

@@ -11,7 +11,6 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
-
 from dreamjax.acting.collect import (
     collect,
     every_tic_random_actions,
@@ -19,6 +18,7 @@ from dreamjax.acting.collect import (
     record,
     wandering_random_actions,
 )
+
 from dreamjax.envs.vizdoom import GameCrashed, TakeCover
 from dreamjax.storage import episodes
 

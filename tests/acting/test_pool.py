@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dreamjax.acting.play import play
 
 from dreamjax import rollout
-from dreamjax.acting.play import play
 from dreamjax.acting.pool import FRESH, GamePool, Job, _act, drawn_seeds, population_returns
 from dreamjax.envs.vizdoom import TakeCover
 from dreamjax.types import Agent, Params

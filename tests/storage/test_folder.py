@@ -100,18 +100,32 @@ def test_replacing_leaves_the_old_file_when_writing_fails(tmp_path):
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_stage_is_done_only_when_finished(tmp_path):
+def test_a_stage_is_done_when_its_block_ends_without_an_error(tmp_path):
     folder = RunFolder(tmp_path, Config())
     assert not folder.stage_done("vision")
-    with folder.stage("vision"):
-        pass
+    with pytest.raises(KeyboardInterrupt), folder.stage("vision"):
+        raise KeyboardInterrupt
     assert not folder.stage_done("vision")
     with folder.stage("memory"):
         folder.finish_stage("memory", {"loss": jnp.float32(0.5)})
     again = RunFolder(tmp_path, Config())
     assert again.stage_done("memory") and not again.stage_done("vision")
+    with again.stage("vision") as stage:
+        stage.tick()
+        assert not folder.stage_done("vision")
+    assert folder.stage_done("vision")
+    again.finish_stage("memory")
     assert again.stage_record("memory")["summary"] == {"loss": 0.5}
     assert [record["name"] for record in again.stage_records()] == ["vision", "memory"]
+
+
+def test_a_stage_that_is_taken_up_again_is_not_done_until_it_ends_again(tmp_path):
+    folder = RunFolder(tmp_path, Config())
+    with folder.stage("evolve"):
+        pass
+    with pytest.raises(KeyboardInterrupt), folder.stage("evolve"):
+        raise KeyboardInterrupt
+    assert not folder.stage_done("evolve")
     with pytest.raises(ValueError, match="letters, digits"):
         folder.stage_done("../vision")
 
