@@ -116,8 +116,9 @@ def collect(
     importable by new processes (functions of a module, or partials of them). `progress` is called with (episodes
     kept, attempts made) whenever an attempt ends.
 
-    Raises ValueError if the folder was filled with other settings, OSError if the disk is full, RuntimeError if a game
-    or a worker process keeps dying. After any of these, the same call continues where it stopped.
+    Raises ValueError if the folder was filled with other settings or by another version of dreamjax, OSError if the
+    disk is full, RuntimeError if a game or a worker process keeps dying. After the last two, the same call continues
+    where it stopped.
     """
     if episodes < 1 or workers < 1 or not 1 <= min_length <= max_steps:
         raise ValueError(
@@ -131,6 +132,8 @@ def collect(
     for unfinished in folder.glob(".episode_*.npz"):  # of a process that was killed while writing
         unfinished.unlink()
     kept = {int(path.stem.removeprefix("episode_")) for path in folder.glob("episode_*.npz")}
+    if kept:
+        store.open_store(folder)  # refuses files of another version before anything is played
     attempt = partial(_attempt, folder, seed=seed, min_length=min_length, max_steps=max_steps, policy=policy)
     found = frozenset(kept)
     with closing(_attempts(attempt, make_env, episodes, kept, short, workers)) as ended:
