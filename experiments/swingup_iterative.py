@@ -151,6 +151,8 @@ def collect(cfg: Config, path: Path, key: Key, agent: Agent, params: AgentParams
 def read(path: Path) -> Recorded:
     """Read what `collect` wrote."""
     with np.load(path) as arrays:
+        if "is_terminal" not in arrays:
+            raise ValueError(f"{path} was recorded by an older version of dreamjax: begin a new folder")
         observation = {"image": arrays["image"], "state": arrays["state"]}
         return Recorded(observation, *(arrays[name] for name in Recorded._fields[1:]))
 

@@ -69,6 +69,8 @@ def collect(
         unfinished.unlink()
     kept = {int(path.stem.removeprefix("episode_")) for path in folder.glob("episode_*.npz")}
     found = frozenset(kept)
+    if kept:
+        store.open_store(folder)  # refuses episodes of an older version before anything is played
     numbers: list[int] = []  # of the attempts, in the order in which they were requested
 
     def requests() -> Iterator[Request]:

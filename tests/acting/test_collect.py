@@ -211,6 +211,15 @@ def test_other_settings_are_refused(reference: Path) -> None:
             collect(reference, MAKE_ENV, 8, **(SETTINGS | change))
 
 
+def test_episodes_of_an_older_version_are_refused_before_anything_is_played(tmp_path: Path) -> None:
+    frames, zeros = np.zeros((70, 64, 64, 3), np.uint8), np.zeros(70, np.float16)
+    old = {"observation": frames, "action": zeros, "reward": zeros.astype(np.float32), "terminated": True, "seed": 1}
+    np.savez(episodes.episode_path(tmp_path, 0), **old)
+    plays_nothing = partial(pytest.fail, "nothing may be played")
+    with pytest.raises(episodes.EpisodeError, match="older version of dreamjax"):
+        collect(tmp_path, plays_nothing, 2, **SETTINGS)
+
+
 @pytest.mark.parametrize("bad", [{"episodes": 0}, {"workers": 0}, {"min_length": 111}, {"min_length": 0}])
 def test_bad_arguments_are_refused(tmp_path: Path, bad: dict) -> None:
     with pytest.raises(ValueError, match="need"):
