@@ -5,7 +5,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,25 +54,31 @@ class RunFolder:
     `config.json` holds the configuration, `stages/<name>.json` whether a stage is done, how long it took and what came
     out. Files are replaced atomically: after a kill there is the old one or the new one.
 
+    Most of a configuration defines the run. Fields named in `may_change` (such as "steps" or "online.steps") do not:
+    where they differ from what the folder has, the run goes on with the new values, and `changes.json` lists the old.
+
     Raises:
         ConfigMismatch: the folder belongs to another configuration; the message lists the differences.
     """
 
-    def __init__(self, path: str | os.PathLike[str], config: Any) -> None:
+    def __init__(self, path: str | os.PathLike[str], config: Any, may_change: Collection[str] = ()) -> None:
         if not dataclasses.is_dataclass(config) or isinstance(config, type):
             raise ValueError(f"config must be an instance of a dataclass, got {config!r}")
         self.path = Path(path)
         self.config: Any = config
         wanted = jsonable(config)
+        differences = {}
         if (self.path / "config.json").exists():
             differences = _differences(self.read_json("config.json"), wanted)
-            if differences:
+            if defining := [text for name, text in differences.items() if name not in may_change]:
                 raise ConfigMismatch(
-                    f"{self.path} was begun with another configuration:\n  " + "\n  ".join(differences) + "\n"
+                    f"{self.path} was begun with another configuration:\n  " + "\n  ".join(defining) + "\n"
                     "Use another folder, or the old values to go on with this run, or delete the folder to start again."
                 )
-        else:
-            self.write_json("config.json", wanted)
+        if differences:
+            changes = self.read_json("changes.json") if (self.path / "changes.json").exists() else []
+            self.write_json("changes.json", [*changes, {"time": time.time(), "changed": list(differences.values())}])
+        self.write_json("config.json", wanted)
 
     @classmethod
     def opened(cls, path: str | os.PathLike[str], kind: type) -> "RunFolder":
@@ -150,14 +156,16 @@ class RunFolder:
         return ", ".join(commits or [commit()]), " and ".join(machines or [machine()])
 
 
-def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+def _differences(old: Any, new: Any, name: str = "") -> dict[str, str]:
+    """Say by the name of each field how it differs."""
     if isinstance(old, dict) and isinstance(new, dict):
-        names = list(new) + [name for name in old if name not in new]
-        nested = (_differences(old.get(name, _ABSENT), new.get(name, _ABSENT), f"{prefix}.{name}") for name in names)
-        return [line for lines in nested for line in lines]
+        found = {}
+        for part in [*new, *(part for part in old if part not in new)]:
+            found |= _differences(old.get(part, _ABSENT), new.get(part, _ABSENT), f"{name}.{part}".lstrip("."))
+        return found
     # As text, because a NaN is not equal to itself.
     shown_old, shown_new = ("absent" if value is _ABSENT else json.dumps(value) for value in (old, new))
-    return [f"{prefix[1:]}: the folder has {shown_old}, this run {shown_new}"] if shown_old != shown_new else []
+    return {name: f"{name}: the folder has {shown_old}, this run {shown_new}"} if shown_old != shown_new else {}
 
 
 _ABSENT = object()
