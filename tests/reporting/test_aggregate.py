@@ -1,4 +1,4 @@
-"""Several runs become one result and one picture, and the table of the README takes them in."""
+"""Several runs become one result and one plot, which the tables show."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from dreamjax.reporting.aggregate import Run, aggregate_repeats, aggregate_runs, read_run
 from dreamjax.reporting.results import read_result, result_row, write_result
-from dreamjax.reporting.tables import results_table
+from dreamjax.reporting.tables import section
 from dreamjax.storage.metrics import MetricsLog
 
 
@@ -77,14 +77,14 @@ def test_what_is_published_is_named_with_its_frames(tmp_path: Path) -> None:
     assert [row["published"] for row in rows] == [None, None, "925.5 at 4,000 frames", "925.5 at 4,000 frames"]
 
 
-def test_the_table_of_the_readme_takes_an_aggregated_result(tmp_path: Path) -> None:
+def test_an_aggregated_result_has_a_section(tmp_path: Path) -> None:
     aggregate_runs(
         tmp_path, "dreamerv3", [run(tmp_path, "walk", s, 10.0 * s, commit=c * 40) for s, c in ((0, "a"), (1, "b"))]
     )
-    table = results_table([tmp_path / "result.json"])
-    assert "| dreamerv3 [1] | walk, seed 1 | 10.00 ± 0.00 return | 5 |  |" in table
-    made = "1. `train --task walk --seed 0; train --task walk --seed 1`: preset 1m, seeds 0, 1, 2.0 min on a machine; "
-    assert made + "commit aaaaaaaaaaaa, bbbbbbbbbbbb\n" in table
+    text = section(tmp_path / "result.json")
+    assert "| walk, seed 1 | 10.00 ± 0.00 return | 5 |" in text
+    assert "Preset 1m; seeds 0, 1; 2.0 min on a machine; commit aaaaaaaaaaaa, bbbbbbbbbbbb." in text
+    assert "train --task walk --seed 0\ntrain --task walk --seed 1\n" in text
 
 
 def test_what_is_not_there_cannot_be_aggregated(tmp_path: Path) -> None:
