@@ -55,5 +55,5 @@ def range_update(
 
 
 def range_scale(state: ReturnRange, limit: float = 1.0) -> Array:
-    """Return the scale that divides returns: their range, but at least `limit`, so that small ones are not amplified."""
+    """Return the scale that divides returns: their range, at least `limit`, so that small ones are not amplified."""
     return jnp.maximum(limit, state.high - state.low)
