@@ -43,7 +43,7 @@ def memory_step():
     return partial(learner.train_step, memory), (
         KEY,
         state,
-        Chunk(latent, latent, array(T + 1, B, dtype=jnp.float16), array(T + 1, B), flags[0], *flags),
+        Chunk(latent, latent, array(T + 1, B, dtype=jnp.float16), array(T + 1, B), flags[0], flags[0], *flags),
     )
 
 
