@@ -16,7 +16,10 @@ Modules are imported when they are first used: `import dreamjax` alone does not 
 """
 
 from importlib import import_module
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dreamjax.storage.agents import load as load
 
 __version__ = "0.1.0"
 
@@ -27,6 +30,7 @@ __all__ = [
     "dreamerv3",
     "envs",
     "evolution",
+    "load",
     "nets",
     "optim",
     "replay",
@@ -40,8 +44,10 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
-    """Imports a module of the list above. Raises AttributeError for any other name."""
+def __getattr__(name: str) -> Any:
+    """Import a name of the list above. Raises AttributeError for any other."""
     if name not in __all__:
-        raise AttributeError(f"dreamjax has no module {name!r}; it has {', '.join(__all__)}")
+        raise AttributeError(f"dreamjax has no {name!r}; it has {', '.join(__all__)}")
+    if name == "load":
+        return import_module("dreamjax.storage.agents").load
     return import_module(f"dreamjax.{name}")
