@@ -137,7 +137,7 @@ def find(task: str) -> tuple[Suite, str]:
 
 def bind(cfg: Config, spec: EnvSpec) -> Dreamer:
     """The agent for an environment."""
-    return Dreamer.of(scaled(cfg.agent, cfg.size), spec.observation, spec.action)
+    return Dreamer.of(scaled(cfg.agent, cfg.size), spec)
 
 
 def train(cfg: Config, folder: Path) -> RunFolder:
@@ -202,7 +202,7 @@ def report(run: RunFolder, into: RunFolder, episodes: int) -> None:
             spec = spec_from_gymnasium(environment, suite.max_steps)
         dreamer = bind(cfg, spec)
         updates, params = newest(run.path, dreamer)
-        trained, key = Trained(dreamer, params, make, spec), jax.random.key(cfg.seed)
+        trained, key = Trained(dreamer, params, make), jax.random.key(cfg.seed)
         scores = evaluate(trained, key, episodes, into.path / "evaluation" / f"{updates}.jsonl")
         rows.append(result_row(f"{cfg.task}, evaluated", scores, "return"))
         predictions = predict(trained, key)

@@ -81,7 +81,7 @@ def train(cfg: Config, folder: Path) -> None:
     if cfg.checkpoint_every % cfg.at_once or cfg.iterations % cfg.at_once:
         raise SystemExit(f"checkpoint_every and iterations must be multiples of at_once, {cfg.at_once}")
     environment = make(cfg.task)
-    dreamer = loop.bind(scaled(cfg.agent, cfg.size), environment)
+    dreamer = Dreamer.of(scaled(cfg.agent, cfg.size), environment.spec)
     run = RunFolder(folder, replace(cfg, folder=None))  # a run may be moved
 
     def iterations(state: LoopState, keys: jax.Array) -> tuple[LoopState, loop.Progress]:
@@ -127,10 +127,11 @@ def report(run: RunFolder, dreamer: Dreamer, environment: Environment, params: D
     cfg: Config = run.config
 
     def play(params: DreamerParams, key: Key) -> Array:
-        world, actor = model.make(dreamer, environment.spec), model.policy(dreamer, environment.spec)
-        bound = actor._replace(act=lambda _, key, features: actor.act(params.pol, key, features))
+        actor = rollout.step_policy(model.agent(dreamer), params.model)
         keys = jax.random.split(key, cfg.episodes)
-        return rollout.episodes(environment, rollout.agent(world, params, bound), (), keys).total
+        return rollout.population_returns(
+            environment, actor, jax.tree.map(lambda x: x[None], params.policy), keys
+        ).total[0]
 
     keys = jax.random.split(jax.random.fold_in(jax.random.key(cfg.seed), cfg.seeds), cfg.seeds)  # training has others
     returns = np.asarray(jax.jit(jax.vmap(play))(params, keys))

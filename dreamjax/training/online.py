@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from dreamjax.dreamerv3 import experience, learner
 from dreamjax.dreamerv3.experience import Experience, Latent, Learned
 from dreamjax.dreamerv3.learner import TrainState
-from dreamjax.dreamerv3.model import Dreamer, by_name
+from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs.lanes import Lanes
 from dreamjax.replay.sequences import Address, ReplayConfig, SequenceReplay
 from dreamjax.rollout import AgentState
@@ -82,14 +82,13 @@ def train_on_host(
     episodes = _Episodes(log, len(lanes))
     with run.stage("train") as stage, progress(cfg.steps, "train", initial=host.steps, unit="step") as bar:
         while host.steps < cfg.steps:
-            named = step._replace(observation=by_name(step.observation, "observation"))
-            memory, latent = host.act(memory, named)
+            memory, latent = host.act(memory, step)
             host.learn(updates_due(cfg, host.replay.cfg.length, len(lanes), host.steps))
             action, latent = jax.device_get((memory.action, latent))
             for total in episodes.see(step, lanes.facts, host.steps):
                 bar.set_postfix({"return": f"{total:.4g}", "updates": host.updates})
-            host.replay.add(Experience(named, action, latent))
-            step = lanes.step(action if isinstance(lanes.spec.action, dict) else action["action"])
+            host.replay.add(Experience(step, action, latent))
+            step = lanes.step(action)
             bar.update(len(lanes))
             if host.updates - host.saved >= cfg.checkpoint_every:
                 host.save()
@@ -182,8 +181,7 @@ class _Host:
         address, learned = self._waiting
         latent = jax.device_get(learned.latent)
         context = self._dreamer.cfg.context
-        values = jax.tree.map(lambda _: None, experience.example(self._dreamer))._replace(latent=latent)
-        self.replay.update(address, context, values)
+        self.replay.update(address, context, experience.refreshed(self._dreamer, latent))
         if self.replay.priorities:
             self.replay.prioritize(address, context, np.asarray(learned.priority))
         self._waiting = None
