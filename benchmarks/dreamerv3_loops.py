@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from dreamjax.envs.lanes import Lanes, make_lanes
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dreamjax.dreamerv3 import experience, loop
@@ -28,7 +29,6 @@ from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs import probes
 from dreamjax.envs.dmc import ControlSuite
 from dreamjax.envs.gymnasium import to_gymnasium_vector
-from dreamjax.envs.lanes import Lanes, make_lanes
 from dreamjax.reporting.results import result_row, write_result
 from dreamjax.reporting.timing import measure
 from dreamjax.storage.folder import RunFolder

@@ -1,69 +1,93 @@
-"""A population of policies in host environments: games in worker processes, one model that sees for all of them.
+"""One pool of host environments for everything that acts: in worker processes that share memory, or in this process.
 
-Workers only step games. The frames of all that are ready are encoded and remembered in batches on the device, while the
-workers step others, so that neither waits long for the other.
+Workers only step environments. Those of a worker are divided into groups, so that the device acts for one group while
+the worker steps another. A worker that dies or does not answer in time is replaced; what becomes of the episodes it
+was at is decided by who asked for them: `acting.play` begins them again, `acting.vector` closes them as truncated.
 """
 
-import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from functools import partial
+from mmap import mmap
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+import cloudpickle
 import gymnasium
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from dreamjax import rollout
-from dreamjax.acting.play import Played
-from dreamjax.acting.worker import Order, serve
-from dreamjax.envs.lanes import within
-from dreamjax.replay.episodes import Episode
-from dreamjax.rollout import Returns
-from dreamjax.types import Action, Agent, AnyPolicy, Array, Key, LatentModel, Params, Space, State, Step
+from dreamjax.acting.worker import Environments, Order, Reply, memory_layout, views
+from dreamjax.envs.gymnasium import spec_from_spaces
+from dreamjax.envs.host import InvalidStep, unflatten
+from dreamjax.types import EnvSpec, PyTree
 
-FRESH = 2**30  # seeds from here on are those of no generation
-
-_CRASHES = 3  # of one worker, without an episode that it brought to its end in between
-_BANKS = 2  # per worker; it steps the games of one while the device acts for the other
+_START_TIMEOUT_S = 300.0  # for a worker to import what it needs and to make its first environment
 
 
-class Job(NamedTuple):
-    """An episode to play."""
-
-    candidate: int  # which row of the population plays it
-    seed: int  # of the game
+class WorkerLost(RuntimeError):
+    """A worker process died or did not answer in time. Another one has taken its place."""
 
 
-class Ended(NamedTuple):
-    """An episode that was played."""
+class Answer(NamedTuple):
+    """What came of the orders to one group."""
 
-    job: int  # its index
-    played: Played
-    episode: Episode | None  # what was seen and done, if it was to be recorded
+    group: int
+    reply: Reply
 
 
-class GamePool:
-    """Worker processes with games of one kind; a context manager that ends them.
+class Pool:
+    """Host environments of one kind; a context manager that ends their processes.
 
     Args:
-      make_env: importable by new processes, a function of a module or a partial of one.
-      frame: what the games show, one array.
-      workers: processes; as many as there are cores, where games are slow.
-      lanes: games that a worker steps before it hands their frames over. It has twice as many.
+      make_env: makes an environment; anything that cloudpickle can send, so lambdas and functions of a script will do.
+      envs: how many environments; rounded up to fill all groups equally.
+      workers: processes; 0 steps in this process. As many as there are cores, where environments are slow.
+      groups: of each worker. With 2 the device acts for one while the worker steps the other; 1 steps all together.
+      timeout: seconds after which a worker that has not answered counts as hung, and is killed and replaced.
+
+    Raises: ValueError for a count that is not positive, or spaces that have no array form; RuntimeError or whatever
+        `make_env` raises if no environment can be made.
     """
 
-    def __init__(self, make_env: Callable[[], gymnasium.Env], frame: Space, workers: int = 2, lanes: int = 16) -> None:
-        if workers < 1 or lanes < 1:
-            raise ValueError(f"need workers >= 1 and lanes >= 1, got {workers} and {lanes}")
-        self.restarts = 0
-        self._is_playing = False
-        # Without threads and devices of this process, which a fork would copy.
-        self._context = multiprocessing.get_context("forkserver")
-        self._make_env, self._frame, self._lanes, self._count = make_env, frame, lanes, workers
-        self._workers = [self._start() for _ in range(workers)]
+    def __init__(
+        self,
+        make_env: Callable[[], gymnasium.Env],
+        envs: int = 1,
+        workers: int = 0,
+        *,
+        groups: int = 2,
+        timeout: float = 120.0,
+    ) -> None:
+        if envs < 1 or workers < 0 or groups < 1 or timeout <= 0:
+            raise ValueError(f"need envs >= 1, workers >= 0, groups >= 1 and timeout > 0, got {envs, workers, groups}")
+        self.restarts = 0  # workers that died or hung, and were replaced
+        workers = min(workers, envs)
+        groups = min(groups, -(-envs // max(workers, 1))) if workers else 1
+        self.size = -(-envs // (max(workers, 1) * groups))  # environments of a group
+        kinds: Any = partial(_Process, timeout=timeout) if workers else _Here
+        self._workers: list[_Process | _Here] = []
+        try:
+            for _ in range(max(workers, 1)):
+                self._workers.append(kinds(make_env, groups, self.size))
+            for worker in self._workers:
+                worker.begin()
+        except BaseException:
+            self.close()
+            raise
+        self.groups = len(self._workers) * groups
+        self._groups_each = groups
+        self.observation_space: gymnasium.Space = self._workers[0].spaces[0]
+        self.action_space: gymnasium.Space = self._workers[0].spaces[1]
+
+    def __len__(self) -> int:
+        """Count the environments."""
+        return self.groups * self.size
 
     def __enter__(self) -> Self:
         return self
@@ -71,234 +95,211 @@ class GamePool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop()
+        self.close()
 
-    def play(
-        self,
-        model: LatentModel,
-        policy: AnyPolicy,
-        params: tuple[Params, Params],
-        key: Key,
-        jobs: Sequence[Job],
-        record: bool = False,
-    ) -> Iterator[Ended]:
-        """Play one episode per job; yield each that ends.
+    def spec(self, max_steps: int) -> EnvSpec:
+        """Describe what the environments emit and take, as `spec_from_spaces` does."""
+        return spec_from_spaces(self.observation_space, self.action_space, max_steps)
 
-        `params` are those of the model and of the policies, stacked [N, ...]. An episode depends on them, its job and
-        `key`, not on what is played beside it, as far as the device rounds alike in batches of different sizes, which
-        CPUs do. A worker that dies is replaced, and its episodes begin again. Continuous actions are cut to the bounds
-        of the model's spec; to record, they are also rounded to float16 before they are played.
+    def observation(self, group: int) -> PyTree:
+        """Return the newest observations of a group, arrays [K, ...]; they change when the group is stepped again."""
+        worker, number = divmod(group, self._groups_each)
+        return unflatten(self.observation_space, iter(self._workers[worker].arrays[number]))
 
-        Raises: RuntimeError if a worker dies three times without having ended an episode, or if another `play` of this
-            pool is under way.
+    def send(self, group: int, orders: Sequence[Order]) -> None:
+        """Order each environment of a group to reset, to step, or nothing; the answer comes from `receive`.
+
+        A group takes its next orders after it has answered, or was lost with its worker.
         """
-        if self._is_playing:
-            raise RuntimeError("this pool is playing; take all episodes of one play, or close it, before the next")
-        self._is_playing = True
-        self._workers = self._workers or [self._start() for _ in range(self._count)]
-        act = partial(_act, model, policy, *params, key)
-        nothing = jax.tree.map(
-            lambda leaf: jnp.repeat(leaf[None], self._lanes, 0),
-            rollout.step_policy(Agent(model, policy), params[0]).start(jax.tree.map(lambda leaf: leaf[0], params[1])),
-        )
-        waiting = iter(range(len(jobs)))
-        clean = False
-        try:
-            for worker in self._workers:
-                worker.crashes, worker.banks = 0, []
-            for number in range(_BANKS):  # all workers have something to do before any has more
-                for worker in self._workers:
-                    bank = _Bank(jobs, nothing, record, worker.frames[number], model.spec.action)
-                    worker.banks.append(bank)
-                    worker.send(number, [bank.open(lane, next(waiting, None)) for lane in range(self._lanes)])
-            while any(bank.busy for worker in self._workers for bank in worker.banks):
-                ready = wait([worker.connection for worker in self._workers])
-                for worker in [worker for worker in self._workers if worker.connection in ready]:
-                    try:
-                        number, *outcome = worker.connection.recv()
-                    except (EOFError, OSError):
-                        self._replace(worker)
-                        continue
-                    bank = worker.banks[number]
-                    ended, orders = bank.advance(act, waiting, *outcome)
-                    worker.send(number, orders)
-                    worker.crashes = 0 if ended else worker.crashes
-                    yield from ended
-            clean = True
-        finally:
-            self._is_playing = False
-            if not clean:  # workers may be at something that nobody waits for any more
-                self._stop()
+        worker, number = divmod(group, self._groups_each)
+        self._workers[worker].send(number, orders)
 
-    def _stop(self) -> None:
+    def receive(self) -> list[Answer]:
+        """Wait until some groups have answered, and return their answers.
+
+        The groups of a worker that died or hung come with a `WorkerLost` for every environment. The worker is replaced;
+        all environments of these groups have to be reset.
+
+        Raises: InvalidStep if an environment returns what its spaces do not declare.
+        """
+        asked = {number: worker for number, worker in enumerate(self._workers) if worker.waiting}
+        if not asked:
+            raise RuntimeError("no group has orders: send some first")
+        answers: list[Answer] = []
+        while not answers:
+            processes = {number: worker for number, worker in asked.items() if isinstance(worker, _Process)}
+            if not processes:
+                return [Answer(number, worker.obey()) for number, worker in asked.items() if isinstance(worker, _Here)]
+            remaining = min(worker.deadline for worker in processes.values()) - time.monotonic()
+            ready = wait([worker.connection for worker in processes.values()], max(0.0, remaining))
+            for number, worker in processes.items():
+                answers += self._of(number, worker, worker.connection in ready)
+        return answers
+
+    def close(self) -> None:
+        """End all environments and processes."""
         for worker in self._workers:
-            worker.connection.close()  # which ends it after what it is at
+            worker.end()
         for worker in self._workers:
-            worker.process.join()
+            worker.join()
         self._workers = []
 
-    def _start(self) -> "_Worker":
-        shape, dtype = (self._lanes, *self._frame.shape), np.dtype(self._frame.dtype)
-        buffers = [self._context.RawArray("B", int(np.prod(shape)) * dtype.itemsize) for _ in range(_BANKS)]
-        ours, theirs = self._context.Pipe()
-        arguments = (theirs, self._make_env, buffers, shape, dtype.str)
-        process = self._context.Process(target=serve, args=arguments, daemon=True)
-        process.start()
-        theirs.close()
-        return _Worker(ours, process, [np.frombuffer(buffer, dtype).reshape(shape) for buffer in buffers])
-
-    def _replace(self, worker: "_Worker") -> None:
-        """Start a worker anew, with the episodes that it was at."""
-        worker.crashes += 1
-        self.restarts += 1
-        if worker.crashes == _CRASHES:
-            seeds = [bank.jobs[job].seed for bank in worker.banks for job in bank.playing if job is not None]
-            raise RuntimeError(
-                f"a worker died {_CRASHES} times while it played the seeds {seeds} (its own message, if any, is above)"
-            )
-        worker.connection.close()
-        worker.process.join()
-        new = self._start()
-        worker.connection, worker.process, worker.frames = new.connection, new.process, new.frames
-        for number, bank in enumerate(worker.banks):
-            bank.frames = worker.frames[number]
-            worker.send(number, [bank.open(lane, job) for lane, job in enumerate(bank.playing)])
-
-
-def population_returns(
-    pool: GamePool,
-    model: LatentModel,
-    policy: AnyPolicy,
-    params: tuple[Params, Params],
-    key: Key,
-    seeds: np.ndarray,
-) -> Returns:
-    """Play the games `seeds` [N, E] with a population [N, ...]: -> [N, E]. `params` as in `GamePool.play`."""
-    jobs = [Job(candidate, int(seed)) for candidate, row in enumerate(seeds) for seed in row]
-    total, steps = np.zeros(seeds.size, np.float32), np.zeros(seeds.size, np.int32)
-    for ended in pool.play(model, policy, params, key, jobs):
-        total[ended.job], steps[ended.job] = ended.played.total, ended.played.steps
-    return Returns(jnp.array(total.reshape(seeds.shape)), jnp.array(steps.reshape(seeds.shape)))
-
-
-def drawn_seeds(entropy: Sequence[int], size: int, episodes: int, groups: int) -> np.ndarray:
-    """Draw the games of a generation: seeds [size, episodes] below `FRESH`.
-
-    There are that many groups, whose members share their games: with 1 the whole population does. In the published
-    runs of Ha & Schmidhuber 2018 individuals i and i + size / 2 did.
-
-    Raises: ValueError if the groups are not of equal size.
-    """
-    if size % groups:
-        raise ValueError(f"{size} individuals cannot be in {groups} groups of one size")
-    drawn = np.random.default_rng(entropy).integers(FRESH, size=(groups, episodes))
-    return np.tile(drawn, (size // groups, 1))
-
-
-@partial(jax.jit, static_argnames=("model", "policy"))
-def _act(
-    model: LatentModel,
-    policy: AnyPolicy,
-    model_params: Params,
-    population: Params,
-    key: Key,
-    memories: State,
-    frames: Array,
-    playing: tuple[Array, Array, Array, Array],
-) -> tuple[State, Action]:
-    """Act in some games of a bank: `playing` are lane, candidate, seed and steps so far of each; all lanes remember."""
-    lanes, candidates, seeds, steps = playing
-    keys = jax.vmap(lambda seed, step: jax.random.fold_in(jax.random.fold_in(key, seed), step))(seeds, steps)
-    no = jnp.zeros(len(steps), bool)
-    step = Step(frames, jnp.zeros(len(steps)), steps == 0, no, no)
-    agent = rollout.step_policy(Agent(model, policy), model_params)
-    rows = lambda tree, index: jax.tree.map(lambda leaf: leaf[index], tree)  # noqa: E731
-    after, action = jax.vmap(agent.act)(rows(population, candidates), keys, rows(memories, lanes), step)
-    return jax.tree.map(lambda leaf, new: leaf.at[lanes].set(new), memories, after), action
-
-
-class _Worker:
-    """A process, and the two banks of games that it has."""
-
-    def __init__(self, connection: Connection, process: Any, frames: list[np.ndarray]) -> None:
-        self.connection, self.process, self.frames = connection, process, frames
-        self.crashes = 0
-        self.banks: list[_Bank] = []
-
-    def send(self, bank: int, orders: list[Order]) -> None:
-        if all(order is None for order in orders):
-            return
+    def _of(self, number: int, worker: "_Process", is_ready: bool) -> list[Answer]:
+        first = number * self._groups_each
         try:
-            self.connection.send((bank, orders))
-        except (BrokenPipeError, ConnectionResetError):
-            return  # it died; that is found out where its answer is read
+            if is_ready:
+                return [Answer(first + group, reply) for group, reply in worker.receive()]
+            if time.monotonic() < worker.deadline:
+                return []
+            lost = WorkerLost(f"a worker did not answer within {worker.patience:.0f} s, and was replaced")
+        except (EOFError, ConnectionError) as error:
+            lost = WorkerLost(f"a worker died ({worker.status()}), and was replaced")
+            lost.__cause__ = error
+        groups = list(worker.waiting)
+        worker.replace()
+        self.restarts += 1
+        no = np.zeros(self.size, bool)
+        reply = Reply(np.zeros(self.size, np.float32), no, no, {}, dict.fromkeys(range(self.size), lost))
+        return [Answer(first + group, reply) for group in groups]
 
 
-class _Bank:
-    """What is known here of the games that a worker steps together."""
+class _Here:
+    """Environments in this process."""
 
-    def __init__(self, jobs: Sequence[Job], memories: State, record: bool, frames: np.ndarray, actions: Space) -> None:
-        lanes = len(frames)
-        self.jobs, self.memories, self.record, self.frames, self.actions = jobs, memories, record, frames, actions
-        self.playing: list[int | None] = [None] * lanes  # index of the job of each game
-        self.steps, self.totals = np.zeros(lanes, np.int32), np.zeros(lanes)
-        self._opening = np.zeros(lanes, bool)  # the worker was told to begin an episode
-        self._seen: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in range(lanes)]
-        self._rewards: list[list[float]] = [[] for _ in range(lanes)]
+    def __init__(self, make_env: Callable[[], gymnasium.Env], groups: int, size: int) -> None:
+        self._environments = Environments(make_env, groups, size)
+        self.spaces = self._environments.observation_space, self._environments.action_space
+        layout, length = memory_layout(self.spaces[0], groups, size)
+        self.arrays = views(bytearray(length), layout, size)
+        self.waiting: deque[int] = deque()
+        self._orders: Sequence[Order] = ()
+
+    def begin(self) -> None:
+        """There is nothing to wait for."""
+
+    def send(self, group: int, orders: Sequence[Order]) -> None:
+        self.waiting.append(group)
+        self._orders = orders
+
+    def obey(self) -> Reply:
+        group = self.waiting.popleft()
+        return self._environments.obey(group, self._orders, self.arrays[group])
+
+    def end(self) -> None:
+        self._environments.close()
+
+    def join(self) -> None:
+        """There is nothing to wait for."""
+
+
+class _Process:
+    """A worker process and the memory that its observations arrive in."""
+
+    def __init__(self, make_env: Callable[[], gymnasium.Env], groups: int, size: int, timeout: float) -> None:
+        self._start = cloudpickle.dumps((make_env, groups, size)), groups, size
+        self._timeout = timeout
+        self._memory = os.memfd_create("dreamjax") if hasattr(os, "memfd_create") else _unlinked_file()
+        self.waiting: deque[int] = deque()  # groups that have orders, in the order in which they are obeyed
+        self._launch()
+
+    def begin(self) -> None:
+        """Wait for the first environment; lay out the memory."""
+        if not self.connection.poll(_START_TIMEOUT_S):
+            raise RuntimeError(f"a worker did not make an environment within {_START_TIMEOUT_S:.0f} s")
+        try:
+            told = self.connection.recv()
+        except (EOFError, ConnectionError) as error:
+            raise RuntimeError(f"a worker died ({self.status()}) while it made its first environment") from error
+        if isinstance(told, Exception):
+            raise told
+        self.spaces = told
+        _, groups, size = self._start
+        layout, length = memory_layout(self.spaces[0], groups, size)
+        os.ftruncate(self._memory, length)
+        self.arrays = views(mmap(self._memory, length), layout, size)
+        self._is_ready = True
+        self.connection.send(None)
 
     @property
-    def busy(self) -> bool:
-        return any(job is not None for job in self.playing)
+    def patience(self) -> float:
+        """Seconds that the next answer may take."""
+        return self._timeout if self._is_ready else max(self._timeout, _START_TIMEOUT_S)
 
-    def open(self, lane: int, job: int | None) -> Order:
-        """Give a game the episode of a job, from its beginning, or none; return what to tell the worker."""
-        self.playing[lane], self.steps[lane], self.totals[lane] = job, 0, 0.0
-        self._seen[lane], self._rewards[lane] = [], []
-        self._opening[lane] = job is not None
-        return None if job is None else self.jobs[job].seed
+    @property
+    def deadline(self) -> float:
+        return self._since + self.patience
 
-    def advance(
-        self,
-        act: Callable[..., tuple[State, Action]],
-        waiting: Iterator[int],
-        rewards: np.ndarray,
-        terminated: np.ndarray,
-        truncated: np.ndarray,
-    ) -> tuple[list[Ended], list[Order]]:
-        """Take in what the games answered; return the episodes that ended, and what to do next in each game."""
-        orders: list[Order] = [None] * len(self.playing)
-        ended = []
-        for lane, job in enumerate(self.playing):
-            if job is None:
-                continue
-            if self._opening[lane]:
-                self._opening[lane] = False
-                continue
-            self.steps[lane] += 1
-            self.totals[lane] += rewards[lane]
-            self._rewards[lane].append(float(rewards[lane]))
-            if terminated[lane] or truncated[lane]:
-                ended.append(self._ended(lane, job, bool(terminated[lane] and not truncated[lane])))
-                orders[lane] = self.open(lane, next(waiting, None))
-        acting = [lane for lane, job in enumerate(self.playing) if job is not None and orders[lane] is None]
-        if acting:
-            # As many rows as games go on, to the next power of two so that few programs do: some games fill two rows.
-            # At least four, because one alone is rounded otherwise.
-            lanes = np.resize(acting, min(max(4, 1 << (len(acting) - 1).bit_length()), len(orders)))
-            candidates, seeds = np.array([self.jobs[self.playing[lane]] for lane in lanes], np.uint32).T
-            frames = self.frames[lanes]
-            self.memories, action = act(self.memories, frames, (lanes, candidates, seeds, self.steps[lanes]))
-            chosen = within(self.actions, action)
-            chosen = chosen.astype(np.float16).astype(chosen.dtype) if self.record else chosen
-            for row, lane in enumerate(acting):
-                orders[lane] = chosen[row]
-                if self.record:
-                    self._seen[lane].append((frames[row].copy(), chosen[row].astype(np.float16)))
-        return ended, orders
+    def send(self, group: int, orders: Sequence[Order]) -> None:
+        if not self.waiting:
+            self._since = time.monotonic()
+        self.waiting.append(group)
+        try:
+            self.connection.send((group, orders))
+        except (BrokenPipeError, ConnectionResetError):
+            return  # it died, which is found out where its answer is read
 
-    def _ended(self, lane: int, job: int, terminated: bool) -> Ended:
-        seed, episode = self.jobs[job].seed, None
-        if self.record:
-            frames, actions = (np.stack(arrays) for arrays in zip(*self._seen[lane], strict=True))
-            episode = Episode(frames, actions, np.array(self._rewards[lane], np.float32), terminated, seed)
-        return Ended(job, Played(seed, float(self.totals[lane]), int(self.steps[lane]), terminated, None), episode)
+    def receive(self) -> list[tuple[int, Reply]]:
+        told = self.connection.recv()
+        self._since = time.monotonic()
+        if isinstance(told, InvalidStep):
+            raise told
+        if not self._is_ready:  # of a replacement
+            if isinstance(told, Exception):
+                raise told
+            self._is_ready = True
+            return []
+        self.waiting.remove(told[0])
+        return [told]
+
+    def status(self) -> str:
+        """Say how the process ended."""
+        try:
+            code = self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            return "it closed its connection"
+        return f"killed by signal {-code}" if code < 0 else f"exit code {code}; its own message, if any, is above"
+
+    def replace(self) -> None:
+        """Kill the process and start another, which has the same memory."""
+        self._process.kill()
+        self._process.wait()
+        self.connection.close()
+        os.close(self._lifeline)
+        self.waiting.clear()
+        self._launch()
+        self.connection.send(None)
+
+    def end(self) -> None:
+        self.connection.close()  # which ends it after what it is at
+
+    def join(self) -> None:
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:  # it hangs
+            self._process.kill()
+            self._process.wait()
+        os.close(self._lifeline)
+        os.close(self._memory)
+
+    def _launch(self) -> None:
+        import socket
+
+        ours, theirs = socket.socketpair()
+        heard, self._lifeline = os.pipe()
+        descriptors = (theirs.fileno(), self._memory, heard)
+        command = [sys.executable, "-c", f"from dreamjax.acting import worker; worker.main{descriptors}"]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+        self._process = subprocess.Popen(command, pass_fds=descriptors, env=environment, stdin=subprocess.DEVNULL)
+        theirs.close()
+        os.close(heard)
+        self.connection = Connection(ours.detach())
+        self._is_ready = False
+        self._since = time.monotonic()
+        message, *_ = self._start
+        self.connection.send_bytes(message)
+
+
+def _unlinked_file() -> int:
+
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - its descriptor outlives it
+    return os.dup(file.fileno())

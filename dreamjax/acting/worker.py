@@ -1,42 +1,173 @@
-"""The worker process of `run.pool`: steps the games it was given. Needs no JAX, and imports none of its own accord."""
+"""What steps host environments: in a worker process of its own, or in this one. Imports no JAX, to start quickly.
 
+`main` is what a worker process of `acting.pool` runs. It ends when its orders end, and is killed by
+the system when the process that started it is gone, even in the middle of a step that never returns.
+"""
+
+import contextlib
+import fcntl
+import math
+import mmap
+import os
+import pickle
 import signal
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
+from gymnasium import spaces
 
-Order = int | np.ndarray | None  # begin the episode of a seed, take an action, or nothing
+from dreamjax.envs.host import InvalidStep, Leaf, checked, flatten, leaves, numbers, scalar_reward, to_action
+
+Order = int | list[np.ndarray] | None  # reset with a seed (negative: without one), step with these leaves, or nothing
 
 
-def serve(
-    connection: Connection, make_env: Callable[[], gymnasium.Env], buffers: list[Any], shape: tuple[int, ...], kind: str
-) -> None:
-    """Obeys until the other side closes the connection or is gone.
+class Reply(NamedTuple):
+    """What came of the orders to K environments; of those that were not asked, nothing is meant."""
 
-    It is sent (bank, an order per game), writes what the games show into the memory of that bank, and answers with
-    (bank, rewards, terminated, truncated). Whatever else goes wrong ends the process, which the other side sees.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt from the keyboard means
-    banks = [np.frombuffer(buffer, kind).reshape(shape) for buffer in buffers]
-    lanes = shape[0]
-    envs = [[make_env() for _ in range(lanes)] for _ in banks]
-    try:
-        while True:
-            number, orders = connection.recv()
-            rewards = np.zeros(lanes)
-            over = np.zeros((2, lanes), bool)
-            for lane, (env, order) in enumerate(zip(envs[number], orders, strict=True)):
-                if isinstance(order, int):
-                    banks[number][lane], _ = env.reset(seed=order)
-                elif order is not None:
-                    banks[number][lane], rewards[lane], *over[:, lane], _ = env.step(order)
-            connection.send((number, rewards, *over))
-    except (EOFError, ConnectionError):
-        return
-    finally:
-        for bank in envs:
-            for env in bank:
+    reward: np.ndarray  # [K] float32
+    terminated: np.ndarray  # [K] bool
+    truncated: np.ndarray  # [K] bool
+    info: dict[int, dict[str, float]]  # finite numbers of the last info of episodes that ended, by environment
+    errors: dict[int, Exception]  # of environments that raised; they are made anew at their next reset
+
+
+class Environments:
+    """G groups of K environments, stepped one after the other, whose observations go to arrays [K, ...] of a group."""
+
+    def __init__(self, make_env: Callable[[], gymnasium.Env], groups: int, size: int) -> None:
+        self._make = make_env
+        self._envs: list[list[gymnasium.Env | None]] = [[None] * size for _ in range(groups)]
+        self._envs[0][0] = first = make_env()
+        self.observation_space, self.action_space = first.observation_space, first.action_space
+        self._leaves = leaves(self.observation_space)
+
+    def obey(self, group: int, orders: Sequence[Order], observation: Sequence[np.ndarray]) -> Reply:
+        """Carry out an order in each environment of a group. Raises InvalidStep for what was not declared."""
+        size = len(orders)
+        reply = Reply(np.zeros(size, np.float32), np.zeros(size, bool), np.zeros(size, bool), {}, {})
+        for i, order in enumerate(orders):
+            if order is None:
+                continue
+            try:
+                self._obey(group, i, order, observation, reply)
+            except InvalidStep:
+                raise
+            except Exception as error:  # whatever an environment raises; the episode is lost, the others go on
+                reply.errors[i] = _portable(error)
+                self._discard(group, i)
+        return reply
+
+    def close(self) -> None:
+        for group in range(len(self._envs)):
+            for i in range(len(self._envs[group])):
+                self._discard(group, i)
+
+    def _obey(self, group: int, i: int, order: Order, observation: Sequence[np.ndarray], reply: Reply) -> None:
+        env = self._envs[group][i]
+        if isinstance(order, int):
+            if env is None:
+                env = self._envs[group][i] = self._make()
+            arrived = env.reset(seed=order if order >= 0 else None)
+            if not isinstance(arrived, tuple) or len(arrived) != 2:
+                raise InvalidStep(f"reset of {env} must return (observation, info), as Gymnasium's does")
+            value = arrived[0]
+        else:
+            if env is None or order is None:
+                raise RuntimeError("an environment was stepped before it was reset")
+            result = env.step(to_action(self.action_space, iter(order)))
+            if not isinstance(result, tuple) or len(result) != 5:
+                count = len(result) if isinstance(result, tuple) else type(result).__name__
+                raise InvalidStep(
+                    f"step of {env} must return (observation, reward, terminated, truncated, info), as Gymnasium's "
+                    f"does; got {count}. Wrap an environment of the old Gym interface first"
+                )
+            value, reward, terminated, truncated, info = result
+            reply.reward[i], reply.terminated[i], reply.truncated[i] = scalar_reward(reward), terminated, truncated
+            if terminated or truncated:
+                reply.info[i] = dict(numbers(info))
+        for leaf, out, part in zip(self._leaves, observation, flatten(self.observation_space, value), strict=True):
+            out[i] = checked(leaf, part)
+
+    def _discard(self, group: int, i: int) -> None:
+        env, self._envs[group][i] = self._envs[group][i], None
+        if env is not None:
+            with contextlib.suppress(Exception):  # what is broken may not even close
                 env.close()
+
+
+def memory_layout(space: spaces.Space, groups: int, size: int) -> tuple[list[list[tuple[int, Leaf]]], int]:
+    """Place the observations of all groups in one block of memory: offset of each leaf, and bytes in all."""
+    offset, layout = 0, []
+    for _ in range(groups):
+        placed = []
+        for leaf in leaves(space):
+            placed.append((offset, leaf))
+            offset += -(-size * math.prod(leaf.shape) * leaf.dtype.itemsize // 64) * 64  # each begins a cache line
+        layout.append(placed)
+    return layout, max(offset, 1)
+
+
+def views(memory: Any, layout: Sequence[Sequence[tuple[int, Leaf]]], size: int) -> list[list[np.ndarray]]:
+    """Return the arrays [K, ...] of every group over a block of memory."""
+    return [
+        [
+            np.frombuffer(memory, leaf.dtype, size * math.prod(leaf.shape), offset).reshape(size, *leaf.shape)
+            for offset, leaf in placed
+        ]
+        for placed in layout
+    ]
+
+
+def _portable(error: Exception) -> Exception:
+    """Return an exception that can be sent, with its traceback as a note."""
+    text = "".join(traceback.format_exception(error)).rstrip()
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # pickling runs code of the exception's class, which may do anything
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    error.add_note(f"In the worker:\n{text}")
+    return error
+
+
+def _end_with(lifeline: int) -> None:
+    """Let the system kill this process when the other end of a pipe is closed, whatever it is at then."""
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC | os.O_NONBLOCK)
+    with contextlib.suppress(BlockingIOError):
+        if os.read(lifeline, 1) == b"":  # it was closed before anybody listened
+            os._exit(1)
+
+
+def main(connection_fd: int, memory_fd: int, lifeline: int) -> None:
+    """Make environments, then obey orders until they end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt from the keyboard means
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    for descriptor in (connection_fd, memory_fd, lifeline):
+        os.set_inheritable(descriptor, False)  # a game in a process of its own would keep them open
+    _end_with(lifeline)
+    with contextlib.suppress(EOFError, ConnectionError), Connection(connection_fd) as connection:
+        make_env, groups, size = pickle.loads(connection.recv_bytes())
+        try:
+            environments = Environments(make_env, groups, size)
+            layout, length = memory_layout(environments.observation_space, groups, size)
+        except Exception as error:
+            connection.send(_portable(error))
+            return
+        connection.send((environments.observation_space, environments.action_space))
+        connection.recv()  # the memory has its size now
+        try:
+            arrays = views(mmap.mmap(memory_fd, length), layout, size)
+            while True:
+                group, orders = connection.recv()
+                try:
+                    answer: Any = (group, environments.obey(group, orders, arrays[group]))
+                except InvalidStep as error:
+                    answer = error
+                connection.send(answer)
+        finally:
+            environments.close()

@@ -1,8 +1,8 @@
 """Gymnasium on both sides: our pure environments for other people's agents, their environments for our loops.
 
 `to_gymnasium` and `to_gymnasium_vector` wrap an `Environment` (a game written in JAX, a dream) so that any agent that
-knows Gymnasium can train in it. `spec_from_gymnasium`, `host_reset` and `host_step` go the other way, one host step
-at a time. Verified against gymnasium 1.4, https://gymnasium.farama.org/api/env/.
+knows Gymnasium can train in it. `spec_from_gymnasium` describes their environments, which `acting` steps. Verified
+against gymnasium 1.4, https://gymnasium.farama.org/api/env/.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +15,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.error import InvalidAction, ResetNeeded
 
+from dreamjax.envs.host import dtype_32
 from dreamjax.types import Action, Array, Environment, EnvSpec, Key, PyTree, Space, State, Step
 
 SEED_LIMIT = 2**32  # a typed key keeps 32 bits of its seed, so a larger one would repeat a smaller one's episodes
@@ -55,35 +56,15 @@ def spec_from_gymnasium(env: gymnasium.Env, max_steps: int) -> EnvSpec:
 
 
 def spec_from_spaces(observation: spaces.Space, action: spaces.Space, max_steps: int) -> EnvSpec:
-    """Describe Gymnasium's spaces as an `EnvSpec`; 64-bit values are described as the 32-bit ones of `host_step`.
+    """Describe Gymnasium's spaces as an `EnvSpec`; 64-bit values are described as 32-bit ones.
 
-    A `Space` has one bound for all its elements. Observations with several get the widest; an action space with several
-    is refused, because a policy that fills the widest would leave the real one.
+    Actions keep the bounds of each entry; those of an observation are the widest of all its entries.
 
-    Raises: ValueError for max_steps < 1, a kind of space with no array form, or an action space with mixed bounds.
+    Raises: ValueError for max_steps < 1, or a kind of space with no array form.
     """
     if max_steps < 1:
         raise ValueError(f"max_steps must be at least 1, got {max_steps}")
-    return EnvSpec(_from_space(observation, mixed=True), _from_space(action, mixed=False), max_steps)
-
-
-def host_reset(env: gymnasium.Env, seed: int | None = None) -> Step:
-    """Open an episode of a Gymnasium environment: its first `Step`, in numpy, as `spec_from_gymnasium` describes it."""
-    observation, _ = env.reset(seed=seed)
-    return _host_step(observation, reward=0.0, is_first=True, is_last=False, is_terminal=False)
-
-
-def host_step(env: gymnasium.Env, action: Action) -> Step:
-    """Step a Gymnasium environment with an action of our spec, and return its 5-tuple as a `Step`, in numpy.
-
-    `is_last` is terminated or truncated. `is_terminal` is terminated and not truncated: some environments (ViZDoom, and
-    `TimeLimit` when the last step also ends the game) set both at a time limit, where a value may be bootstrapped.
-
-    Raises: InvalidAction when the structure, shape or integer type of the action does not fit the action space.
-    """
-    observation, reward, terminated, truncated, _ = env.step(_to_host_action(env.action_space, action))
-    is_last, is_terminal = terminated or truncated, terminated and not truncated
-    return _host_step(observation, float(reward), is_first=False, is_last=is_last, is_terminal=is_terminal)
+    return EnvSpec(_from_space(observation, widest=True), _from_space(action), max_steps)
 
 
 class _Single(gymnasium.Env[Any, Any]):
@@ -226,42 +207,35 @@ def _to_space(space: PyTree) -> spaces.Space:
     if not isinstance(space, Space):
         raise TypeError(f"a spec is made of dicts, tuples and Space, got {type(space).__name__}")
     if not space.is_discrete:
-        return spaces.Box(space.low, space.high, space.shape, np.dtype(space.dtype).type)
-    if not np.isfinite([space.low, space.high]).all():
+        return spaces.Box(space.low_array, space.high_array, space.shape, space.dtype.type)
+    low, high = space.low_array, space.high_array
+    if not np.isfinite([low, high]).all():
         raise ValueError(f"a discrete Space needs finite bounds to become a Gymnasium space, got {space}")
-    low, levels = int(space.low), int(space.high) - int(space.low)
     if space.shape == ():
-        return spaces.Discrete(levels, start=low)
+        return spaces.Discrete(int(high - low), start=int(low))
     if space.dtype == np.uint8:
-        return spaces.Box(low, low + levels - 1, space.shape, np.uint8)
-    return spaces.MultiDiscrete(np.full(space.shape, levels), start=np.full(space.shape, low))
+        return spaces.Box(low.astype(np.uint8), (high - 1).astype(np.uint8), space.shape, np.uint8)
+    return spaces.MultiDiscrete(high - low, start=low.copy())
 
 
-def _from_space(space: spaces.Space, mixed: bool) -> PyTree:
+def _from_space(space: spaces.Space, widest: bool = False) -> PyTree:
     if isinstance(space, spaces.Dict):
-        return {name: _from_space(one, mixed) for name, one in space.spaces.items()}
+        return {name: _from_space(one, widest) for name, one in space.spaces.items()}
     if isinstance(space, spaces.Tuple):
-        return tuple(_from_space(one, mixed) for one in space.spaces)
+        return tuple(_from_space(one, widest) for one in space.spaces)
     if isinstance(space, spaces.Discrete):
         return Space((), np.int32, int(space.start), int(space.start) + int(space.n))
     if isinstance(space, spaces.MultiBinary):
-        return Space(space.shape, numpy_dtype(space.dtype), 0, 2)
+        return Space(space.shape, dtype_32(space.dtype), 0, 2)
     if isinstance(space, spaces.MultiDiscrete):
         low, high = space.start, space.start + space.nvec
     elif isinstance(space, spaces.Box):
         low, high = space.low, space.high if space.dtype.kind == "f" else space.high.astype(np.int64) + 1
     else:
         raise ValueError(f"no array form for {space}; flatten it first with a gymnasium wrapper")
-    if not mixed and (low.min() != low.max() or high.min() != high.max()):
-        raise ValueError(f"action space {space} has several bounds; wrap it with gymnasium.wrappers.RescaleAction")
-    return Space(space.shape, numpy_dtype(space.dtype), low.min().item(), high.max().item())
-
-
-def numpy_dtype(dtype: Any) -> Any:
-    """The 32-bit dtype that stands for one of Gymnasium's; bytes and truth values stay as they are."""
-    if np.issubdtype(dtype, np.floating):
-        return np.float32
-    return dtype.type if dtype in (np.uint8, np.int8, np.bool_) else np.int32
+    if widest:
+        low, high = low.min(), high.max()
+    return Space(space.shape, dtype_32(space.dtype), low, high)
 
 
 def _to_observation(space: spaces.Space, observation: PyTree) -> Any:
@@ -290,37 +264,12 @@ def _to_action(space: PyTree, action: Any, lanes: tuple[int, ...]) -> Action:
     if array.shape != lanes + space.shape:
         raise InvalidAction(f"action must have shape {lanes + space.shape}, got {array.shape}")
     if space.is_discrete and array.dtype.kind not in "iub":
-        raise InvalidAction(f"action must be integer in [{space.low:g}, {space.high:g}), got dtype {array.dtype}")
+        raise InvalidAction(f"action must be integer in [{space.low}, {space.high}), got dtype {array.dtype}")
     cast = array.astype(space.dtype)
     checked = array if space.is_discrete else cast  # integers may wrap when cast; floats may round inside the bounds
-    above = checked < space.high if space.is_discrete else checked <= space.high
-    if not np.all((checked >= space.low) & above):
+    above = checked < space.high_array if space.is_discrete else checked <= space.high_array
+    if not np.all((checked >= space.low_array) & above):
         raise InvalidAction(
-            f"action {action!r} lies outside [{space.low:g}, {space.high:g}{')' if space.is_discrete else ']'}"
+            f"action {action!r} lies outside [{space.low}, {space.high}{')' if space.is_discrete else ']'}"
         )
     return cast
-
-
-def _to_host_action(space: spaces.Space, action: Action) -> Any:
-    """Give an action of ours the types of a Gymnasium space. Bounds are the environment's to check."""
-    if isinstance(space, spaces.Dict):
-        if not isinstance(action, Mapping) or action.keys() != space.spaces.keys():
-            raise InvalidAction(f"action must be a dict with the keys {sorted(space.spaces)}, got {action!r}")
-        return {name: _to_host_action(one, action[name]) for name, one in space.spaces.items()}
-    if isinstance(space, spaces.Tuple):
-        if not isinstance(action, tuple) or len(action) != len(space.spaces):
-            raise InvalidAction(f"action must be a tuple of {len(space.spaces)}, got {action!r}")
-        return tuple(_to_host_action(one, part) for one, part in zip(space.spaces, action, strict=True))
-    array = np.asarray(action)
-    if array.shape != space.shape:
-        raise InvalidAction(f"action for {space} must have shape {space.shape}, got {array.shape}")
-    if np.issubdtype(space.dtype, np.integer) and array.dtype.kind not in "iub":
-        raise InvalidAction(f"action for {space} must be integer, got dtype {array.dtype}")
-    return np.int64(array) if isinstance(space, spaces.Discrete) else array.astype(space.dtype)
-
-
-def _host_step(observation: Any, reward: float, is_first: bool, is_last: bool, is_terminal: bool) -> Step:
-    observation = jax.tree.map(lambda leaf: np.array(leaf, dtype=numpy_dtype(np.asarray(leaf).dtype)), observation)
-    flags: Any = np.array([is_first, is_last, is_terminal])
-    arrived: Any = np.float32(reward)
-    return Step(observation, arrived, *flags)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamjax.envs.gymnasium import numpy_dtype
+from dreamjax.envs.host import dtype_32
 from dreamjax.types import Action, Array, Environment, EnvSpec, Key, PyTree, Space, State, Step
 
 Reset = Callable[[Key], tuple[PyTree, State]]  # key -> observation, state
@@ -97,7 +97,7 @@ def _observed(space: Any) -> Space:
     low, high, dtype = np.min(space.low), np.max(space.high), np.dtype(space.dtype)
     if dtype.kind != "f":
         high = int(high) + 1
-    return Space(tuple(space.shape), numpy_dtype(dtype), float(low), float(high))
+    return Space(tuple(space.shape), dtype_32(dtype), float(low), float(high))
 
 
 def _taken(space: Any) -> Space:

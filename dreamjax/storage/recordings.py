@@ -15,23 +15,23 @@ from dreamjax.dreamerv3.experience import Experience, Latent, recorded
 from dreamjax.replay.sequences import Address, ReplayConfig, SequenceReplay
 from dreamjax.storage.atomic import replacing
 from dreamjax.storage.replays import ReplayError, ReplayFolder
-from dreamjax.storage.specs import describe_spec, parse_spec
+from dreamjax.storage.specs import spec_from_json, spec_to_json
 from dreamjax.types import Action, EnvSpec, Step
 
 LATENT = [f".latent.{field}" for field in Latent._fields]  # as a replay names these arrays
 
 
 def write_spec(folder: str | os.PathLike[str], spec: EnvSpec) -> None:
-    """Write what an environment emits and takes into `folder/spec.json`: see `describe_spec`."""
+    """Write what an environment emits and takes into `folder/spec.json`: see `spec_to_json`."""
     with replacing(Path(folder) / "spec.json") as temporary:
-        temporary.write_text(json.dumps(describe_spec(spec), indent=2))
+        temporary.write_text(json.dumps(spec_to_json(spec), indent=2))
 
 
 def read_spec(folder: str | os.PathLike[str]) -> EnvSpec:
     """Read what `write_spec` wrote. Raises ReplayError where there is none, or it cannot be read."""
     path = Path(folder) / "spec.json"
     try:
-        return parse_spec(json.loads(path.read_text()))
+        return spec_from_json(json.loads(path.read_text()))
     except FileNotFoundError as error:
         raise ReplayError(f"{folder} holds no recording, as it has no spec.json: name a recording") from error
     except (OSError, ValueError) as error:

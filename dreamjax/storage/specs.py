@@ -1,6 +1,5 @@
-"""What an environment emits and takes, as JSON that keeps the structure of the pytrees."""
+"""Spaces as JSON, so that what is stored says what it was made for."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,57 +7,60 @@ import numpy as np
 from dreamjax.types import EnvSpec, PyTree, Space
 
 
-def describe_spec(spec: EnvSpec) -> dict[str, Any]:
-    """Describe a spec in what JSON can hold.
-
-    A space is {"shape", "dtype", "low", "high"}, where an infinite bound is None; a mapping of spaces is
-    {"mapping": {name: ...}}, a tuple {"tuple": [...]}, and both may be nested.
-
-    Raises: ValueError for a pytree of anything else.
-    """
+def spec_to_json(spec: EnvSpec) -> dict[str, Any]:
+    """Describe a spec in what JSON can hold. Raises ValueError for trees of other than mappings, tuples and `Space`."""
     return {
-        "observation": _describe(spec.observation),
-        "action": _describe(spec.action),
+        "observation": _write(spec.observation),
+        "action": _write(spec.action),
         "max_steps": spec.max_steps,
     }
 
 
-def parse_spec(described: Mapping[str, Any]) -> EnvSpec:
-    """Undo `describe_spec`. Raises ValueError if something is missing or wrong."""
+def spec_from_json(written: dict[str, Any]) -> EnvSpec:
+    """Read what `spec_to_json` wrote. Raises ValueError for anything else."""
     try:
-        return EnvSpec(_parse(described["observation"]), _parse(described["action"]), int(described["max_steps"]))
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"this does not describe a spec: {error!r}") from error
+        return EnvSpec(_read(written["observation"]), _read(written["action"]), int(written["max_steps"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a description of spaces: {written!r}") from error
 
 
-def _describe(spaces: PyTree) -> dict[str, Any]:
-    match spaces:
-        case Space():
-            low, high = (_finite(np.asarray(bound, float).tolist()) for bound in (spaces.low, spaces.high))
-            return {"shape": list(spaces.shape), "dtype": np.dtype(spaces.dtype).name, "low": low, "high": high}
-        case Mapping():
-            return {"mapping": {name: _describe(part) for name, part in spaces.items()}}
-        case tuple():
-            return {"tuple": [_describe(part) for part in spaces]}
-    raise ValueError(f"only spaces, mappings and tuples of them can be written down, got {spaces!r}")
+def space_to_json(space: Space) -> dict[str, Any]:
+    """Describe one space; a bound that is infinite becomes null."""
+    low, high = _finite(space.low), _finite(space.high)
+    return {"shape": list(space.shape), "dtype": space.dtype.name, "low": low, "high": high}
 
 
-def _parse(described: Mapping[str, Any]) -> PyTree:
-    if "mapping" in described:
-        return {name: _parse(part) for name, part in described["mapping"].items()}
-    if "tuple" in described:
-        return tuple(_parse(part) for part in described["tuple"])
-    low, high = (_bounded(described[name], bound) for name, bound in (("low", -np.inf), ("high", np.inf)))
-    return Space(tuple(described["shape"]), np.dtype(described["dtype"]).type, low, high)
+def space_from_json(written: dict[str, Any]) -> Space:
+    """Read what `space_to_json` wrote."""
+    low, high = _bound(written["low"], -np.inf), _bound(written["high"], np.inf)
+    return Space(tuple(written["shape"]), np.dtype(written["dtype"]), low, high)
+
+
+def _write(tree: PyTree) -> dict[str, Any]:
+    if isinstance(tree, Space):
+        return space_to_json(tree)
+    if isinstance(tree, dict):
+        return {"mapping": {name: _write(part) for name, part in tree.items()}}
+    if type(tree) is tuple:
+        return {"tuple": [_write(part) for part in tree]}
+    raise ValueError(f"a spec that is stored is made of dicts, tuples and Space, got {type(tree).__name__}")
+
+
+def _read(written: dict[str, Any]) -> PyTree:
+    if "mapping" in written:
+        return {name: _read(part) for name, part in written["mapping"].items()}
+    if "tuple" in written:
+        return tuple(_read(part) for part in written["tuple"])
+    return space_from_json(written)
 
 
 def _finite(bound: Any) -> Any:
-    if isinstance(bound, list):
+    if isinstance(bound, tuple):
         return [_finite(part) for part in bound]
     return bound if np.isfinite(bound) else None
 
 
-def _bounded(bound: Any, infinite: float) -> Any:
-    if isinstance(bound, list):
-        return [_bounded(part, infinite) for part in bound]
-    return infinite if bound is None else bound
+def _bound(written: Any, infinite: float) -> Any:
+    if isinstance(written, list):
+        return [_bound(part, infinite) for part in written]
+    return infinite if written is None else written

@@ -1,19 +1,20 @@
-"""Training DreamerV3 in environments that are not written in JAX, or from a replay alone."""
+"""Training DreamerV3 while it acts in host environments, or from a replay alone."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from dreamjax.acting.vector import VectorEnvironment
 from dreamjax.dreamerv3 import experience, learner
 from dreamjax.dreamerv3.experience import Experience, Latent, Learned
 from dreamjax.dreamerv3.learner import TrainState
 from dreamjax.dreamerv3.model import Dreamer
-from dreamjax.envs.lanes import Lanes
 from dreamjax.replay.sequences import Address, ReplayConfig, SequenceReplay
 from dreamjax.rollout import AgentState
 from dreamjax.storage.checkpoints import Checkpoints
@@ -23,11 +24,11 @@ from dreamjax.storage.progress import progress
 from dreamjax.storage.recordings import fill, open_recording
 from dreamjax.storage.replays import ReplayError, ReplayFolder
 from dreamjax.training.devices import device_mesh
-from dreamjax.types import Step
+from dreamjax.types import Metrics, Step
 
 
 @dataclass(frozen=True)
-class HostConfig:
+class OnlineConfig:
     """How much is collected and replayed."""
 
     steps: int  # actions of all environments together
@@ -52,8 +53,17 @@ class HostConfig:
         return ReplayConfig(self.capacity, length, self.online, self.prioritized, self.recent)
 
 
-def updates_due(cfg: HostConfig, length: int, streams: int, steps: int) -> int:
-    """Updates that belong to `steps` collected ones: none before the replay holds a batch of sequences, then exact.
+class Progress(NamedTuple):
+    """What one step of all environments, or one call to learn offline, came to."""
+
+    steps: int  # collected so far, of all environments together
+    updates: int  # so far
+    episodes: dict[int, Metrics]  # of the environments whose episode ended: return, length, info/<name>
+    metrics: dict[int, Metrics]  # of the updates that are due to be logged, by their number
+
+
+def updates_due(cfg: OnlineConfig, length: int, streams: int, steps: int) -> int:
+    """Count the updates that belong to `steps` collected ones: none before the replay holds a batch, then exact.
 
     The first update comes with the first step at which it can, the others at the train ratio from there on.
     """
@@ -64,43 +74,64 @@ def updates_due(cfg: HostConfig, length: int, streams: int, steps: int) -> int:
     return 1 + int(since * Fraction(cfg.train_ratio) / (cfg.batch_size * cfg.batch_length))
 
 
-def train_on_host(
-    run: RunFolder, log: MetricsLog, dreamer: Dreamer, lanes: Lanes, cfg: HostConfig, seed: int
+def train_online(
+    run: RunFolder, log: MetricsLog, dreamer: Dreamer, environment: VectorEnvironment, cfg: OnlineConfig, seed: int
 ) -> TrainState:
     """Bring the agent of a run folder to `cfg.steps` collected steps, from its newest checkpoint if there is one.
 
-    A resumed run has the agent, the replay and the counters it had; its environments begin new episodes. While the
-    device updates the agent, the environments step with what the agent was before.
+    A resumed run has the agent, the replay and the counters it had; its environments begin new episodes.
     """
-    host = _Host(run, log, dreamer, len(lanes), cfg, seed)
-    host.restore()
-    if host.steps >= cfg.steps:
-        return host.state
-    memory = experience.start(dreamer, len(lanes))
-    # Episodes of a resumed run are not those that it has already seen. Seeds far above are left to evaluation.
-    step = lanes.reset(seed=int(np.random.default_rng([seed, host.steps]).integers(2**30)))
-    episodes = _Episodes(log, len(lanes))
-    with run.stage("train") as stage, progress(cfg.steps, "train", initial=host.steps, unit="step") as bar:
-        while host.steps < cfg.steps:
-            memory, latent = host.act(memory, step)
-            host.learn(updates_due(cfg, host.replay.cfg.length, len(lanes), host.steps))
-            action, latent = jax.device_get((memory.action, latent))
-            for total in episodes.see(step, lanes.facts, host.steps):
-                bar.set_postfix({"return": f"{total:.4g}", "updates": host.updates})
-            host.replay.add(Experience(step, action, latent))
-            step = lanes.step(action)
-            bar.update(len(lanes))
-            if host.updates - host.saved >= cfg.checkpoint_every:
-                host.save()
+    training = Training(run, dreamer, len(environment), cfg, seed)
+    training.restore()
+    with run.stage("train") as stage, progress(cfg.steps, "train", initial=training.steps, unit="step") as bar:
+        for now in act_and_learn(training, environment):
+            for i, episode in now.episodes.items():
+                log.write("episode", now.steps - len(environment) + i, episode)
+                bar.set_postfix({"return": f"{episode['return']:.4g}", "updates": now.updates})
+            for number, metrics in now.metrics.items():
+                log.write("learn", number, metrics)
+            bar.update(now.steps - bar.n)
+            if now.updates - training.saved >= cfg.checkpoint_every:
+                training.save()
                 stage.tick()
-        host.learn(updates_due(cfg, host.replay.cfg.length, len(lanes), host.steps))
-        host.save()
-        stage.tick()
-    return host.state
+        training.save()
+    return training.state
+
+
+def act_and_learn(training: "Training", environment: VectorEnvironment) -> Iterator[Progress]:
+    """Act in all environments and learn at the train ratio, to the configured number of steps; yield every step.
+
+    While the device updates the agent, the environments step with what the agent was before.
+    """
+    cfg, envs, dreamer = training.cfg, len(environment), training.dreamer
+    memory = experience.start(dreamer, envs)
+    step = environment.reset(seed=(training.seed, training.steps))  # a resumed run sees other episodes than before
+    total, length = np.zeros(envs), np.zeros(envs, int)
+    while training.steps < cfg.steps:
+        memory, latent = training.act(memory, step)
+        metrics = training.learn(updates_due(cfg, training.replay.cfg.length, envs, training.steps))
+        action, latent = jax.device_get((memory.action, latent))
+        total, length = np.where(step.is_first, 0.0, total) + step.reward, np.where(step.is_first, 0, length + 1)
+        episodes = {
+            int(i): {"return": total[i], "length": length[i]}
+            | {f"info/{name}": value for name, value in environment.info.get(int(i), {}).items()}
+            for i in np.flatnonzero(step.is_last)
+        }
+        training.replay.add(Experience(step, action, latent))
+        step = environment.step(action)
+        yield Progress(training.steps, training.updates, episodes, metrics)
+    metrics = training.learn(updates_due(cfg, training.replay.cfg.length, envs, training.steps))
+    yield Progress(training.steps, training.updates, {}, metrics)
 
 
 def train_offline(
-    run: RunFolder, log: MetricsLog, dreamer: Dreamer, cfg: HostConfig, seed: int, updates: int, recording: Path | None
+    run: RunFolder,
+    log: MetricsLog,
+    dreamer: Dreamer,
+    cfg: OnlineConfig,
+    seed: int,
+    updates: int,
+    recording: Path | None,
 ) -> TrainState:
     """Bring the agent of a run folder to `updates` updates without any environment.
 
@@ -112,33 +143,31 @@ def train_offline(
     saved = Checkpoints(run.path / "checkpoints").steps()
     if saved:
         streams = ReplayFolder(run.path / "replay").shape(saved[-1])["streams"]
-        host = _Host(run, log, dreamer, streams, cfg, seed)
-        host.restore()
+        training = Training(run, dreamer, streams, cfg, seed)
+        training.restore()
     elif recording is not None:
         recorded = open_recording(recording)
-        host = _Host(run, log, dreamer, recorded.streams, cfg, seed)
-        fill(host.replay, recorded)
-        host.save()
+        training = Training(run, dreamer, recorded.streams, cfg, seed)
+        fill(training.replay, recorded)
+        training.save()
     else:
         raise ReplayError(f"{run.path} holds no agent with a replay to learn from: name a recording")
-    with run.stage("train") as stage, progress(updates, "train", initial=host.updates, unit="update") as bar:
-        while host.updates < updates:
-            begun = host.updates
-            host.learn(min(updates, begun + cfg.log_every))
-            bar.update(host.updates - begun)
-            if host.updates - host.saved >= cfg.checkpoint_every or host.updates >= updates:
-                host.save()
+    with run.stage("train") as stage, progress(updates, "train", initial=training.updates, unit="update") as bar:
+        while training.updates < updates:
+            for number, metrics in training.learn(min(updates, training.updates + cfg.log_every)).items():
+                log.write("learn", number, metrics)
+            bar.update(training.updates - bar.n)
+            if training.updates - training.saved >= cfg.checkpoint_every or training.updates >= updates:
+                training.save()
                 stage.tick()
-    return host.state
+    return training.state
 
 
-class _Host:
-    """Agent and replay of a run."""
+class Training:
+    """The agent and the replay of a run."""
 
-    def __init__(
-        self, run: RunFolder, log: MetricsLog, dreamer: Dreamer, streams: int, cfg: HostConfig, seed: int
-    ) -> None:
-        self._dreamer, self._cfg, self._seed, self._log = dreamer, cfg, seed, log
+    def __init__(self, run: RunFolder, dreamer: Dreamer, streams: int, cfg: OnlineConfig, seed: int) -> None:
+        self.dreamer, self.cfg, self.seed = dreamer, cfg, seed
         key_init, self._key_act, self._key_learn = jax.random.split(jax.random.key(seed), 3)
         # The batch is split over all devices, if it can be; everything else is the same on each.
         mesh = device_mesh("batch", None if cfg.batch_size % jax.device_count() == 0 else 1)
@@ -154,25 +183,28 @@ class _Host:
 
     @property
     def steps(self) -> int:
+        """Count the steps collected so far, of all environments together."""
         return self.replay.written * self.replay.streams
 
     def act(self, memory: AgentState, step: Step) -> tuple[AgentState, Latent]:
         """Begin to act; nothing is waited for."""
         key = jax.random.fold_in(self._key_act, self.replay.written)
-        return experience.act(self._dreamer, self.state.params, key, memory, step)
+        return experience.act(self.dreamer, self.state.params, key, memory, step)
 
-    def learn(self, until: int) -> None:
-        """Begin the updates up to number `until`; the last of them is not waited for."""
+    def learn(self, until: int) -> dict[int, Metrics]:
+        """Begin the updates up to number `until`, the last of which is not waited for; return metrics to be logged."""
+        metrics = {}
         while self.updates < until:
-            rng = np.random.default_rng([self._seed, self.updates])
-            drawn, address = self.replay.sample(rng, self._cfg.batch_size)
+            rng = np.random.default_rng([self.seed, self.updates])
+            drawn, address = self.replay.sample(rng, self.cfg.batch_size)
             drawn = jax.device_put(drawn, self._split)
-            self.state, learned = experience.learn(self._dreamer, self._key_learn, self.state, drawn)
+            self.state, learned = experience.learn(self.dreamer, self._key_learn, self.state, drawn)
             self._store()
             self._waiting = address, learned
             self.updates += 1
-            if self.updates % self._cfg.log_every == 0:
-                self._log.write("learn", self.updates, learned.metrics)
+            if self.updates % self.cfg.log_every == 0:
+                metrics[self.updates] = learned.metrics
+        return metrics
 
     def _store(self) -> None:
         """Put into the replay what the last but one update has learned. It has ended, so the device has work."""
@@ -180,8 +212,8 @@ class _Host:
             return
         address, learned = self._waiting
         latent = jax.device_get(learned.latent)
-        context = self._dreamer.cfg.context
-        self.replay.update(address, context, experience.refreshed(self._dreamer, latent))
+        context = self.dreamer.cfg.context
+        self.replay.update(address, context, experience.refreshed(self.dreamer, latent))
         if self.replay.priorities:
             self.replay.prioritize(address, context, np.asarray(learned.priority))
         self._waiting = None
@@ -211,24 +243,3 @@ class _Host:
                 f"{folder / str(self.updates)} to go on from an older one of {self._checkpoints.steps()}."
             ) from error
         self.saved, self._written = self.updates, self.replay.written
-
-
-class _Episodes:
-    """Sums rewards, and writes down the episodes that come to their end."""
-
-    def __init__(self, log: MetricsLog, lanes: int) -> None:
-        self._log = log
-        self._total, self._length = np.zeros(lanes), np.zeros(lanes, int)
-
-    def see(self, step: Step, facts: dict[int, dict[str, float]], steps: int) -> Iterator[float]:
-        """Take in one step of every lane, before which `steps` were collected; yield the returns of what ended.
-
-        What the environments tell about an episode, its `facts`, is written down under "info/".
-        """
-        self._total = np.where(step.is_first, 0.0, self._total) + step.reward
-        self._length = np.where(step.is_first, 0, self._length + 1)
-        for lane in np.flatnonzero(step.is_last):
-            ended = {"return": self._total[lane], "length": self._length[lane]}
-            ended |= {f"info/{name}": number for name, number in facts[int(lane)].items()}
-            self._log.write("episode", steps + int(lane), ended)
-            yield float(self._total[lane])

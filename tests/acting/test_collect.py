@@ -11,7 +11,6 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
-
 from dreamjax.acting.collect import (
     collect,
     every_tic_random_actions,
@@ -19,8 +18,9 @@ from dreamjax.acting.collect import (
     record,
     wandering_random_actions,
 )
+
 from dreamjax.envs.vizdoom import GameCrashed, TakeCover
-from dreamjax.replay import episodes
+from dreamjax.storage import episodes
 
 # On the highest skill most episodes last 50 to 130 tics, so that many are too short and some are cut.
 MAKE_ENV = partial(TakeCover, skill=5, max_steps=110)
@@ -80,47 +80,51 @@ def test_every_tic_actions_are_independent() -> None:
     assert abs(np.corrcoef(actions[1:], actions[:-1])[0, 1]) < 0.05
 
 
-def test_frames_come_before_their_actions_and_the_last_is_left_out() -> None:
+def test_every_step_has_what_arrived_and_the_action_after_it() -> None:
     env = MAKE_ENV()
     actions = held_random_actions(np.random.default_rng(0), 200)
     episode = record(env, actions, seed=9)
     frame, _ = env.reset(seed=9)
-    for t, action in enumerate(episode.action):
+    reward, over, steps = 0.0, False, len(episode.observation) - 1
+    for t in range(steps + 1):
         np.testing.assert_array_equal(episode.observation[t], frame)
-        frame, _, terminated, truncated, _ = env.step(action)
-        assert (terminated or truncated) == (t == len(episode.action) - 1)
+        assert episode.reward[t] == reward and over == (t == steps)
+        if not over:
+            frame, reward, terminated, truncated, _ = env.step(episode.action[t])
+            over = terminated or truncated
     env.close()
     assert episode.terminated == terminated and episode.seed == 9
     assert episode.action.dtype == np.float16
-    np.testing.assert_array_equal(episode.action, actions.astype(np.float16)[: len(episode.action)])
+    np.testing.assert_array_equal(episode.action, [*actions.astype(np.float16)[:steps], 0])
 
 
 def test_recording_stops_when_the_actions_run_out() -> None:
     env = MAKE_ENV()
     episode = record(env, np.zeros(5, np.float32), seed=0)
     env.close()
-    assert len(episode.observation) == 5 and not episode.terminated
+    assert len(episode.observation) == 6 and not episode.terminated
+    np.testing.assert_array_equal(episode.reward, [0, 1, 1, 1, 1, 1])
 
 
 def test_kept_episodes_are_the_first_that_last_long_enough(reference: Path) -> None:
     store = episodes.open_store(reference)
     noted = json.loads((reference / "collect.json").read_text())
     numbers = [int(path.stem[-6:]) for path in store.paths]
-    assert len(store) == 8 and min(store.lengths) >= 60
+    assert len(store) == 8 and min(store.lengths) > 60
     assert noted["short"] and sorted(numbers + noted["short"]) == list(range(numbers[-1] + 1))
     env = MAKE_ENV()
     for number in (numbers[0], numbers[-1], noted["short"][0]):
         rng = np.random.default_rng([4, number])
         actions = held_random_actions(rng, 110)
         episode = record(env, actions, int(rng.integers(2**31)))
-        assert (len(episode.action) >= 60) == (number in numbers)
+        assert (len(episode.action) > 60) == (number in numbers)
         if number in numbers:
             stored = episodes.read(episodes.episode_path(reference, number))
             for a, b in zip(stored, episode, strict=True):
                 np.testing.assert_array_equal(a, b)
     env.close()
     ends = {episodes.read(path).terminated: length for path, length in zip(store.paths, store.lengths, strict=True)}
-    assert ends.get(False, 110) == 110  # what was cut was cut at the limit
+    assert ends.get(False, 111) == 111  # what was cut was cut at the limit
 
 
 def test_the_number_of_workers_changes_nothing(reference: Path, tmp_path: Path) -> None:
@@ -194,7 +198,7 @@ def test_a_killed_collection_resumes_to_the_same_files(reference: Path, tmp_path
     while alive(process.pid):  # workers and games end without being told
         time.sleep(0.05)
     assert len(list(tmp_path.glob("episode_*"))) < 8
-    (tmp_path / ".episode_000099.npz.1.tmp").write_bytes(b"unfinished")
+    (tmp_path / ".episode_000099.1.npz").write_bytes(b"unfinished")
     collect(tmp_path, MAKE_ENV, 8, **SETTINGS)
     ours, theirs = contents(tmp_path), contents(reference)
     noted = [set(json.loads(files.pop("collect.json"))["short"]) for files in (ours, theirs)]
@@ -205,6 +209,15 @@ def test_other_settings_are_refused(reference: Path) -> None:
     for change in ({"seed": 5}, {"min_length": 61}, {"max_steps": 111}, {"policy": every_tic_random_actions}):
         with pytest.raises(ValueError, match="another folder"):
             collect(reference, MAKE_ENV, 8, **(SETTINGS | change))
+
+
+def test_episodes_of_an_older_version_are_refused_before_anything_is_played(tmp_path: Path) -> None:
+    frames, zeros = np.zeros((70, 64, 64, 3), np.uint8), np.zeros(70, np.float16)
+    old = {"observation": frames, "action": zeros, "reward": zeros.astype(np.float32), "terminated": True, "seed": 1}
+    np.savez(episodes.episode_path(tmp_path, 0), **old)
+    plays_nothing = partial(pytest.fail, "nothing may be played")
+    with pytest.raises(episodes.EpisodeError, match="older version of dreamjax"):
+        collect(tmp_path, plays_nothing, 2, **SETTINGS)
 
 
 @pytest.mark.parametrize("bad", [{"episodes": 0}, {"workers": 0}, {"min_length": 111}, {"min_length": 0}])

@@ -12,9 +12,9 @@ import gymnasium
 import jax
 import numpy as np
 import pytest
+from dreamjax.acting.play import Played, play, play_actions, returns
 
 from dreamjax import rollout
-from dreamjax.acting.play import Played, play, play_actions, returns
 from dreamjax.envs.gymnasium import host_reset, host_step
 from dreamjax.envs.vizdoom import GameCrashed, TakeCover
 from dreamjax.types import Agent, Params

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dreamjax.acting.play import play
 
 from dreamjax import rollout
-from dreamjax.acting.play import play
 from dreamjax.acting.pool import FRESH, GamePool, Job, _act, drawn_seeds, population_returns
 from dreamjax.envs.vizdoom import TakeCover
 from dreamjax.types import Agent, Params
@@ -57,10 +57,11 @@ def test_episodes_are_those_that_each_candidate_plays_alone(
                 continue
             ours, theirs = ended[number], expected[job.seed]
             assert ours.played == theirs._replace(recorded=None)
-            np.testing.assert_array_equal(ours.episode.observation, theirs.recorded.step.observation)
-            np.testing.assert_allclose(ours.episode.action, theirs.recorded.action, atol=1e-3)  # kept as float16
+            np.testing.assert_array_equal(ours.episode.observation[:-1], theirs.recorded.step.observation)
+            np.testing.assert_allclose(ours.episode.action[:-1], theirs.recorded.action, atol=1e-3)  # kept as float16
+            assert len(ours.episode.observation) == MAX_STEPS + 1 and ours.episode.action[-1] == 0
             assert ours.episode.action.dtype == np.float16 and not ours.episode.terminated
-            np.testing.assert_array_equal(ours.episode.reward, np.ones(MAX_STEPS, np.float32))
+            np.testing.assert_array_equal(ours.episode.reward, [0.0] + [1.0] * MAX_STEPS)
     assert (ended[0].episode.observation != ended[5].episode.observation).any()  # another candidate, the same seed
 
 

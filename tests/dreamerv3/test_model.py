@@ -129,8 +129,7 @@ def test_observations_and_actions_are_the_pytrees_of_the_environment() -> None:
     empty = jax.tree.map(lambda space: jnp.zeros(space.shape, space.dtype), MIXED.observation)
     no = jnp.array(False)
     step = Step(empty, jnp.float32(0), ~no, no, no)
-    acting = rollout.step_policy(agent, params.model)
-    state, action = jax.jit(acting.act)(params.policy, jax.random.key(1), rollout.start(agent, params), step)
+    state, action = rollout.act(agent, params, jax.random.key(1), rollout.start(agent, params), step)
     seen = jax.jit(agent.model.decode)(params.model, state.latent)
     alike = lambda tree: jax.tree.map(lambda x: (x.shape, np.dtype(x.dtype)), tree)  # noqa: E731
     assert alike(seen) == alike(MIXED.observation)
@@ -159,6 +158,9 @@ def test_equal_arguments_make_the_same_agent() -> None:
         (Space((), np.int32), GAME.spec.action, "finite bounds"),
         (GAME.spec.observation, Space((2,)), r"\[-1, 1\]"),
         (GAME.spec.observation, Space((), np.int32), "finite bounds"),
+        (GAME.spec.observation, Space((2,), np.float32, (-1, 0), 1), r"\[-1, 1\]"),
+        (GAME.spec.observation, Space((2,), np.int32, 0, (2, 3)), "the same for all its entries"),
+        (Space((2,), np.int32, 0, (2, 3)), GAME.spec.action, "the same for all its entries"),
     ],
 )
 def test_spaces_that_cannot_be_used_are_refused(observation, action, message: str):

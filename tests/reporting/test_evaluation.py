@@ -11,12 +11,12 @@ import imageio.v2 as imageio
 import jax
 import numpy as np
 import pytest
+from dreamjax.envs.lanes import rescaled
 
 from dreamjax.dreamerv3 import learner, model
 from dreamjax.dreamerv3.config import debug
 from dreamjax.dreamerv3.model import Dreamer, DreamerParams
 from dreamjax.envs.gymnasium import spec_from_gymnasium
-from dreamjax.envs.lanes import rescaled
 from dreamjax.reporting.evaluation import (
     FILMED,
     FIRST_SEED,

@@ -29,29 +29,21 @@ def replay(streams: int = 2, capacity: int = 1000) -> SequenceReplay:
     return SequenceReplay(ReplayConfig(capacity, 4), experience.example(dreamer), streams)
 
 
-@pytest.mark.parametrize(
-    "spec",
-    [
-        SPEC,
-        EnvSpec({"image": Space((8, 8, 3), np.uint8, 0, 256), "x": Space((2,))}, Space((3,), np.float32, -1, 1), 7),
-        EnvSpec({"shape": {"low": Space(())}}, (Space((), np.int32, 0, 3), {"a": Space((), np.bool_, 0, 2)}), 1),
-    ],
-)
-def test_specs_come_back_in_their_structure(tmp_path: Path, spec: EnvSpec) -> None:
-    write_spec(tmp_path, spec)
-    assert read_spec(tmp_path) == spec
+def test_a_spec_comes_back(tmp_path: Path) -> None:
+    write_spec(tmp_path, SPEC)
+    assert read_spec(tmp_path) == SPEC
 
 
 def test_specs_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     (tmp_path / "spec.json").write_text("{}")
-    with pytest.raises(ReplayError, match="observation"):
+    with pytest.raises(ReplayError, match="not a description"):
         read_spec(tmp_path)
     space = {"shape": [2], "dtype": "float32", "low": None, "high": None}
     older = {"observation": {"observation": space}, "action": {"action": space}, "max_steps": 3}
     (tmp_path / "spec.json").write_text(json.dumps(older))
     with pytest.raises(ReplayError, match=r"older version of dreamjax, record again"):
         read_spec(tmp_path)
-    with pytest.raises(ValueError, match="only spaces, mappings and tuples"):
+    with pytest.raises(ValueError, match="dicts, tuples and Space"):
         write_spec(tmp_path, SPEC._replace(action=[SPEC.action]))
 
 

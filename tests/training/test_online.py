@@ -9,12 +9,12 @@ import gymnasium
 import jax
 import numpy as np
 import pytest
+from dreamjax.envs.lanes import Lanes, make_lanes
 
 from dreamjax.dreamerv3.config import DreamerConfig, HeadsConfig, RSSMConfig
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs import probes
 from dreamjax.envs.gymnasium import to_gymnasium, to_gymnasium_vector
-from dreamjax.envs.lanes import Lanes, make_lanes
 from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.metrics import MetricsLog, read_metrics
 from dreamjax.storage.recordings import write_spec

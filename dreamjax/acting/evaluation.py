@@ -1,0 +1,102 @@
+"""Evaluating an agent: whole episodes of seeds that no training saw, each played once and noted when it ends."""
+
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamjax.acting.playing import Played, Request, play
+from dreamjax.acting.pool import Pool
+from dreamjax.storage.atomic import replacing
+from dreamjax.storage.progress import progress
+from dreamjax.types import Agent, AgentParams, Key
+
+
+def evaluate(
+    agent: Agent,
+    params: AgentParams,
+    make_env: Callable[[], gymnasium.Env],
+    seeds: Sequence[int],
+    key: Key,
+    *,
+    envs: int = 16,
+    workers: int | None = None,
+    notes: str | os.PathLike[str] | None = None,
+    label: str = "evaluate",
+) -> np.ndarray:
+    """Play one episode per seed; return the sums of their rewards. Shapes: -> float64 [len(seeds)].
+
+    With `notes`, a file of JSON lines, every episode is noted there when it ends, and what the file holds of the same
+    parameters, key and step limit is not played again. `envs` environments are played at once, by as many `workers` as
+    there are cores if not given; 0 plays in this process.
+
+    Raises: as `acting.play.play` does.
+    """
+    of = fingerprint(params, key, agent.model.spec.max_steps)
+    totals = _noted(Path(notes), of) if notes else {}
+    missing = [seed for seed in seeds if seed not in totals]
+    with progress(len(seeds), label, initial=len(seeds) - len(missing), unit="episode") as bar:
+        for played in play_all(agent, params, make_env, missing, key, envs=envs, workers=workers):
+            totals[played.seed] = played.total
+            if notes:
+                row = {"seed": played.seed, "return": played.total, "steps": played.steps}
+                with Path(notes).open("a") as file:
+                    file.write(json.dumps(row | {"terminal": played.terminated, "of": of}) + "\n")
+            bar.update()
+            bar.set_postfix(mean=f"{np.mean([totals[seed] for seed in seeds if seed in totals]):.4g}")
+    return np.array([totals[seed] for seed in seeds])
+
+
+def play_all(
+    agent: Agent,
+    params: AgentParams,
+    make_env: Callable[[], gymnasium.Env],
+    seeds: Sequence[int],
+    key: Key,
+    *,
+    envs: int = 16,
+    workers: int | None = None,
+    record: bool = False,
+) -> Iterator[Played]:
+    """Play one episode per seed with one agent, in environments made for it. `params.policy` is not stacked."""
+    if not seeds:
+        return
+    envs = min(envs, len(seeds))
+    workers = (os.cpu_count() or 1) * (envs > 1) if workers is None else workers
+    one = AgentParams(params.model, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], params.policy))
+    with Pool(make_env, envs, workers) as pool:
+        yield from play(pool, agent, one, key, map(Request, seeds), record=record)
+
+
+def record_episode(
+    agent: Agent, params: AgentParams, make_env: Callable[[], gymnasium.Env], seed: int, key: Key
+) -> Played:
+    """Play and record the episode of one seed in this process, as `evaluate` plays it with the same key."""
+    (played,) = play_all(agent, params, make_env, [seed], key, envs=1, workers=0, record=True)
+    return played
+
+
+def fingerprint(params: AgentParams, key: Key, *settings: Any) -> int:
+    """Return a checksum of what the episode of a seed depends on, the environment apart."""
+    crc = zlib.crc32(repr(settings).encode())
+    for leaf in [*jax.tree.leaves((params.model, params.policy)), jax.random.key_data(key)]:
+        crc = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data, crc)
+    return crc
+
+
+def _noted(path: Path, of: int) -> dict[int, float]:
+    """Read the returns by seed that were noted of one fingerprint, without a line that a kill cut off."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in lines if line.endswith("\n")]
+    with replacing(path) as temporary:
+        temporary.write_text("".join(whole))
+    rows = [json.loads(line) for line in whole]
+    return {row["seed"]: row["return"] for row in rows if row.get("of") == of}
