@@ -65,7 +65,7 @@ class _Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, *rest = self.env.step(action)
         self._look(observation)
-        return observation, *rest  # type: ignore[return-value]
+        return observation, *rest
 
     def _look(self, observation: Any) -> None:
         pictures = [self.env.render()] if self.env.render_mode == "rgb_array" else jax.tree.leaves(observation)
