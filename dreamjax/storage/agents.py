@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamjax.dreamerv3 import learner as dreamer_learner
-from dreamjax.dreamerv3 import model as dreamer
+from dreamjax.dreamerv3 import learner as dreamer_learner, model as dreamer
 from dreamjax.dreamerv3.config import DreamerConfig
 from dreamjax.storage.atomic import jsonable, read_json, write_json
 from dreamjax.storage.checkpoints import Checkpoints

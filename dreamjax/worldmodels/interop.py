@@ -1,9 +1,9 @@
 """Weights of V, M and C in the format of the published ones, in both directions.
 
 The published files are JSON. V and M are lists of nested lists of integers, round(10,000 w), without names: the order
-of the arrays says what they are, and for M it differs between Doom and CarRacing. C is one flat list of numbers with four
-decimals. The caller reads and writes the files: `json.load` gives what the functions here take, and `json.dump` takes
-what they give.
+of the arrays says what they are, and for M it differs between Doom and CarRacing. C is one flat list of numbers with
+four decimals. The caller reads and writes the files: `json.load` gives what the functions here take, and `json.dump`
+takes what they give.
 
 Source: the repository hardmaru/WorldModelsExperiments, published with Ha & Schmidhuber 2018.
 """
