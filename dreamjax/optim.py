@@ -82,10 +82,13 @@ def adaptive_gradient_clip(clip: float, smallest: float) -> optax.GradientTransf
     return optax.GradientTransformation(init, update)
 
 
-def laprop(cfg: LaPropConfig) -> optax.GradientTransformation:
-    """Build the optimiser: clip, divide by the root mean square, then take momentum (Ziyin et al. 2020)."""
-    constant = optax.constant_schedule(cfg.learning_rate)
-    rate = optax.linear_schedule(0.0, cfg.learning_rate, cfg.warmup) if cfg.warmup else constant
+def laprop(cfg: LaPropConfig, learning_rate: Array | float | None = None) -> optax.GradientTransformation:
+    """Build the optimiser: clip, divide by the root mean square, then take momentum (Ziyin et al. 2020).
+
+    `learning_rate` [] stands in for the configuration's. It may be traced: its state does not depend on it.
+    """
+    highest: Any = cfg.learning_rate if learning_rate is None else learning_rate
+    rate = optax.linear_schedule(0.0, highest, cfg.warmup) if cfg.warmup else optax.constant_schedule(highest)
     return optax.chain(
         adaptive_gradient_clip(cfg.clip, cfg.smallest),
         optax.scale_by_rms(decay=cfg.beta2, eps=cfg.eps, eps_in_sqrt=False, bias_correction=True),

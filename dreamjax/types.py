@@ -101,6 +101,11 @@ class EnvSpec(NamedTuple):
     action: PyTree
     max_steps: int
 
+    def __hash__(self) -> int:
+        """Hash mappings of spaces too, so that jitted functions can take as static what holds a spec."""
+        leaves, structure = jax.tree.flatten(tuple(self))
+        return hash((tuple(leaves), structure))
+
 
 class Step(NamedTuple):
     """What arrives at time t. See the drawing at the top of this module."""
