@@ -15,6 +15,7 @@ from dreamjax.envs.host import flatten
 from dreamjax.rollout import Returns, Transition
 from dreamjax.types import Action, Agent, AgentParams, Key, PyTree, Space, State, Step
 
+BATCH = 8  # environments in which the device acts at once; batches of other sizes round otherwise
 ATTEMPTS = 3  # at an episode whose environment raises, or whose worker dies or hangs, before giving up
 
 
@@ -51,9 +52,9 @@ def play(
     """Play the episodes of all requests, as many at once as the pool has environments; yield each that ends.
 
     `params.policy` is stacked [N, ...], a row for each policy. An episode depends on the parameters, its request and
-    `key`, not on what is played beside it, as far as the device rounds alike in batches of different sizes, which CPUs
-    do. An episode whose environment raises, or whose worker dies or hangs, begins again. Requests are taken when an
-    environment is free for them, so they may depend on what was yielded before.
+    `key`, not on what is played beside it, nor on how many environments or workers there are. An episode whose environment raises, or whose worker dies or hangs, begins again. Requests are taken when an
+    environment is free for them, so they may depend on what was yielded before. One play uses a pool at a time; one
+    that was left in the middle may be followed by another.
 
     Args:
       record: whether to keep what was seen and done, or which requests to keep it of.
@@ -61,8 +62,10 @@ def play(
         the bytes store what was really done.
       max_steps: truncate episodes here; that of `agent.model.spec` if not given.
 
-    Raises: RuntimeError if an episode fails three times, InvalidStep for observations other than declared.
+    Raises: RuntimeError if an episode fails three times, or if another play has begun in the pool; InvalidStep for
+        observations other than declared.
     """
+    use = pool.begin()
     params = AgentParams(params.model, params.policy)
     first = AgentParams(params.model, jax.tree.map(lambda leaf: leaf[0], params.policy))
     memory = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], pool.size, 0), rollout.start(agent, first))
@@ -78,6 +81,8 @@ def play(
     for group in groups:
         group.begin(waiting)
     while any(group.busy for group in groups):
+        if pool.use != use:
+            raise RuntimeError("another play has begun in this pool; finish one first, or use a pool for each")
         for answer in pool.receive():
             yield from groups[answer.group].advance(act, waiting, answer.reply)
 
@@ -205,15 +210,16 @@ class _Group:
         self, act: Callable[..., tuple[State, Action]], acting: list[int], observation: PyTree, reward: np.ndarray
     ) -> Iterator[list[np.ndarray]]:
         """Let the agent act; return the leaves of each action."""
-        # As many rows as environments act, up to the next power of two so that few programs do: some fill two rows. At
-        # least four, because one alone is rounded otherwise.
-        rows = np.resize(acting, max(4, 1 << (len(acting) - 1).bit_length()))
-        requests = [playing[1] for playing in (self._playing[i] for i in rows) if playing is not None]
-        policy, seed = np.array([request.policy for request in requests]), np.array([r.seed for r in requests])
-        seen = jax.tree.map(lambda array: array[rows], observation)
-        who = _Rows(rows, policy, seed.astype(np.uint32), self._steps[rows], reward[rows])
-        self._memories, chosen = act(self._memories, seen, who)
-        chosen = jax.device_get(chosen)
+        batches = []
+        for begin in range(0, len(acting), BATCH):
+            rows = np.resize(acting[begin : begin + BATCH], BATCH)  # where fewer act, some fill several rows
+            requests = [playing[1] for playing in (self._playing[i] for i in rows) if playing is not None]
+            policy, seed = np.array([request.policy for request in requests]), np.array([r.seed for r in requests])
+            seen = jax.tree.map(lambda array, rows=rows: array[rows], observation)
+            who = _Rows(rows, policy, seed.astype(np.uint32), self._steps[rows], reward[rows])
+            self._memories, actions = act(self._memories, seen, who)
+            batches.append(actions)
+        chosen = jax.tree.map(lambda *leaves: np.concatenate(leaves), *jax.device_get(batches))
         if self._settings.rounded:
             chosen = jax.tree.map(_rounded, self._settings.action, chosen)
         for row, i in enumerate(acting):

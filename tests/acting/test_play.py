@@ -1,228 +1,247 @@
-"""The real game, played by a small untrained agent: side by side, after crashes, and noted as it goes."""
+"""Whole episodes: what each one is, whoever is played beside it and whatever dies."""
 
-import json
-import os
-import select
-import signal
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
-import gymnasium
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dreamjax import rollout
-from dreamjax.acting.play import Played, play, play_actions, returns
-from dreamjax.envs.gymnasium import host_reset, host_step
-from dreamjax.envs.vizdoom import GameCrashed, TakeCover
-from dreamjax.types import Agent, Params
-from dreamjax.worldmodels import controller, model
-from dreamjax.worldmodels.controller import ControllerConfig
-from dreamjax.worldmodels.memory import MemoryConfig
-from dreamjax.worldmodels.model import WorldModelConfig
-from dreamjax.worldmodels.vision import VisionConfig
+from dreamjax.acting import random_play
+from dreamjax.acting.play import Played, Request, evaluate_population, play
+from dreamjax.acting.pool import Pool
+from dreamjax.envs.host import InvalidStep
+from dreamjax.types import Step
+from tests.acting.agents import AGENT, KEY, MODEL, PARAMS, SPEC
+from tests.acting.environments import Faulty, Ragged, Returning
 
-MAX_STEPS = 25
-SEEDS = [3, 11, 4, 7, 5]
-MAKE_ENV = partial(TakeCover, max_steps=MAX_STEPS)
-WORLD = WorldModelConfig(VisionConfig(4), MemoryConfig(latent_size=4, hidden_size=8, mixtures=2))
-MODEL = model.make(WORLD)
-POLICY = controller.make(ControllerConfig(features=model.feature_size(WORLD)))
-KEY = jax.random.key(6)
+# 26 episodes of all lengths, some of which both policies play; some seeds are as large as they come.
+REQUESTS = [Request(seed, i % 2) for i, seed in enumerate([*range(20), 3, 11, 7, 8, 2**31 - 1, 2**30])]
+BAD = 9  # a seed whose episode lasts 12 steps
 
 
-@pytest.fixture(scope="module")
-def params() -> tuple[Params, Params]:
-    """Weights that make an agent restless: what it sees and draws moves it to all sides."""
-    key_model, key_policy = jax.random.split(jax.random.key(0))
-    return jax.jit(MODEL.init)(key_model), {"kernel": jax.random.normal(key_policy, (model.feature_size(WORLD),))}
+def played(pool: Pool, requests: list[Request] = REQUESTS, **settings: object) -> dict[int, Played]:
+    """Play episodes; return them by their number."""
+    episodes = list(play(pool, AGENT, PARAMS, KEY, requests, **({"record": True} | settings)))
+    assert len({episode.request for episode in episodes}) == len(episodes) == len(requests)
+    return {episode.request: episode for episode in sorted(episodes, key=lambda one: one.request)}
 
 
-@pytest.fixture(scope="module")
-def alone(params: tuple[Params, Params]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Frames and actions of every seed's episode, played one after the other in a plain loop."""
-    agent = rollout.step_policy(Agent(MODEL, POLICY), params[0])
-    act, env, episodes = jax.jit(agent.act), MAKE_ENV(), {}
-    for seed in SEEDS:
-        memory, step = agent.start(params[1]), host_reset(env, seed)
-        frames, actions = [], []
-        while not step.is_last:
-            key = jax.random.fold_in(jax.random.fold_in(KEY, seed), len(actions))
-            memory, action = act(params[1], key, memory, step)
-            frames.append(step.observation)
-            actions.append(action)
-            step = host_step(env, np.asarray(action))
-        episodes[seed] = np.stack(frames), np.stack(actions)
-    env.close()
-    return episodes
+@cache
+def expected() -> dict[int, Played]:
+    """All episodes, one after the other in one environment."""
+    with Pool(Ragged) as pool:
+        return played(pool)
 
 
-def by_seed(played: Iterator[Played]) -> dict[int, Played]:
-    episodes = list(played)
-    assert len({episode.seed for episode in episodes}) == len(episodes)
-    return {episode.seed: episode for episode in episodes}
+def assert_same(found: dict[int, Played], wanted: dict[int, Played]) -> None:
+    """To the last bit."""
+    assert found.keys() == wanted.keys()
+    for number, episode in found.items():
+        assert episode._replace(recorded=None) == wanted[number]._replace(recorded=None)
+        jax.tree.map(np.testing.assert_array_equal, episode.recorded, wanted[number].recorded)
 
 
-def test_the_agent_moves_to_all_sides(alone: dict[int, tuple[np.ndarray, np.ndarray]]) -> None:
-    """Else the tests below would prove little."""
-    actions = np.concatenate([actions for _, actions in alone.values()])
-    for side in (actions < -1 / 3, np.abs(actions) <= 1 / 3, actions > 1 / 3):
-        assert side.mean() > 0.05
+def test_an_episode_is_what_a_plain_loop_plays() -> None:
+    """Time is that of `dreamjax.types`: steps + 1 steps, no reward at the first, no action at the last."""
+    act = jax.jit(rollout.step_policy(AGENT, PARAMS.model).act)
+    env = Ragged()
+    for number, request in list(enumerate(REQUESTS))[::5]:
+        params = jax.tree.map(lambda leaf, row=request.policy: leaf[row], PARAMS.policy)
+        memory = rollout.step_policy(AGENT, PARAMS.model).start(params)
+        observation, _ = env.reset(seed=request.seed)
+        steps, actions = [Step(observation, np.float32(0), True, False, False)], []
+        while not steps[-1].is_last:
+            key = jax.random.fold_in(jax.random.fold_in(KEY, np.uint32(request.seed)), len(actions))
+            memory, action = act(params, key, memory, steps[-1])
+            actions.append(np.asarray(action))
+            observation, reward, terminated, truncated, info = env.step(np.clip(actions[-1], -1, 1))
+            over = terminated or truncated
+            steps.append(Step(observation, np.float32(reward), False, over, terminated and not truncated))
+        episode = expected()[number]
+        assert episode.recorded is not None
+        recorded, done = episode.recorded
+        wanted = jax.tree.map(lambda *leaves: np.stack(leaves), *steps)
+        assert episode.steps == len(actions) == 3 + request.seed % 13
+        assert len(done) == len(recorded.reward) == episode.steps + 1
+        np.testing.assert_array_equal(recorded.observation, wanted.observation)
+        for flag in ("is_first", "is_last", "is_terminal"):
+            np.testing.assert_array_equal(getattr(recorded, flag), getattr(wanted, flag))
+        np.testing.assert_allclose(recorded.reward, wanted.reward, atol=1e-5)
+        np.testing.assert_allclose(done, [*actions, 0], atol=1e-5)  # but for rounding in a batch
+        assert recorded.reward.dtype == done.dtype == np.float32 and recorded.observation.dtype == np.uint8
+        assert (recorded.reward[0], done[-1]) == (0, 0)
+        np.testing.assert_allclose(episode.total, wanted.reward.sum(), rtol=1e-5)
+        assert episode.terminated == (request.seed % 3 == 0)
+        assert episode.seed == request.seed
+        assert episode.info == {"steps": episode.steps, "seed": request.seed}
 
 
-@pytest.mark.parametrize("games", [1, 3, 8])
-def test_an_episode_does_not_depend_on_those_beside_it(
-    games: int, params: tuple[Params, Params], alone: dict[int, tuple[np.ndarray, np.ndarray]]
-) -> None:
-    """Fewer games than episodes, and more."""
-    film = [11, 5]
-    played = by_seed(play(MAKE_ENV, MODEL, POLICY, params, KEY, SEEDS, games=games, film=SEEDS))
-    assert played.keys() == set(SEEDS)
-    for seed, (frames, actions) in alone.items():
-        episode = played[seed]
-        assert (episode.total, episode.steps, episode.terminated) == (MAX_STEPS, MAX_STEPS, False)
-        assert frames.shape == (MAX_STEPS, 64, 64, 3) and episode.recorded.step.observation.dtype == np.uint8
-        np.testing.assert_array_equal(episode.recorded.step.observation, frames)
-        np.testing.assert_allclose(episode.recorded.action, actions, atol=1e-5)  # but for rounding in a batch
-        np.testing.assert_array_equal(episode.recorded.step.is_first, np.arange(MAX_STEPS) == 0)
-    if games == 3:
-        filmed = by_seed(play(MAKE_ENV, MODEL, POLICY, params, KEY, SEEDS, games=games, film=film))
-        assert [seed for seed in SEEDS if filmed[seed].recorded is not None] == film
+def test_the_agent_moves_to_all_sides_and_beyond() -> None:
+    """Else the tests here would prove little."""
+    actions = np.concatenate([episode.recorded.action[:-1] for episode in expected().values() if episode.recorded])
+    assert min((actions < -1).mean(), (np.abs(actions) < 0.5).mean(), (actions > 1).mean()) > 0.03
+    assert len({(episode.steps, episode.terminated) for episode in expected().values()}) > 12
+    assert expected()[3].total != expected()[20].total  # another policy, the same seed
 
 
-def engines() -> list[int]:
-    """The processes of the games."""
-    found = []
-    for thread in Path("/proc/self/task").iterdir():
-        pids = [int(child) for child in (thread / "children").read_text().split()]
-        found += [child for child in pids if Path(f"/proc/{child}/comm").read_text().strip() == "vizdoom"]
-    return found
+@pytest.mark.parametrize(("envs", "workers"), [(3, 0), (9, 0), (40, 0), (2, 1), (5, 2), (16, 2)])
+def test_an_episode_does_not_depend_on_those_beside_it_or_on_the_workers(envs: int, workers: int) -> None:
+    """Fewer environments than episodes, and more; groups of one, and batches that are filled up."""
+    with Pool(Ragged, envs, workers) as pool:
+        assert_same(played(pool), expected())
 
 
-class Fragile(TakeCover):
-    """The real game, whose process is killed at the 10th, the 20th, ... step, `crashes` times in all."""
-
-    def __init__(self, crashes: int) -> None:
-        super().__init__(max_steps=MAX_STEPS)
-        self.crashes, self.steps = crashes, 0
-
-    def step(self, action: np.ndarray) -> tuple:
-        self.steps += 1
-        if self.steps % 10 == 0 and self.crashes:
-            self.crashes -= 1
-            [engine] = engines()
-            watch = os.pidfd_open(engine)
-            os.kill(engine, signal.SIGKILL)
-            select.select([watch], [], [])  # until it is gone
-            os.close(watch)
-        return super().step(action)
+@pytest.mark.parametrize(
+    ("how", "at", "workers"), [("raise", 2, 0), ("raise", 0, 2), ("kill", 2, 2), ("kill", 0, 1), ("hang", 12, 2)]
+)
+def test_what_dies_or_hangs_changes_nothing(tmp_path: Path, how: str, at: int, workers: int) -> None:
+    """Twice in one episode, in its middle, at its reset and in its last step."""
+    with Pool(partial(Faulty, tmp_path, how, BAD, at, times=2), 6, workers, timeout=2) as pool:
+        assert_same(played(pool), expected())
+        assert pool.restarts == (0 if how == "raise" else 2)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_an_episode_whose_game_crashed_is_played_again_the_same(
-    params: tuple[Params, Params], alone: dict[int, tuple[np.ndarray, np.ndarray]]
-) -> None:
-    """Twice in the first episode."""
-    made = []
-
-    def make_env() -> gymnasium.Env:
-        made.append(Fragile(crashes=2))
-        return made[-1]
-
-    played = by_seed(play(make_env, MODEL, POLICY, params, KEY, SEEDS[:2], games=1, film=SEEDS))
-    assert made[0].crashes == 0 and made[0].steps == 20 + 2 * MAX_STEPS
-    for seed in SEEDS[:2]:
-        assert (played[seed].total, played[seed].steps) == (MAX_STEPS, MAX_STEPS)
-        np.testing.assert_array_equal(played[seed].recorded.step.observation, alone[seed][0])
+@pytest.mark.parametrize(("how", "workers"), [("raise", 0), ("raise", 1), ("kill", 2)])
+def test_an_episode_that_always_fails_is_an_error_that_names_its_seed(tmp_path: Path, how: str, workers: int) -> None:
+    make_env = partial(Faulty, tmp_path, how, BAD, times=99)
+    with Pool(make_env, 1, workers) as pool, pytest.raises(RuntimeError, match=f"seed {BAD} failed 3 times, at last"):
+        played(pool)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_an_episode_that_always_crashes_is_given_up(params: tuple[Params, Params]) -> None:
-    with pytest.raises(GameCrashed):
-        next(play(partial(Fragile, 3), MODEL, POLICY, params, KEY, SEEDS, games=1))
-    assert not engines()
+def test_failures_of_other_episodes_are_not_held_against_one(tmp_path: Path) -> None:
+    """Two in each of two episodes that the same environment plays; three would end it."""
 
-
-def test_crashes_of_other_episodes_are_not_held_against_one(params: tuple[Params, Params]) -> None:
-    """Two crashes in the first episode, two in the second; three would end it."""
-
-    class Twice(Fragile):
+    class Both(Faulty):
         def reset(self, **arguments: int) -> tuple:
-            if self.crashes == 0 and self.steps == 20 + MAX_STEPS:
-                self.crashes = 2
+            self.times = 2 if arguments["seed"] == BAD else 4
+            self.bad_seed = arguments["seed"]
             return super().reset(**arguments)
 
-    played = by_seed(play(partial(Twice, 2), MODEL, POLICY, params, KEY, SEEDS[:2], games=1))
-    assert [played[seed].steps for seed in SEEDS[:2]] == [MAX_STEPS] * 2
+    with Pool(partial(Both, tmp_path, "raise", BAD)) as pool:
+        found = played(pool, [Request(BAD), Request(BAD + 1)], record=False)
+    assert [found[number].steps for number in (0, 1)] == [12, 13] and len(list(tmp_path.iterdir())) == 4
 
 
-def test_games_end_when_nobody_plays_on(params: tuple[Params, Params]) -> None:
-    playing = play(MAKE_ENV, MODEL, POLICY, params, KEY, SEEDS, games=2)
-    next(playing)
-    assert len(engines()) == 2
-    playing.close()
-    assert not engines()
+def test_a_population_is_played_row_by_row(tmp_path: Path) -> None:
+    """With a worker that dies and one that hangs, the same."""
+    seeds = np.array([[3, 4, 9], [11, 9, 3]])
+    with Pool(Ragged, 4) as pool:
+        wanted = evaluate_population(pool, AGENT, PARAMS, KEY, seeds)
+        limited = evaluate_population(pool, AGENT, PARAMS, KEY, seeds, max_steps=4)
+    np.testing.assert_array_equal(wanted.steps, 3 + seeds % 13)
+    np.testing.assert_array_equal(limited.steps, np.minimum(3 + seeds % 13, 4))
+    requests = [Request(int(seed), row) for row, part in enumerate(seeds) for seed in part]
+    with Pool(Ragged, 2) as pool:
+        each = played(pool, requests)
+    np.testing.assert_array_equal(wanted.total.ravel(), np.float32([each[i].total for i in range(6)]))
+    assert wanted.total.dtype == jnp.float32 and wanted.total[0, 0] != wanted.total[1, 2]
+    for how in ("kill", "hang"):
+        folder = tmp_path / how
+        folder.mkdir()
+        with Pool(partial(Faulty, folder, how, BAD), 4, 2, timeout=2) as pool:
+            found = evaluate_population(pool, AGENT, PARAMS, KEY, seeds)
+            assert pool.restarts == 1
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
-def test_fixed_actions_play_the_same_game(alone: dict[int, tuple[np.ndarray, np.ndarray]]) -> None:
-    """To the limit, to the death, and until the actions run out."""
-    frames = []
-
-    class Watched(TakeCover):
-        def step(self, action: np.ndarray) -> tuple:
-            frames.append(self._observation.copy())
-            return super().step(action)
-
-    replayed = list(play_actions(partial(Watched, max_steps=MAX_STEPS), lambda seed: alone[seed][1], SEEDS[:2]))
-    assert replayed == [Played(seed, MAX_STEPS, MAX_STEPS, False, None) for seed in SEEDS[:2]]
-    np.testing.assert_array_equal(np.stack(frames), np.concatenate([alone[seed][0] for seed in SEEDS[:2]]))
-
-    make_env = partial(TakeCover, skill=5, max_steps=400)
-    [dead] = play_actions(make_env, lambda seed: np.zeros(400, np.float32), [1])
-    assert dead.terminated and dead.total == dead.steps < 400
-    [short] = play_actions(make_env, lambda seed: np.zeros(7, np.float32), [1])
-    assert short == Played(1, 7.0, 7, False, None)
-    assert not engines()
+def test_a_lone_policy_is_the_row_of_a_population() -> None:
+    """Which all rows multiply by one matrix, that may round otherwise."""
+    one = PARAMS._replace(policy=jax.tree.map(lambda leaf: leaf[:1], PARAMS.policy))
+    with Pool(Ragged, 5) as pool:
+        found = {p.request: p for p in play(pool, AGENT, one, KEY, REQUESTS[::2], record=True)}
+    for number, episode in found.items():
+        wanted = expected()[2 * number]
+        np.testing.assert_allclose(episode.total, wanted.total, rtol=1e-5)
+        assert episode.steps == wanted.steps
 
 
-class Player:
-    """Returns ten times the seed for every episode, and notes which it was asked for; ends the process at `dies_at`."""
-
-    def __init__(self, dies_at: int | None = None) -> None:
-        self.asked: list[list[int]] = []
-        self.dies_at = dies_at
-
-    def __call__(self, seeds: list[int]) -> Iterator[Played]:
-        self.asked.append(seeds)
-        for seed in reversed(seeds):  # episodes end in any order
-            if seed == self.dies_at:
-                raise KeyboardInterrupt
-            yield Played(seed, 10.0 * seed, seed, seed % 2 == 0, None)
+def test_rounded_actions_are_within_bounds_and_what_half_the_bytes_store() -> None:
+    with Pool(Ragged, 3) as pool:
+        found = played(pool, rounded=True)
+    for number, episode in found.items():
+        whole, exact = episode.recorded, expected()[number].recorded
+        assert whole is not None and exact is not None and whole.action.dtype == np.float32
+        np.testing.assert_array_equal(whole.action.astype(np.float16).astype(np.float32), whole.action)
+        assert np.abs(whole.action).max() <= 1
+        # The reward of `Ragged` shows which action was really taken.
+        np.testing.assert_array_equal(whole.step.reward[1:], np.float32(episode.seed % 64 + whole.action[:-1].astype(float)))
+        np.testing.assert_allclose(whole.action[0], np.clip(exact.action[0], -1, 1), atol=1e-3)
 
 
-def test_returns_are_noted_one_by_one_and_come_in_the_order_of_the_seeds(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "real.jsonl"
-    np.testing.assert_array_equal(returns(path, [4, 1, 3], "real", Player()), [40, 10, 30])
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert rows[0] == {"seed": 3, "return": 30.0, "steps": 3, "terminal": False}
-    assert [(row["seed"], row["terminal"]) for row in rows] == [(3, False), (1, False), (4, True)]
+def test_max_steps_truncates_and_only_what_is_asked_for_is_recorded() -> None:
+    with Pool(Ragged, 3) as pool:
+        found = played(pool, max_steps=5, record=lambda request: request.seed in (3, 11))
+        assert [n for n, episode in found.items() if episode.recorded is not None] == [3, 11, 20, 21]
+        for number, episode in found.items():
+            assert episode.steps == min(5, expected()[number].steps)
+            assert episode.terminated == (expected()[number].terminated and expected()[number].steps <= 5)
+            if episode.recorded is not None:
+                whole = expected()[number].recorded
+                assert whole is not None
+                np.testing.assert_array_equal(episode.recorded.action[:-1], whole.action[:5])
+                assert episode.recorded.action[-1] == 0 and bool(episode.recorded.step.is_last[-1])
+        short = AGENT._replace(model=MODEL._replace(spec=SPEC._replace(max_steps=4)))
+        assert {one.steps for one in play(pool, short, PARAMS, KEY, REQUESTS)} == {3, 4}
 
 
-def test_returns_resume_after_a_kill_and_never_play_twice(tmp_path: Path) -> None:
-    path = tmp_path / "real.jsonl"
-    with pytest.raises(KeyboardInterrupt):
-        returns(path, [4, 1, 3, 2], "real", Player(dies_at=1))
-    whole = path.read_text()
-    assert [json.loads(line)["seed"] for line in whole.splitlines()] == [2, 3]
-    path.write_text(whole[:-9])  # the kill came while the last line was written
-    player = Player()
-    np.testing.assert_array_equal(returns(path, [4, 1, 3, 2], "real", player), [40, 10, 30, 20])
-    np.testing.assert_array_equal(returns(path, [3, 4], "real", player), [30, 40])
-    np.testing.assert_array_equal(returns(path, [3, 5, 4], "real", player), [30, 50, 40])
-    assert player.asked == [[4, 1, 3], [], [5]]
-    assert sorted(json.loads(line)["seed"] for line in path.read_text().splitlines()) == [1, 2, 3, 4, 5]
+def test_requests_may_depend_on_what_was_played() -> None:
+    totals: list[float] = []
+
+    def requests() -> Iterator[Request]:
+        yield Request(1)
+        yield Request(2)
+        while len(totals) < 5:
+            yield Request(len(totals))
+
+    with Pool(Ragged) as pool:
+        for episode in play(pool, AGENT, PARAMS, KEY, requests()):
+            totals.append(episode.total)
+    assert 5 <= len(totals) <= 6
 
 
-def test_returns_of_the_real_game(params: tuple[Params, Params], tmp_path: Path) -> None:
-    player = partial(play, MAKE_ENV, MODEL, POLICY, params, KEY, games=2)
-    np.testing.assert_array_equal(returns(tmp_path / "real.jsonl", SEEDS[:3], "real", player), [MAX_STEPS] * 3)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_pool_plays_again_and_again_also_after_a_play_that_was_left(workers: int) -> None:
+    with Pool(Ragged, 5, workers) as pool:
+        for _ in range(2):
+            for count, _ in enumerate(play(pool, AGENT, PARAMS, KEY, REQUESTS)):
+                if count == 3:
+                    break
+            assert_same(played(pool), expected())
+        first = play(pool, AGENT, PARAMS, KEY, REQUESTS)
+        next(first)
+        assert_same(played(pool), expected())
+        with pytest.raises(RuntimeError, match="another play has begun"):
+            list(first)
+        assert list(play(pool, AGENT, PARAMS, KEY, [])) == []
+
+
+def test_a_random_agent_plays_by_its_seed() -> None:
+    """Alike, whatever is beside it; observations of several parts are recorded as they are."""
+    with Pool(partial(Returning, {})) as pool:
+        spec = pool.spec(6)
+        agent = random_play.random_agent(spec)
+        requests = [Request(seed) for seed in (5, 6, 5)]
+        alone = list(play(pool, agent, random_play.PARAMS, KEY, requests, record=True))
+    with Pool(partial(Returning, {}), 3) as pool:
+        beside = sorted(play(pool, agent, random_play.PARAMS, KEY, requests, record=True))
+    assert [one.request for one in alone] == [0, 1, 2]
+    jax.tree.map(np.testing.assert_array_equal, [one.recorded for one in alone], [one.recorded for one in beside])
+    actions = [one.recorded.action for one in alone if one.recorded]
+    np.testing.assert_array_equal(actions[0], actions[2])
+    assert (actions[0] != actions[1]).any() and {0, 1} == set(np.concatenate(actions).tolist())
+    whole = alone[0].recorded
+    assert whole is not None and whole.step.observation["inner"][2].shape == (7, 2)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_observation_other_than_declared_ends_the_play_at_once(workers: int) -> None:
+    with Pool(partial(Returning, {"1": 3}), 2, workers) as pool:
+        agent = random_play.random_agent(pool.spec(6))
+        with pytest.raises(InvalidStep, match="'inner/1' lies outside"):
+            list(play(pool, agent, random_play.PARAMS, KEY, [Request(5), Request(6)]))
