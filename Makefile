@@ -38,7 +38,7 @@ demo: $(VENV)/experiments.stamp ## train a world model of Doom, evolve a control
 	@$(BIN)/python experiments/doom_take_cover.py --evaluate experiments/results/doom_take_cover --episodes 8
 	@echo "Look in the two folders named above: the summary, the plots, and the films of the game and of its dream."
 
-table: $(VENV)/test.stamp ## put what experiments and benchmarks measured into the README
+table: $(VENV)/test.stamp ## write what experiments and benchmarks measured into the READMEs
 	@$(BIN)/python -m dreamjax.reporting.tables
 
 benchmarks: $(VENV)/test.stamp ## run every benchmark; each writes its rows to benchmarks/results

@@ -92,8 +92,8 @@ def lanes_rows(params: Params, starts: PyTree, lanes: int, steps: int, repeats: 
     x, square = jnp.ones((lanes, 578)), jnp.ones((1024, 1024))
 
     @jax.jit
-    def products(x: Array, lstm: Array, output: Array) -> Array:
-        def step(x: Array, _: None) -> tuple[Array, None]:
+    def products(x: Array, lstm: Array, output: Array) -> tuple[Array, Array]:
+        def step(x: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
             # What is carried on is as small as it can be, so that the products are all there is to do.
             gates = x @ lstm
             return x.at[0, 0].set(gates[0, 0]), (gates[0, 0], (x[:, :512] @ output)[0, 0])

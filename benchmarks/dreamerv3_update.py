@@ -66,6 +66,7 @@ def rows_of(name: str, cfg: DreamerConfig, kind: str, batch: int, length: int, r
     update = experience.learn.lower(dreamer, key, state, drawn).compile()
     compiled = time.perf_counter() - begun
     memory = update.memory_analysis()
+    assert memory is not None  # CPUs, GPUs and TPUs have one
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
 
     def learn() -> jax.Array:

@@ -8,12 +8,14 @@ streams of 64 steps. PyTorch's LSTM is its fused one, which does not even reset 
 episode as ours does. All include the optimiser, and all keep the memory that they free (`dreamjax.training.devices`).
 """
 
+import inspect
 import os
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import jax
@@ -48,15 +50,14 @@ def ours_vision(frames: np.ndarray) -> Callable[[], jax.Array]:
 def plain_vision(frames: np.ndarray) -> Callable[[], jax.Array]:
     """Return the same, with XLA's own convolutions."""
     state = learner.vision_init(vision.VisionConfig(), learner.VISION_OPTIMIZER, jax.random.key(0))
-    update = partial(learner.vision_step.__wrapped__, vision.VisionConfig(), learner.VISION_OPTIMIZER)
-    update = jax.jit(update, donate_argnums=1)
-    native = {
+    unjitted = partial(inspect.unwrap(learner.vision_step), vision.VisionConfig(), learner.VISION_OPTIMIZER)
+    native: dict[str, Any] = {
         "_forward_cpu": conv._forward_native,
         "_transpose_cpu": conv._transpose_native,
         "_kernel_gradient_cpu": conv._kernel_gradient_native,
     }
     with mock.patch.multiple(conv, **native):
-        update = update.lower(jax.random.key(1), state, frames).compile()
+        update = jax.jit(unjitted, donate_argnums=1).lower(jax.random.key(1), state, frames).compile()
 
     def step() -> jax.Array:
         nonlocal state
@@ -152,14 +153,17 @@ def main(smoke: bool) -> None:
     frames = rng.integers(0, 256, (4 if smoke else 100, 64, 64, 3), np.uint8)
     steps, streams = (4, 2) if smoke else (64, 32)
     shape = (steps + 1, streams)
-    chunk = Chunk(
-        rng.normal(size=(*shape, 64)).astype(np.float16),
-        np.full((*shape, 64), -1, np.float16),
-        rng.uniform(-1, 1, shape).astype(np.float16),
-        np.ones(shape, np.float32),
-        rng.random(shape) < 0.003,
-        rng.random(shape) < 0.003,
-        np.array(False),
+    chunk = Chunk._make(
+        [
+            rng.normal(size=(*shape, 64)).astype(np.float16),
+            np.full((*shape, 64), -1, np.float16),
+            rng.uniform(-1, 1, shape).astype(np.float16),
+            np.ones(shape, np.float32),
+            rng.random(shape) < 0.003,
+            rng.random(shape) < 0.003,
+            np.zeros(shape, bool),
+            np.array(False),
+        ]
     )
     v = measure({"ours": ours_vision(frames), "plain": plain_vision(frames), "torch": torch_vision(frames)}, repeats)
     m = measure({"ours": ours_memory(chunk), "torch": torch_memory(chunk)}, repeats)

@@ -11,17 +11,17 @@ from dreamjax.types import Array, Key
 
 
 def gaussian_sample(key: Key, mean: Array, log_variance: Array) -> Array:
-    """Draw from a diagonal Gaussian, differentiably. Shapes: [..., Z], [..., Z] -> [..., Z]."""
+    """Sample a diagonal Gaussian, differentiably. Shapes: [..., Z], [..., Z] -> [..., Z]."""
     return mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
 
 
 def gaussian_kl(mean: Array, log_variance: Array) -> Array:
-    """KL divergence to the standard normal, in nats, summed over the last axis. Shapes: [..., Z] -> [...]."""
+    """KL divergence from the standard normal, in nats, summed over the last axis. Shapes: [..., Z] -> [...]."""
     return -0.5 * (1.0 + log_variance - mean**2 - jnp.exp(log_variance)).sum(-1)
 
 
 class MixtureDensity(NamedTuple):
-    """A mixture of K Gaussians for each of Z dimensions, which are independent of each other.
+    """A mixture of K Gaussians for each of Z independent dimensions.
 
     Source: Bishop 1994; Ha & Schmidhuber 2018, appendix A.2 (the published code gives every dimension its own mixture).
     """
@@ -40,11 +40,10 @@ def mixture_log_prob(mixture: MixtureDensity, x: Array) -> Array:
 
 
 def mixture_sample(key: Key, mixture: MixtureDensity, temperature: Array | float = 1.0) -> Array:
-    """Draw one value per dimension.
+    """Sample one value per dimension.
 
-    The temperature divides the log weights and multiplies the variances, so that above 1 the draw is less certain.
-    The component comes from inverting the cumulative weights: one uniform number per dimension, not K; it and the
-    noise come from one call to the generator.
+    The temperature divides the log weights and multiplies the variances: above 1, samples vary more. The component is
+    chosen by inverting the cumulative weights, which takes one uniform number per dimension instead of K.
 
     Shapes: mixture [..., K, Z] -> [..., Z].
     Source: Ha & Schmidhuber 2018, appendix A.2 and A.4; sigma is multiplied by sqrt(temperature), as in SketchRNN.
@@ -52,7 +51,7 @@ def mixture_sample(key: Key, mixture: MixtureDensity, temperature: Array | float
     shape = mixture.means.shape[:-2] + mixture.means.shape[-1:]
     scaled = mixture.logits / temperature
     weights = jnp.exp(scaled - scaled.max(-2, keepdims=True))
-    open_interval = jnp.nextafter(-1.0, 0.0)  # -1 itself would be an infinite noise
+    open_interval = jnp.nextafter(-1.0, 0.0)  # -1 itself would give infinite noise
     uniform = jax.random.uniform(key, (2, *shape), minval=open_interval)  # in (-1, 1)
     threshold = 0.5 * (1.0 + uniform[0]) * weights.sum(-2)
     cumulative = weights[..., 0, :]
@@ -78,9 +77,9 @@ def symexp(x: Array) -> Array:
 
 @cache
 def symexp_bins(count: int) -> np.ndarray:
-    """Values that a two-hot distribution chooses from, evenly spaced in symlog from -20 to 20, exactly antisymmetric.
+    """Values of a two-hot distribution, evenly spaced in symlog from -20 to 20, exactly antisymmetric.
 
-    A constant, so that no program computes it. Shapes: -> [count] float32.
+    A NumPy constant, so that no program computes it. Shapes: -> [count] float32.
     Source: Hafner et al. 2023, "symexp twohot", and its published code.
     """
     half = -np.expm1(np.linspace(20.0, 0.0, (count + 1) // 2)).astype(np.float32)
@@ -88,9 +87,9 @@ def symexp_bins(count: int) -> np.ndarray:
 
 
 def twohot_mean(logits: Array, bins: np.ndarray) -> Array:
-    """Expected value, [..., N] -> [...].
+    """Expected value. Shapes: logits [..., N], bins [N] -> [...].
 
-    Bins of opposite sign are added before anything else: they are huge, and a uniform distribution must give 0.
+    Bins of opposite sign are added first: they are huge, and a uniform distribution must give exactly 0.
     """
     probs = jax.nn.softmax(logits.astype(jnp.float32))
     weighted = probs * jnp.broadcast_to(bins, probs.shape)
@@ -101,9 +100,9 @@ def twohot_mean(logits: Array, bins: np.ndarray) -> Array:
 
 
 def twohot_loss(logits: Array, target: Array, bins: np.ndarray) -> Array:
-    """Cross entropy with the two bins around the target, which share its weight by distance; nats.
+    """Cross entropy in nats with the two bins around the target, weighted by their distance from it.
 
-    Beyond the outermost bins all weight is on these. Shapes: logits [..., N], target [...] -> [...].
+    Beyond the outermost bins all weight is on the outermost one. Shapes: logits [..., N], target [...] -> [...].
     """
     count = bins.shape[0]
     target = target.astype(jnp.float32)
@@ -115,14 +114,14 @@ def twohot_loss(logits: Array, target: Array, bins: np.ndarray) -> Array:
     to_above = jnp.where(outside, 1.0, jnp.abs(values[above] - target))
     share = (to_above / (to_below + to_above))[..., None]
     wanted = jax.nn.one_hot(below, count) * share + jax.nn.one_hot(above, count) * (1.0 - share)
-    # Cross entropy, without writing down a log probability for every bin.
+    # Cross entropy, without a log probability for every bin.
     logits = logits.astype(jnp.float32)
     logits -= jax.lax.stop_gradient(logits.max(-1, keepdims=True))
     return jnp.log(jnp.exp(logits).sum(-1)) - (wanted * logits).sum(-1)
 
 
 def unimix(logits: Array, share: float) -> Array:
-    """Log probabilities of a categorical distribution of which `share` is uniform, in float32.
+    """Log probabilities of a categorical distribution mixed with a `share` of the uniform one, in float32.
 
     Shapes: logits [..., K] -> [..., K].
     Source: Hafner et al. 2023, "1% unimix".
@@ -132,26 +131,26 @@ def unimix(logits: Array, share: float) -> Array:
 
 
 def unimix_probs(logits: Array, share: float) -> Array:
-    """Probabilities of which `share` is uniform, in float32. Shapes: logits [..., K] -> [..., K]."""
+    """Probabilities mixed with a `share` of uniform ones, in float32. Shapes: logits [..., K] -> [..., K]."""
     return (1.0 - share) * jax.nn.softmax(logits.astype(jnp.float32)) + share / logits.shape[-1]
 
 
 def onehot_sample(uniform: Array, probs: Array) -> Array:
-    """Draw a one-hot vector whose gradient is that of the probabilities.
+    """Sample a one-hot vector with a straight-through gradient, that of the probabilities.
 
-    Shapes: uniform [...] in [0, 1), what chance says; probs [..., K] -> [..., K] float32.
+    Shapes: uniform [...], random numbers in [0, 1); probs [..., K] -> [..., K] float32.
     """
     fixed = jax.lax.stop_gradient(probs)
     return jax.nn.one_hot(categorical_sample(uniform, fixed), probs.shape[-1]) + (probs - fixed)
 
 
 def categorical_sample(uniform: Array, probs: Array) -> Array:
-    """Draw a class by inverting the cumulative distribution: one random number, not one per class.
+    """Sample a class by inverting the cumulative distribution, from one random number instead of one per class.
 
-    Shapes: uniform [...] in [0, 1), probs [..., K] -> [...] int32.
+    Shapes: uniform [...], random numbers in [0, 1); probs [..., K] -> [...] int32.
     """
     count = probs.shape[-1]
-    # A product with a triangle of ones sums faster than a scan, everywhere.
+    # A product with a triangle of ones is faster than a cumulative sum, on every platform.
     triangle = jnp.triu(jnp.ones((count, count), probs.dtype))[:, : count - 1]
     cumulative = jnp.matmul(probs, triangle, precision=jax.lax.Precision.HIGHEST)
     return (jnp.broadcast_to(uniform[..., None], cumulative.shape) >= cumulative).sum(-1, dtype=jnp.int32)

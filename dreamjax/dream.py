@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from dreamjax import checks
 from dreamjax.rollout import AgentState, Returns, Transition, population_returns, reactive, recurrent, zero_action
 from dreamjax.types import (
     Action,
@@ -57,6 +58,7 @@ def imagine(
         key_act, key_imagine = jax.random.split(key)
         memory, action = acting.act(policy_params, key_act, memory, model.features(state))
         following = model.imagine(model_params, key_imagine, state, action, temperature)
+        checks.state(state, following, "LatentModel.imagine")
         return (following, memory), (following, action)
 
     begin = (state, acting.start(policy_params))
@@ -110,17 +112,20 @@ class DreamState(NamedTuple):
 def environment(model: LatentModel, params: Params, starts: PyTree, temperature: Array | float = 1.0) -> Environment:
     """Turn a world model into an environment.
 
-    An episode begins in the posterior of one of `starts`: embeddings of real first frames, as `model.encode` gives
-    them, stacked [S, ...]. Observations are the model's features. The episode ends where the model thinks that more
-    likely than not (a threshold, not a draw), and is cut at the step limit of the environment it models. A temperature
-    above 1 makes the dream less certain, and so harder to exploit.
+    An episode begins in the posterior of one of `starts`: embeddings of real first observations, as `model.encode`
+    returns them, stacked [S, ...]. Observations are the model's features. The episode ends where the model predicts an
+    end as more likely than not (a threshold, not a draw), and is cut at the step limit of the environment it models. A
+    temperature above 1 makes the dream less certain, and so harder to exploit.
 
     Build it inside the function you jit, so that the parameters are arguments of the program and not constants in it.
 
     Source: Ha & Schmidhuber 2018, section 4.2 to 4.4, appendix A.4.
+    Raises: ValueError if starts are not stacked, or a function of the model returns what the contract does not say.
     """
+    checks.starts(starts)
     features = jax.eval_shape(lambda params: model.features(model.start(params)), params)
-    spec = EnvSpec(Space(features.shape), model.spec.action, model.spec.max_steps)
+    checks.features(features, "LatentModel.features")
+    spec = EnvSpec(Space(features.shape, features.dtype), model.spec.action, model.spec.max_steps)
 
     def reset(key: Key) -> tuple[DreamState, Step]:
         key_choice, key_observe = jax.random.split(key)
@@ -128,13 +133,17 @@ def environment(model: LatentModel, params: Params, starts: PyTree, temperature:
         chosen = jax.random.randint(key_choice, (), 0, count)
         embedding = jax.tree.map(lambda leaf: leaf[chosen], starts)
         nothing = zero_action(spec.action)
-        latent = model.observe(params, key_observe, model.start(params), nothing, embedding, jnp.array(True))
+        before = model.start(params)
+        latent = model.observe(params, key_observe, before, nothing, embedding, jnp.array(True))
+        checks.state(before, latent, "LatentModel.observe")
         no = jnp.array(False)
         return DreamState(latent, jnp.int32(0)), Step(model.features(latent), jnp.float32(0), ~no, no, no)
 
     def step(key: Key, state: DreamState, action: Action) -> tuple[DreamState, Step]:
         latent = model.imagine(params, key, state.latent, action, temperature)
         outcome = model.outcome(params, latent)
+        checks.state(state.latent, latent, "LatentModel.imagine")
+        checks.outcome(outcome, "LatentModel.outcome")
         steps = state.steps + 1
         is_terminal = outcome.continues < 0.5
         is_last = is_terminal | (steps >= spec.max_steps)

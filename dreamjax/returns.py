@@ -1,4 +1,4 @@
-"""Returns that an actor and a critic learn from.
+"""The returns that actor and critic learn from.
 
 Source: Hafner et al. 2023, equations 7 to 11, and its published code, which takes rewards and flags at t+1.
 """
@@ -14,11 +14,11 @@ from dreamjax.types import Array
 def lambda_returns(
     reward: Array, is_last: Array, is_terminal: Array, bootstrap: Array, discount: float, mix: float
 ) -> Array:
-    """Mix of all n-step returns: R_t = r_{t+1} + live_{t+1} [(1 - keep_{t+1}) boot_{t+1} + keep_{t+1} R_{t+1}].
+    """Lambda returns: R_t = r_{t+1} + live_{t+1} [(1 - keep_{t+1}) boot_{t+1} + keep_{t+1} R_{t+1}].
 
-    live = discount (1 - is_terminal) stops the return where the episode ends, keep = mix (1 - is_last) stops the mixing
-    where the next step belongs to another episode. The last return is the bootstrap itself. `is_terminal` may be a
-    probability.
+    live = discount (1 - is_terminal) ends the return at a terminal step; keep = mix (1 - is_last), where `mix` is the
+    paper's lambda, bootstraps at the last step of an episode. The last return is the bootstrap itself. `is_terminal`
+    may be a probability.
 
     Shapes: all [T, ...], T >= 2 -> [T-1, ...].
     """
@@ -42,18 +42,18 @@ class ReturnRange(NamedTuple):
 
 
 def range_init() -> ReturnRange:
-    """Begin at zero, which is not corrected for: the first returns count little."""
+    """Start at zero, without bias correction."""
     return ReturnRange(jnp.float32(0), jnp.float32(0))
 
 
 def range_update(
     state: ReturnRange, returns: Array, rate: float = 0.01, low: float = 5.0, high: float = 95.0
 ) -> ReturnRange:
-    """Move towards the percentiles of these returns, of any shape."""
+    """Move the percentiles towards those of `returns`, of any shape, at a rate."""
     new = jnp.percentile(returns, jnp.array([low, high]))
     return ReturnRange(*(old + rate * (now - old) for old, now in zip(state, new, strict=True)))
 
 
 def range_scale(state: ReturnRange, limit: float = 1.0) -> Array:
-    """What returns are divided by: their range, but never less than `limit`, so that small ones are not blown up."""
+    """Return the scale that divides returns: their range, at least `limit`, so that small ones are not amplified."""
     return jnp.maximum(limit, state.high - state.low)

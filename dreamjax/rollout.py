@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dreamjax import checks
 from dreamjax.types import (
     Action,
     Agent,
@@ -78,7 +79,7 @@ def recurrent(policy: AnyPolicy) -> RecurrentPolicy:
 def random_policy(space: PyTree) -> Policy:
     """Act uniformly at random, whatever is seen. Raises ValueError for a space without bounds."""
     for part in jax.tree.leaves(space):
-        if not np.isfinite([part.low, part.high]).all():
+        if not np.isfinite([part.low_array, part.high_array]).all():
             raise ValueError(f"only what has bounds can be drawn uniformly, got {part}")
 
     def act(params: Params, key: Key, features: Array) -> Action:
@@ -87,7 +88,7 @@ def random_policy(space: PyTree) -> Policy:
         draws = []
         for part, one in zip(leaves, jax.random.split(key, len(leaves)), strict=True):
             draw = jax.random.randint if part.is_discrete else jax.random.uniform
-            draws.append(draw(one, part.shape, dtype=part.dtype, minval=part.low, maxval=part.high))
+            draws.append(draw(one, part.shape, dtype=part.dtype, minval=part.low_array, maxval=part.high_array))
         return jax.tree.unflatten(structure, draws)
 
     return Policy(lambda key: (), act)
@@ -104,7 +105,7 @@ def noisy(policy: AnyPolicy, space: Space) -> RecurrentPolicy:
         key_act, key_noise = jax.random.split(key)
         memory, action = inner.act(params[0], key_act, memory, features)
         noise = params[1] * jax.random.normal(key_noise, action.shape)
-        return memory, jnp.clip(action + noise, space.low, space.high)
+        return memory, jnp.clip(action + noise, space.low_array, space.high_array)
 
     return RecurrentPolicy(lambda key: (inner.init(key), jnp.float32(0)), lambda params: inner.start(params[0]), act)
 
@@ -186,26 +187,27 @@ def unroll(
     but has no effect.
 
     Shapes: transitions [T, ...].
+    Raises: ValueError if the environment or the agent returns what its spec does not declare.
     """
     key_reset, key_steps = jax.random.split(key)
     if state is None:
-        state = UnrollState(*environment.reset(key_reset), agent.start(params))
+        state = UnrollState(*_reset(environment, key_reset), agent.start(params))
 
     def advance(state: UnrollState, key: Key) -> tuple[UnrollState, Transition]:
         key_act, key_step, key_next = jax.random.split(key, 3)
-        memory, action = agent.act(params, key_act, state.agent, state.step)
-        game, step = jax.lax.cond(
+        memory, action = _act(environment, agent, params, key_act, state.agent, state.step)
+        following, step = jax.lax.cond(
             state.step.is_last,
-            lambda: environment.reset(key_next),
-            lambda: environment.step(key_step, state.environment, action),
+            lambda: _reset(environment, key_next),
+            lambda: _step(environment, key_step, state.environment, action),
         )
-        return UnrollState(game, step, memory), Transition(state.step, action)
+        return UnrollState(following, step, memory), Transition(state.step, action)
 
     return jax.lax.scan(advance, state, jax.random.split(key_steps, length))
 
 
-class _Lane(NamedTuple):
-    number: Array  # [] int32, which episode this is
+class _Episode(NamedTuple):
+    number: Array  # [] int32, which one this is
     params: Params
     key: Key
     environment: State
@@ -218,53 +220,76 @@ class _Lane(NamedTuple):
 def episodes(
     environment: Environment, agent: StepPolicy, params: Params, keys: Key, shrink: float = 2 / 3, smallest: int = 16
 ) -> Returns:
-    """Play L whole episodes side by side, each with its own policy parameters and key.
+    """Act through E whole episodes in one batch, each with its own policy parameters and key.
 
-    All lanes step together until only a fraction `shrink` of them is still alive; then those move together into
-    fewer lanes and go on, down to `smallest`. No lane waits long for the longest episode, which pays wherever the
-    cost of a step grows with the number of lanes; the result does not depend on it.
+    All step together until only a fraction `shrink` of them is still running; those move into a smaller batch and go
+    on, down to a batch of `smallest`. So none waits long for the longest episode, which pays wherever the cost of a
+    step grows with the batch; the result does not depend on it.
 
-    Shapes: params [L, ...], keys [L] -> [L].
+    Shapes: params [E, ...], keys [E] -> [E].
+    Raises: ValueError if the environment or the agent returns what its spec does not declare.
     """
     count = len(keys)
     results = Returns(jnp.zeros(count), jnp.zeros(count, jnp.int32))
 
-    def begin(number: Array, params: Params, key: Key) -> _Lane:
-        state, step = environment.reset(jax.random.fold_in(key, 0))
-        return _Lane(number, params, key, state, step, agent.start(params), jnp.float32(0), jnp.int32(0))
+    def begin(number: Array, params: Params, key: Key) -> _Episode:
+        state, step = _reset(environment, jax.random.fold_in(key, 0))
+        return _Episode(number, params, key, state, step, agent.start(params), jnp.float32(0), jnp.int32(0))
 
-    def advance(lane: _Lane) -> _Lane:
-        key_act, key_step = jax.random.split(jax.random.fold_in(lane.key, lane.steps + 1))
-        memory, action = agent.act(lane.params, key_act, lane.agent, lane.step)
-        state, step = environment.step(key_step, lane.environment, action)
-        # An episode that is over stays as it was; the lane waits to be collected.
-        over = lane.step.is_last
-        return _Lane(
-            lane.number,
-            lane.params,
-            lane.key,
+    def advance(episode: _Episode) -> _Episode:
+        key_act, key_step = jax.random.split(jax.random.fold_in(episode.key, episode.steps + 1))
+        memory, action = _act(environment, agent, episode.params, key_act, episode.agent, episode.step)
+        state, step = _step(environment, key_step, episode.environment, action)
+        # An episode that is over stays as it was, until the batch is packed again.
+        over = episode.step.is_last
+        return _Episode(
+            episode.number,
+            episode.params,
+            episode.key,
             state,
             step._replace(is_last=over | step.is_last),
             memory,
-            lane.total + jnp.where(over, 0.0, step.reward),
-            lane.steps + jnp.where(over, 0, 1),
+            episode.total + jnp.where(over, 0.0, step.reward),
+            episode.steps + jnp.where(over, 0, 1),
         )
 
-    def more_than(count: int, lanes: _Lane) -> Array:
-        return (~lanes.step.is_last).sum() > count
+    def more_than(count: int, running: _Episode) -> Array:
+        return (~running.step.is_last).sum() > count
 
-    lanes = jax.vmap(begin)(jnp.arange(count), params, keys)
-    sizes = _lane_counts(count, shrink, smallest)
+    running = jax.vmap(begin)(jnp.arange(count), params, keys)
+    sizes = _batch_sizes(count, shrink, smallest)
     for size, fewer in zip(sizes, [*sizes[1:], 0], strict=True):
-        lanes = jax.tree.map(partial(jnp.take, indices=jnp.argsort(lanes.step.is_last)[:size], axis=0), lanes)
-        lanes = jax.lax.while_loop(partial(more_than, fewer), jax.vmap(advance), lanes)
+        running = jax.tree.map(partial(jnp.take, indices=jnp.argsort(running.step.is_last)[:size], axis=0), running)
+        running = jax.lax.while_loop(partial(more_than, fewer), jax.vmap(advance), running)
         results = Returns(
-            results.total.at[lanes.number].set(lanes.total), results.steps.at[lanes.number].set(lanes.steps)
+            results.total.at[running.number].set(running.total), results.steps.at[running.number].set(running.steps)
         )
     return results
 
 
-def _lane_counts(count: int, shrink: float, smallest: int) -> list[int]:
+def _reset(environment: Environment, key: Key) -> tuple[State, Step]:
+    state, step = environment.reset(key)
+    checks.step(environment.spec, step, "Environment.reset")
+    return state, step
+
+
+def _step(environment: Environment, key: Key, before: State, action: Action) -> tuple[State, Step]:
+    state, step = environment.step(key, before, action)
+    checks.state(before, state, "Environment.step")
+    checks.step(environment.spec, step, "Environment.step")
+    return state, step
+
+
+def _act(
+    environment: Environment, agent: StepPolicy, params: Params, key: Key, before: State, step: Step
+) -> tuple[State, Action]:
+    state, action = agent.act(params, key, before, step)
+    checks.state(before, state, "StepPolicy.act")
+    checks.action(environment.spec, action, "StepPolicy.act")
+    return state, action
+
+
+def _batch_sizes(count: int, shrink: float, smallest: int) -> list[int]:
     """Sizes of the stages, multiples of 8 from the second on: `count`, then always a fraction `shrink` of the last."""
     counts = [count]
     while (size := 8 * -(-int(counts[-1] * shrink) // 8)) >= smallest and size < counts[-1]:
@@ -273,7 +298,7 @@ def _lane_counts(count: int, shrink: float, smallest: int) -> list[int]:
 
 
 def population_returns(environment: Environment, agent: StepPolicy, population: Params, keys: Key) -> Returns:
-    """Play E episodes with each of N policies. The policies share the keys, so that luck separates them less.
+    """Act through E episodes with each of N policies. The policies share the keys, so that luck separates them less.
 
     Shapes: population [N, ...], keys [E] -> [N, E].
     """

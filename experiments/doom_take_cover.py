@@ -17,49 +17,35 @@ The command started again goes on where it stopped. Every field of `Config` can 
 What the committed run measured, how long it took and on which machine: results/doom_take_cover/result.json.
 """
 
-import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
-from dreamjax import evolution
-from dreamjax.acting.collect import (
-    Actions,
-    collect,
-    every_tic_random_actions,
-    held_random_actions,
-    wandering_random_actions,
-)
-from dreamjax.acting.play import play, play_actions, returns
-from dreamjax.envs.vizdoom import TakeCover
-from dreamjax.evolution import EvolutionConfig, EvolutionState
-from dreamjax.replay import episodes, latents
-from dreamjax.replay.latents import Latents
+from dreamjax.acting import random_play, seeds
+from dreamjax.acting.evaluation import evaluate
+from dreamjax.envs.vizdoom import TakeCover, take_cover_spec
+from dreamjax.evolution import EvolutionConfig
+from dreamjax.optim import AdamConfig
 from dreamjax.reporting import curves, pages
-from dreamjax.reporting.films import film_dream, film_game, write_films
+from dreamjax.reporting.films import film_dream, film_episode, write_films
 from dreamjax.reporting.pages import Section
 from dreamjax.reporting.results import result_row, shown_measurement
-from dreamjax.storage.agents import StoredAgent, load_agent, save_agent
+from dreamjax.storage import episodes
+from dreamjax.storage.agents import load, save_agent
 from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.metrics import MetricsLog, read_metrics
-from dreamjax.training.devices import device_mesh, keep_freed_memory
-from dreamjax.training.encode import encode
-from dreamjax.training.loop import train
-from dreamjax.training.stages import collect_stage, search_stage, vision_stage
-from dreamjax.types import Key, LatentModel, Metrics, Params, PyTree
-from dreamjax.worldmodels import controller, learner, model, search, vision
-from dreamjax.worldmodels.learner import OptimizerConfig
-from dreamjax.worldmodels.search import Dreaming
+from dreamjax.training import stages
+from dreamjax.training.experiment import command, read_command_line, run_folder
+from dreamjax.training.stages import Collect, Evolve, TrainMemory, TrainVision
+from dreamjax.types import Agent, AgentParams
+from dreamjax.worldmodels import model, search, vision
+from dreamjax.worldmodels.model import DOOM
 
-WORLD = model.DOOM
-MODEL = model.make(WORLD)
-POLICY = controller.make(controller.ControllerConfig("doom", model.feature_size(WORLD)))
+NAME = "doom_take_cover"
 FPS = 35  # tics per second of the game
 
 
@@ -70,228 +56,119 @@ class Config:
     preset: str = "paper"
     seed: int = 0
     skill: int = 4  # of Doom; the scenario's own
-    # collect
-    episodes: int = 10_000  # kept
-    min_frames: int = 101  # shorter episodes are dropped
-    policy: Literal["held", "wandering"] = "held"  # random play; see dreamjax.acting.collect
-    workers: int = 64
-    # vision
-    vision_episodes: int = 10_000  # the first of those kept; V needs fewer frames than M needs endings
-    vision_batch: int = 100
-    vision_updates: int = 308_090  # 10 epochs of the published data
-    vision_optimizer: OptimizerConfig = learner.VISION_OPTIMIZER
-    # memory
-    streams: int = 100
-    length: int = 499  # inputs per chunk
-    memory_updates: int = 24_400
-    memory_optimizer: OptimizerConfig = learner.MEMORY_OPTIMIZER
-    # evolve
-    evolution: EvolutionConfig = EvolutionConfig(population_size=64, sigma=0.1)
-    dream_episodes: int = 16  # per individual
-    generations: int = 1800
-    temperature: float = 1.15
-    starts: int = 1000  # first frames that dreams begin with
-    evaluate_every: int = 25  # generations
-    evaluation_episodes: int = 1024  # dreamed, of the distribution's mean
     max_steps: int = 2100  # of an episode, dreamed or real
-    # evaluate
+    collect: Collect = Collect(min_steps=101)
+    vision: TrainVision = TrainVision()
+    memory: TrainMemory = TrainMemory()
+    evolve: Evolve = Evolve()
+    starts: int = 1000  # first frames that dreams begin with
     real_episodes: int = 100
-    games: int = 16  # at once
     film_steps: int = 1050
     checkpoint_every: int = 500  # updates of V and M; evolution keeps every fifth generation
 
 
-RANDOM = {"held": held_random_actions, "wandering": wandering_random_actions}
 PAPER = Config()
 CPU = replace(
     PAPER,
     preset="cpu",
-    episodes=4000,
-    workers=2,
-    policy="wandering",
-    vision_episodes=2000,
-    vision_batch=32,
-    vision_updates=9000,
-    vision_optimizer=OptimizerConfig(1e-3, 1e-5, 0.9996),
-    streams=16,
-    length=64,
-    memory_updates=22_000,
-    memory_optimizer=OptimizerConfig(1e-3, 1e-5, 0.99985, clip=1.0),
-    dream_episodes=8,
-    generations=60,
-    temperature=1.5,  # at 1.15 the mean of generation 10 dreams 1,640 of the 2,100 steps there are
-    evaluate_every=10,
-    evaluation_episodes=256,
+    collect=Collect(4000, min_steps=101, policy="wandering", workers=2, envs=16),
+    vision=TrainVision(9000, batch=32, episodes=2000, optimizer=AdamConfig(1e-3, 1e-5, 0.9996)),
+    memory=TrainMemory(22_000, streams=16, length=64, optimizer=AdamConfig(1e-3, 1e-5, 0.99985, clip=1.0)),
+    # At temperature 1.15 the mean of generation 10 dreams 1,640 of the 2,100 steps there are.
+    evolve=Evolve(generations=60, episodes=8, temperature=1.5, evaluate_every=10, evaluation_episodes=256),
 )
 DEMO = replace(
     CPU,
     preset="demo",
-    episodes=150,
-    vision_updates=500,
-    vision_optimizer=OptimizerConfig(1e-3, 1e-5, 0.994),
-    memory_updates=800,
-    memory_optimizer=OptimizerConfig(1e-3, 1e-5, 0.994, clip=1.0),
-    evolution=EvolutionConfig(population_size=32, sigma=0.1),
-    dream_episodes=4,
-    generations=15,
-    evaluate_every=5,
-    evaluation_episodes=64,
+    collect=replace(CPU.collect, episodes=150),
+    vision=TrainVision(500, batch=32, optimizer=AdamConfig(1e-3, 1e-5, 0.994)),
+    memory=TrainMemory(800, streams=16, length=64, optimizer=AdamConfig(1e-3, 1e-5, 0.994, clip=1.0)),
+    evolve=Evolve(EvolutionConfig(32), 15, 4, CPU.evolve.temperature, evaluate_every=5, evaluation_episodes=64),
     starts=100,
     real_episodes=16,
 )
 SMOKE = replace(
     DEMO,
     preset="smoke",
-    episodes=4,
-    vision_batch=8,
-    vision_updates=4,
-    streams=4,
-    length=16,
-    memory_updates=4,
-    evolution=EvolutionConfig(population_size=8, sigma=0.1),
-    dream_episodes=2,
-    generations=2,
-    evaluate_every=2,
-    evaluation_episodes=4,
     max_steps=120,
+    collect=replace(DEMO.collect, episodes=4, envs=4),
+    vision=TrainVision(4, batch=8),
+    memory=TrainMemory(4, streams=4, length=16),
+    evolve=Evolve(EvolutionConfig(8), 2, 2, CPU.evolve.temperature, evaluate_every=2, evaluation_episodes=4),
     starts=4,
     real_episodes=2,
-    games=2,
     film_steps=20,
     checkpoint_every=2,
 )
-PRESETS = {config.preset: config for config in (SMOKE, DEMO, CPU, PAPER)}
+PRESETS = {config.preset: config for config in (CPU, PAPER, DEMO, SMOKE)}
 
 
-def collected(cfg: Config, run: RunFolder) -> episodes.Store:
-    """Let random play fill the disk."""
-    fill = partial(
-        collect,
-        make_env=partial(TakeCover, skill=cfg.skill),
-        seed=cfg.seed,
-        min_length=cfg.min_frames,
-        workers=cfg.workers,
-        policy=RANDOM[cfg.policy],
-    )
-    return collect_stage(run, cfg.episodes, fill)
+def make_env(cfg: Config) -> partial[TakeCover]:
+    return partial(TakeCover, skill=cfg.skill, max_steps=cfg.max_steps)
 
 
-def memory_stage(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, data: Latents) -> Params:
-    """Train M."""
-    key_init, key_train = jax.random.split(key)
-    state = train(
-        run,
-        log,
-        "memory",
-        learner.memory_init(WORLD.memory, cfg.memory_optimizer, key_init, cfg.streams),
-        partial(learner.memory_step, WORLD.memory, cfg.memory_optimizer, key_train),
-        partial(latents.chunks, data, cfg.seed, cfg.streams, cfg.length),
-        cfg.memory_updates,
-        checkpoint_every=cfg.checkpoint_every,
-    )
-    return state.params
+def train(cfg: Config, run: RunFolder, agent: Agent) -> AgentParams:
+    """Learn the world from random play, then evolve C in dreams of it."""
+    key_vision, key_memory, key_evolve = jax.random.split(jax.random.key(cfg.seed), 3)
+    with MetricsLog(run.path) as log:
+        store = stages.collect(run, cfg.collect, make_env(cfg), agent.model.spec, cfg.seed)
+        seen = stages.see(run, log, key_vision, cfg.vision, DOOM.vision, store, cfg.seed, cfg.checkpoint_every)
+        data = stages.encode(run, store, DOOM.vision, seen)
+        remembered = stages.remember(
+            run, log, key_memory, cfg.memory, DOOM.memory, data, cfg.seed, checkpoint_every=cfg.checkpoint_every
+        )
+        params = AgentParams(
+            model.WorldModelParams(seen, remembered.params), policy=(), starts=data.first_frames(cfg.starts)
+        )
+        return params._replace(policy=stages.evolve_in_dreams(run, log, key_evolve, cfg.evolve, agent, params))
 
 
-def bounded(cfg: Config) -> LatentModel:
-    """Give the world model the step limit of this run."""
-    return MODEL._replace(spec=MODEL.spec._replace(max_steps=cfg.max_steps))
-
-
-def evolve_stage(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, params: Params, starts: PyTree) -> Params:
-    """Evolve C in the dream; return the mean of the last distribution.
-
-    Not the mean that dreamed best: means of different generations dream too much alike to be told apart by their
-    dreams, and the later one has averaged out more luck.
-    """
-
-    def generation(state: EvolutionState, number: int) -> tuple[EvolutionState, Metrics]:
-        key_generation, key_evaluate = jax.random.split(jax.random.fold_in(key, number))
-        state, metrics = search.generation(cfg.evolution, dreaming, key_generation, state, cfg.dream_episodes, mesh)
-        if (number + 1) % cfg.evaluate_every == 0 or number + 1 == cfg.generations:
-            mean = evolution.mean(cfg.evolution, state)
-            total = search.score(dreaming, mean, key_evaluate, cfg.evaluation_episodes)
-            metrics |= {"evaluation_mean": total.mean(), "evaluation_std": total.std()}
-        return state, metrics
-
-    dreaming = Dreaming(bounded(cfg), POLICY, params, starts, cfg.temperature)
-    mesh = device_mesh("population") if cfg.evolution.population_size % jax.device_count() == 0 else None
-    state = evolution.init(cfg.evolution, POLICY.init(key))
-    return evolution.mean(cfg.evolution, search_stage(run, log, "evolve", state, generation, cfg.generations))
-
-
-def first_seed(cfg: Config) -> int:
-    """Seed of the first real episode to be scored; no training uses any from here on."""
-    return 1_000_000 * (cfg.seed + 1)
-
-
-def score(
-    cfg: Config, agent: StoredAgent, count: int, folder: Path, random: dict[str, Actions] | None = None
-) -> dict[str, np.ndarray]:
-    """Tics survived in `count` episodes of the real game that no training saw: by the agent, and by random play."""
-    seeds = [first_seed(cfg) + i for i in range(count)]
-    make = partial(TakeCover, skill=cfg.skill, max_steps=cfg.max_steps)
-    params = (agent.model, agent.controller)
-    agent_plays = partial(play, make, MODEL, POLICY, params, jax.random.key(cfg.seed), games=cfg.games)
-    scores = {"real": returns(folder / "real.jsonl", seeds, "real game", agent_plays)}
-    for name, policy in (random or {}).items():
-
-        def actions(seed: int, policy: Actions = policy) -> np.ndarray:
-            return policy(np.random.default_rng([cfg.seed, seed]), cfg.max_steps)
-
-        scores[name] = returns(folder / f"{name}.jsonl", seeds, name, partial(play_actions, make, actions))
-    return scores
-
-
-def evaluate_stage(cfg: Config, run: RunFolder, agent: StoredAgent) -> list[dict[str, Any]]:
+def score(cfg: Config, run: RunFolder, agent: Agent, params: AgentParams) -> list[dict]:
     """Score the agent in the real game and in its dream, and random play beside it."""
-    with run.stage("evaluate"):
-        random = {"random_held": held_random_actions, "random_every_tic": every_tic_random_actions}
-        scores = score(cfg, agent, cfg.real_episodes, run.path / "evaluation", random)
-        dreaming = Dreaming(bounded(cfg), POLICY, agent.model, agent.starts, cfg.temperature)
-        key = jax.random.fold_in(jax.random.key(cfg.seed), 7)
-        scores["dream"] = np.asarray(search.score(dreaming, agent.controller, key, max(cfg.real_episodes, 100)))
-    published = {"real": "1092 ± 556", "dream": "918 ± 546", "random_every_tic": "210 ± 108"}
-    order = ("real", "dream", "random_held", "random_every_tic")
-    return [result_row(name, scores[name], "tics survived", published.get(name)) for name in order]
-
-
-def films(cfg: Config, agent: StoredAgent, folder: Path) -> None:
-    """Film a dream beside the first evaluated episode of the real game, which is not a chosen one."""
     key = jax.random.key(cfg.seed)
-    make = partial(TakeCover, skill=cfg.skill, max_steps=cfg.max_steps)
-    real = film_game(make, MODEL, POLICY, agent, key, first_seed(cfg))
-    dreamed = film_dream(MODEL, POLICY, agent, key, cfg.film_steps, cfg.temperature)
+    real = partial(evaluate, make_env=make_env(cfg), seeds=seeds.test(cfg.real_episodes), key=key)
+    contenders = {"real": (agent, params)}
+    for name, policy in (("random_held", "held"), ("random_every_tic", "uniform")):
+        contenders[name] = random_play.random_agent(agent.model.spec, policy), random_play.PARAMS
+    with run.stage("evaluate"):
+        scores = {
+            name: real(*who, notes=run.path / "evaluation" / f"{name}.jsonl", label=name)
+            for name, who in contenders.items()
+        }
+        key_dream = jax.random.fold_in(key, 7)
+        dreamed = search.score(agent, params, key_dream, max(cfg.real_episodes, 100), cfg.evolve.temperature)
+    return [
+        result_row("real", scores["real"], "tics survived", "1092 ± 556"),
+        result_row("dream", np.asarray(dreamed), "tics survived", "918 ± 546"),
+        result_row("random_held", scores["random_held"], "tics survived"),
+        result_row("random_every_tic", scores["random_every_tic"], "tics survived", "210 ± 108"),
+    ]
+
+
+def film(cfg: Config, agent: Agent, params: AgentParams, folder: Path) -> None:
+    """Film a dream beside the first episode of the real game that is scored, which is not a chosen one."""
+    key = jax.random.key(cfg.seed)
+    real = film_episode(agent, params, make_env(cfg), seeds.TEST[0], key)
+    dreamed = film_dream(agent, params, key, cfg.film_steps, cfg.evolve.temperature)
     write_films(folder, dreamed, real[: cfg.film_steps], FPS)
 
 
-def report_stage(
-    cfg: Config, run: RunFolder, store: episodes.Store, agent: StoredAgent, rows: list[dict[str, Any]]
-) -> None:
-    """Draw, film and summarise."""
+def report(cfg: Config, run: RunFolder, agent: Agent, params: AgentParams) -> None:
+    """Score, draw, film and summarise."""
+    rows = score(cfg, run, agent, params)
     metrics = read_metrics(run.path / "metrics.jsonl")
     curves.learning_curves({name: metrics[name] for name in ("vision", "memory")}, run.path / "learning.png")
-    evolve = metrics["evolve"]
-    at, means = evolve["evaluation_mean"]
-    curves.fitness_curve(
-        run.path / "fitness.png",
-        *evolve["fitness_mean"],
-        evolve["fitness_min"][1],
-        evolve["fitness_max"][1],
-        evaluations=(at, means, evolve["evaluation_std"][1]),
-        label="tics survived in the dream",
-    )
-    frames = episodes.read(store.paths[0]).observation
+    curves.fitness_curve(run.path / "fitness.png", metrics["evolve"], label="tics survived in the dream")
+    frames = episodes.read(episodes.open_store(run.path / "episodes").paths[0]).observation
     frames = frames[np.linspace(0, len(frames) - 1, 10).astype(int)]
-    mean, _ = vision.encode(WORLD.vision, agent.model.vision, jnp.asarray(frames))
-    curves.reconstruction_sheet(
-        frames, np.asarray(vision.decode(WORLD.vision, agent.model.vision, mean)), run.path / "reconstructions.png"
-    )
-    films(cfg, agent, run.path)
-    command = " ".join(["python experiments/doom_take_cover.py", *run.read_json("arguments.json")])
+    mean, _ = vision.encode(DOOM.vision, params.model.vision, jnp.asarray(frames))
+    decoded = np.asarray(vision.decode(DOOM.vision, params.model.vision, mean))
+    curves.reconstruction_sheet(frames, decoded, run.path / "reconstructions.png")
+    film(cfg, agent, params, run.path)
     pages.report(
         run,
-        "doom_take_cover",
-        command,
+        NAME,
+        command(NAME, cfg, PRESETS),
         rows,
         "World Models on Doom: Take Cover",
         [
@@ -304,63 +181,31 @@ def report_stage(
     )
 
 
-def train_agent(cfg: Config, folder: Path, arguments: list[str]) -> None:
-    """Run all stages."""
-    run = RunFolder(folder, cfg)
-    run.write_json("arguments.json", arguments)
-    key_vision, key_memory, key_evolve = jax.random.split(jax.random.key(cfg.seed), 3)
-    with MetricsLog(folder) as log:
-        store = collected(cfg, run)
-        seen = store.head(min(cfg.vision_episodes, len(store)))
-        frames = partial(episodes.frame_batches, seen, cfg.seed, cfg.vision_batch)
-        sees = (WORLD.vision, cfg.vision_optimizer)
-        vision_params = vision_stage(run, log, key_vision, sees, frames, cfg.vision_updates, cfg.checkpoint_every)
-        posterior = partial(jax.jit(vision.encode, static_argnums=0), WORLD.vision, vision_params)
-        data = encode(run, store, posterior)
-        memory_params = memory_stage(cfg, run, log, key_memory, data)
-        params = model.WorldModelParams(vision_params, memory_params)
-        starts = data.first_frames(cfg.starts)
-        controller_params = evolve_stage(cfg, run, log, key_evolve, params, starts)
-    if not (folder / "agent.npz").exists():
-        save_agent(folder / "agent.npz", StoredAgent(params, controller_params, starts))
-    agent = load_agent(folder / "agent.npz", MODEL, POLICY)
-    report_stage(cfg, run, store, agent, evaluate_stage(cfg, run, agent))
-
-
-def evaluate_agent(cfg: Config, folder: Path, count: int, out: Path) -> None:
-    """Play the real game with a stored agent, and film it."""
-    out.mkdir(parents=True, exist_ok=True)
-    agent = load_agent(folder / "agent.npz", MODEL, POLICY)
-    scores = score(cfg, agent, count, out)
-    row = result_row("real", scores["real"], "tics survived", "1092 ± 556")
-    print(f"{row['name']}: {shown_measurement(row)}, {row['n']} episodes")
-    films(cfg, agent, out)
-    print(f"Open {out / 'dream_and_real.mp4'}.")
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """What to do."""
-
-    preset: Literal["smoke", "demo", "cpu", "paper"] = "cpu"
-    folder: Path | None = None  # of the run; runs/doom_take_cover/<preset> if not given
-    evaluate: Path | None = None  # folder of a stored agent to play the real game with, instead of training one
-    episodes: int = 100  # to play with --evaluate
-
-
-def main(arguments: list[str]) -> None:
-    """Read the command line; what is not in `Arguments` belongs to `Config`."""
-    keep_freed_memory()
-    args, rest = tyro.cli(Arguments, args=arguments, return_unknown_args=True)
-    cfg = tyro.cli(Config, args=rest, default=PRESETS[args.preset])
-    folder = args.folder or Path("runs") / "doom_take_cover" / args.preset
-    if args.evaluate:
-        evaluate_agent(
-            cfg, args.evaluate, args.episodes, args.folder or Path("runs") / "doom_take_cover" / "evaluation"
+def main() -> None:
+    """Train an agent, or evaluate a stored one."""
+    cfg, options = read_command_line(NAME, __doc__ or "", PRESETS)
+    if options.evaluate:
+        agent, params = load(options.evaluate)
+        out = options.folder or Path("runs") / NAME / "evaluation"
+        scores = evaluate(
+            agent,
+            params,
+            make_env(cfg),
+            seeds.test(options.episodes),
+            jax.random.key(cfg.seed),
+            notes=out / "real.jsonl",
         )
-    else:
-        train_agent(cfg, folder, ["--preset", args.preset, *rest])
+        row = result_row("real", scores, "tics survived")
+        print(f"{row['name']}: {shown_measurement(row)}, {row['n']} episodes")
+        film(cfg, agent, params, out)
+        print(f"Open {out / 'dream_and_real.mp4'}.")
+        return
+    run = run_folder(NAME, cfg, options)
+    agent = model.make(DOOM, take_cover_spec(cfg.max_steps))
+    if not (run.path / "agent.npz").exists():
+        save_agent(run.path / "agent.npz", DOOM, agent, train(cfg, run, agent))
+    report(cfg, run, *load(run.path))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

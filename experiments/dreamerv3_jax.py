@@ -12,14 +12,14 @@ ended and their mean return; in `result.json` what the trained agents reach in f
 reached: results/dreamerv3_jax_*/result.json.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import tyro
 
 from dreamjax import rollout
 from dreamjax.dreamerv3 import loop, model
@@ -29,14 +29,14 @@ from dreamjax.dreamerv3.model import Dreamer, DreamerParams
 from dreamjax.envs import brax, craftax, gymnax, probes
 from dreamjax.envs.swingup import swingup
 from dreamjax.reporting.results import result_row, shown_measurement, write_result
-from dreamjax.storage.checkpoints import Checkpoints
 from dreamjax.storage.configs import command_line
 from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.metrics import MetricsLog
-from dreamjax.storage.progress import progress
-from dreamjax.training.devices import keep_freed_memory
-from dreamjax.types import Array, Environment, Key
+from dreamjax.training.experiment import Options, read_command_line
+from dreamjax.training.loop import train
+from dreamjax.types import Array, Environment, Key, Metrics
 
+NAME = "dreamerv3_jax"
 TASKS: dict[str, Callable[[], Environment]] = {
     "counter": probes.counter,
     "remember": probes.remember,
@@ -54,16 +54,21 @@ class Config:
     """What is trained."""
 
     task: str = "counter"
-    folder: Path | None = None  # of the run; otherwise named after task, size and seed
     size: Size = "1m"
     seed: int = 0
     seeds: int = 1  # that learn at once
-    iterations: int = 1000  # rounds of collecting and learning
+    iterations: int = 1000  # of collecting and learning
     loop: LoopConfig = LoopConfig()
     agent: DreamerConfig = DreamerConfig()  # everything but the sizes, which `size` sets, unless it is "custom"
-    at_once: int = 10  # iterations of one call, after which there is news
-    checkpoint_every: int = 100  # iterations; a multiple of `at_once`
-    episodes: int = 100  # fresh ones, to evaluate every seed in
+    per_call: int = 10  # iterations of one call, after which there is news
+    checkpoint_every: int = 100  # iterations; a multiple of `per_call`
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_every % self.per_call or self.iterations % self.per_call:
+            raise ValueError(f"checkpoint_every and iterations must be multiples of per_call, {self.per_call}")
+
+
+PRESETS = {"published": Config()}
 
 
 def make(task: str) -> Environment:
@@ -76,78 +81,77 @@ def make(task: str) -> Environment:
     raise SystemExit(f"unknown task {task!r}; there are {', '.join(TASKS)}, and those of {', '.join(SUITES)}")
 
 
-def train(cfg: Config, folder: Path) -> None:
-    """Train to the end, or from where the folder stands."""
-    if cfg.checkpoint_every % cfg.at_once or cfg.iterations % cfg.at_once:
-        raise SystemExit(f"checkpoint_every and iterations must be multiples of at_once, {cfg.at_once}")
-    environment = make(cfg.task)
-    dreamer = loop.bind(scaled(cfg.agent, cfg.size), environment)
-    run = RunFolder(folder, replace(cfg, folder=None))  # a run may be moved
+def train_agents(cfg: Config, run: RunFolder, dreamer: Dreamer, environment: Environment) -> DreamerParams:
+    """Train all seeds to the end, or from where the folder stands. Shapes: -> parameters [seeds, ...]."""
+    keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(cfg.seed)))(jnp.arange(cfg.seeds))
+    begin = jax.jit(jax.vmap(partial(loop.init, dreamer, environment, cfg.loop)))
 
-    def iterations(state: LoopState, keys: jax.Array) -> tuple[LoopState, loop.Progress]:
-        def body(state: LoopState, key: jax.Array) -> tuple[LoopState, loop.Progress]:
-            return loop.iterate(dreamer, environment, cfg.loop, key, state)
+    @partial(jax.jit, donate_argnums=0)
+    @jax.vmap
+    def advance(state: LoopState, keys: Key) -> tuple[LoopState, loop.Progress]:
+        """Do some iterations. Shapes: keys [per_call] -> progress [per_call]."""
+        step = lambda state, key: loop.iterate(dreamer, environment, cfg.loop, key, state)  # noqa: E731
+        return jax.lax.scan(step, state, keys)
 
-        return jax.lax.scan(body, state, keys)
-
-    def keys_of(seed: jax.Array, first: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(jax.random.key(cfg.seed), seed)
-        return jax.vmap(partial(jax.random.fold_in, key))(first + np.arange(cfg.at_once))
-
-    seeds = np.arange(cfg.seeds)
-    begin = jax.vmap(
-        lambda seed: loop.init(dreamer, environment, cfg.loop, jax.random.fold_in(jax.random.key(cfg.seed), seed))
-    )
-    advance = jax.jit(
-        lambda state, first: jax.vmap(iterations)(state, jax.vmap(keys_of, (0, None))(seeds, first)), donate_argnums=0
-    )
-    checkpoints = Checkpoints(folder / "checkpoints")
-    found = checkpoints.restore(jax.eval_shape(begin, seeds))
-    done, state = found or (0, jax.jit(begin)(seeds))
-    with MetricsLog(folder) as log, run.stage("train") as stage, progress(cfg.iterations, "train", initial=done) as bar:
-        while done < cfg.iterations:
-            state, out = advance(state, np.int32(done + 1))
-            done += cfg.at_once
-            finished, returns = (np.asarray(x).sum(1) for x in (out.finished, out.returns))  # [seeds]
-            shown = {"steps": int(state.replay.written[0]) * cfg.loop.envs}
-            shown |= {f"episodes/{seed}": count for seed, count in enumerate(finished)}
-            shown |= {f"return/{seed}": returns[seed] / finished[seed] for seed in np.flatnonzero(finished)}
-            log.write("learn", done, {name: np.mean(x[:, -1]) for name, x in out.metrics.items()} | shown)
-            bar.update(cfg.at_once)
+    def calls(state: LoopState, done: int) -> Iterator[tuple[LoopState, Metrics]]:
+        fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+        while True:
+            numbers = 1 + done * cfg.per_call + jnp.arange(cfg.per_call)
+            state, progress = advance(state, fold(keys, numbers))
+            done += 1
+            finished, returns = (np.asarray(x).sum(1) for x in (progress.finished, progress.returns))  # [seeds]
+            metrics = {name: np.mean(x[:, -1]) for name, x in progress.metrics.items()}
+            metrics |= {"steps": int(state.replay.written[0]) * cfg.loop.envs}
+            metrics |= {f"episodes/{seed}": count for seed, count in enumerate(finished)}
+            metrics |= {f"return/{seed}": returns[seed] / finished[seed] for seed in np.flatnonzero(finished)}
             if finished.sum():
-                bar.set_postfix({"return": f"{returns.sum() / finished.sum():.4g}"})
-            if done % cfg.checkpoint_every == 0 or done == cfg.iterations:
-                checkpoints.save(done, state)
-                stage.tick()
-    report(run, dreamer, environment, state.learner.params)
+                metrics["return"] = returns.sum() / finished.sum()
+            yield state, metrics
+
+    with MetricsLog(run.path) as log:
+        state = train(
+            run,
+            log,
+            "train",
+            begin(keys),
+            calls,
+            cfg.iterations // cfg.per_call,
+            checkpoint_every=cfg.checkpoint_every // cfg.per_call,
+            log_every=1,
+            show="return",
+        )
+    return state.learner.params
 
 
-def report(run: RunFolder, dreamer: Dreamer, environment: Environment, params: DreamerParams) -> None:
-    """Evaluate the trained agents, whose actions are drawn as in training. Shapes: params [seeds, ...]."""
-    cfg: Config = run.config
+def evaluate(
+    cfg: Config, dreamer: Dreamer, environment: Environment, params: DreamerParams, episodes: int
+) -> np.ndarray:
+    """Evaluate trained agents, whose actions are drawn as in training. Shapes: params [seeds, ...] -> [seeds, E]."""
 
     def play(params: DreamerParams, key: Key) -> Array:
-        world, actor = model.make(dreamer, environment.spec), model.policy(dreamer, environment.spec)
-        bound = actor._replace(act=lambda _, key, features: actor.act(params.pol, key, features))
-        keys = jax.random.split(key, cfg.episodes)
-        return rollout.episodes(environment, rollout.agent(world, params, bound), (), keys).total
+        policy = rollout.step_policy(model.agent(dreamer), params.model)
+        one = jax.tree.map(lambda leaf: leaf[None], params.policy)
+        return rollout.population_returns(environment, policy, one, jax.random.split(key, episodes)).total[0]
 
     keys = jax.random.split(jax.random.fold_in(jax.random.key(cfg.seed), cfg.seeds), cfg.seeds)  # training has others
-    returns = np.asarray(jax.jit(jax.vmap(play))(params, keys))
-    names = [f"{cfg.task}, seed {seed}" for seed in range(cfg.seeds)] if cfg.seeds > 1 else [cfg.task]
-    rows = [result_row(name, scores, "return") for name, scores in zip(names, returns, strict=True)]
-    command = " ".join(["python experiments/dreamerv3_jax.py", *command_line(replace(cfg, folder=None), Config())])
-    wall = run.stage_record("train")["seconds"]
-    write_result(run.path / "result.json", "dreamerv3_jax", cfg.size, command, [cfg.seed], wall, rows)
-    for row in rows:
-        print(f"{row['name']}: {shown_measurement(row)}, {row['n']} episodes")
+    return np.asarray(jax.jit(jax.vmap(play))(params, keys))
 
 
 def main() -> None:
-    """Read the command line."""
-    keep_freed_memory()
-    cfg = tyro.cli(Config, description=__doc__)
-    train(cfg, cfg.folder or Path("runs") / f"{cfg.task}-{cfg.size}-{cfg.seed}")
+    """Train, evaluate and report."""
+    cfg, options = read_command_line(NAME, __doc__, PRESETS, Options)
+    environment = make(cfg.task)
+    dreamer = Dreamer.of(scaled(cfg.agent, cfg.size), environment.spec)
+    run = RunFolder(options.folder or Path("runs") / f"{cfg.task}-{cfg.size}-{cfg.seed}", cfg, ("iterations",))
+    params = train_agents(cfg, run, dreamer, environment)
+    returns = evaluate(cfg, dreamer, environment, params, options.episodes)
+    names = [f"{cfg.task}, seed {seed}" for seed in range(cfg.seeds)] if cfg.seeds > 1 else [cfg.task]
+    rows = [result_row(name, scores, "return") for name, scores in zip(names, returns, strict=True)]
+    command = " ".join([f"python experiments/{NAME}.py", *command_line(cfg, Config())])
+    wall = run.stage_record("train")["seconds"]
+    write_result(run.path / "result.json", NAME, cfg.size, command, [cfg.seed], wall, rows, origin=run.origin)
+    for row in rows:
+        print(f"{row['name']}: {shown_measurement(row)}, {row['n']} episodes")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def memory_step():
     return step, (
         KEY,
         state,
-        Chunk(latent, latent, array(T + 1, B, dtype=jnp.float16), array(T + 1, B), flags[0], *flags),
+        Chunk(latent, latent, array(T + 1, B, dtype=jnp.float16), array(T + 1, B), flags[0], flags[0], *flags),
     )
 
 

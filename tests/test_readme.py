@@ -1,4 +1,4 @@
-"""The README's tables are what the result files say, its code runs, and the files it names are there."""
+"""The code of the READMEs runs, and the files they name are there."""
 
 import re
 import subprocess
@@ -7,34 +7,30 @@ from pathlib import Path
 
 import pytest
 
-from dreamjax.reporting.results import read_result
-from dreamjax.reporting.tables import TABLES, tables
-
 REPO = Path(__file__).resolve().parents[1]
-TEXT = (REPO / "README.md").read_text()
+README = (REPO / "README.md").read_text()
+
+each_document = pytest.mark.parametrize("name", ["README.md", "experiments/README.md", "benchmarks/README.md"])
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_tables_are_up_to_date(name: str) -> None:
-    written = TEXT.split(f"<!-- {name} -->\n")[1].split(f"<!-- /{name} -->")[0]
-    assert written == tables(REPO)[name], "run `make table`"
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 200
 
 
-def test_every_result_is_in_one_table() -> None:
-    results = [*REPO.glob("experiments/results/*/result.json"), *REPO.glob("benchmarks/results/*.json")]
-    assert len(results) > 5
-    commands = [read_result(path)["command"] for path in results]
-    assert [TEXT.count(f"`{command}`: preset") for command in commands] == [1] * len(commands)
-
-
-def test_snippets_run() -> None:
-    code = "\n".join(re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL))
+@pytest.mark.xfail(reason="the snippets are not written yet", strict=True)
+@pytest.mark.parametrize("name", ["README.md", "experiments/README.md"])
+def test_snippets_run(name: str) -> None:
+    text = (REPO / name).read_text()
+    assert "<!-- SNIPPET" not in text
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    assert code
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("(16, 16) ")
 
 
-def test_named_files_exist() -> None:
-    targets = re.findall(r"\]\((?!https?:)([^)]+)\)", TEXT)
-    assert len(targets) > 5
-    assert [target for target in targets if not (REPO / target).exists()] == []
+@each_document
+def test_named_files_exist(name: str) -> None:
+    path = REPO / name
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text())
+    assert len(targets) > 4
+    assert [target for target in targets if not (path.parent / target).exists()] == []

@@ -13,7 +13,7 @@ from hypothesis import given
 
 from dreamjax import dream, rollout
 from dreamjax.envs import probes
-from dreamjax.rollout import Returns, _lane_counts, episodes, population_returns, unroll
+from dreamjax.rollout import Returns, _batch_sizes, episodes, population_returns, unroll
 from dreamjax.types import (
     Action,
     Agent,
@@ -217,17 +217,17 @@ def test_population_returns_play_every_policy_with_every_key(lanes: tuple[Array,
 
 
 @given(st.integers(1, 2000), st.floats(0.1, 0.95), st.integers(1, 64))
-def test_lane_counts_fall_and_hold_those_still_alive(count: int, shrink: float, smallest: int) -> None:
-    counts = _lane_counts(count, shrink, smallest)
+def test_batch_sizes_fall_and_hold_those_still_alive(count: int, shrink: float, smallest: int) -> None:
+    counts = _batch_sizes(count, shrink, smallest)
     assert counts[0] == count
     for before, after in itertools.pairwise(counts):
         assert smallest <= after < before and after % 8 == 0 and int(before * shrink) <= after < before * shrink + 8
-    assert _lane_counts(counts[-1], shrink, smallest) == counts[-1:], "a stage more would have been possible"
+    assert _batch_sizes(counts[-1], shrink, smallest) == counts[-1:], "a stage more would have been possible"
 
 
-def test_lane_counts_of_a_generation() -> None:
-    assert _lane_counts(128, 2 / 3, 16) == [128, 88, 64, 48, 32, 24, 16]
-    assert _lane_counts(5, 2 / 3, 16) == [5]
+def test_batch_sizes_of_a_generation() -> None:
+    assert _batch_sizes(128, 2 / 3, 16) == [128, 88, 64, 48, 32, 24, 16]
+    assert _batch_sizes(5, 2 / 3, 16) == [5]
 
 
 # agents
@@ -335,6 +335,15 @@ def test_random_actions_fill_their_space() -> None:
     np.testing.assert_allclose(actions["move"].mean(0), 1, atol=0.15)
     with pytest.raises(ValueError, match="only what has bounds"):
         rollout.random_policy(Space((2,)))
+
+
+def test_random_actions_fill_every_entry_of_their_space() -> None:
+    space = (Space((3,), np.float32, (-1, 0, 0), 1.0), Space((2,), np.int32, 0, (2, 5)))
+    policy = rollout.random_policy(space)
+    move, turn = jax.vmap(lambda key: policy.act((), key, jnp.zeros(1)))(jax.random.split(jax.random.key(0), 500))
+    np.testing.assert_allclose(move.min(0), [-1, 0, 0], atol=0.05)
+    np.testing.assert_allclose(move.max(0), 1, atol=0.05)
+    assert [sorted(set(column.tolist())) for column in turn.T] == [[0, 1], [0, 1, 2, 3, 4]]
 
 
 def test_noise_is_added_to_what_a_policy_does_within_its_bounds() -> None:

@@ -2,7 +2,7 @@
 
 Workers only step environments. Those of a worker are divided into groups, so that the device acts for one group while
 the worker steps another. A worker that dies or does not answer in time is replaced; what becomes of the episodes it
-was at is decided by who asked for them: `acting.play` begins them again, `acting.vector` closes them as truncated.
+was at is decided by who asked for them: `acting.playing` begins them again, `acting.vector` closes them as truncated.
 """
 
 import time

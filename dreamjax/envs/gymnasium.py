@@ -58,14 +58,13 @@ def spec_from_gymnasium(env: gymnasium.Env, max_steps: int) -> EnvSpec:
 def spec_from_spaces(observation: spaces.Space, action: spaces.Space, max_steps: int) -> EnvSpec:
     """Describe Gymnasium's spaces as an `EnvSpec`; 64-bit values are described as 32-bit ones.
 
-    A `Space` has one bound for all its elements. Observations with several get the widest; an action space with several
-    is refused, because a policy that fills the widest would leave the real one.
+    Actions keep the bounds of each entry; those of an observation are the widest of all its entries.
 
-    Raises: ValueError for max_steps < 1, a kind of space with no array form, or an action space with mixed bounds.
+    Raises: ValueError for max_steps < 1, or a kind of space with no array form.
     """
     if max_steps < 1:
         raise ValueError(f"max_steps must be at least 1, got {max_steps}")
-    return EnvSpec(_from_space(observation, mixed=True), _from_space(action, mixed=False), max_steps)
+    return EnvSpec(_from_space(observation, widest=True), _from_space(action), max_steps)
 
 
 class _Single(gymnasium.Env[Any, Any]):
@@ -208,22 +207,22 @@ def _to_space(space: PyTree) -> spaces.Space:
     if not isinstance(space, Space):
         raise TypeError(f"a spec is made of dicts, tuples and Space, got {type(space).__name__}")
     if not space.is_discrete:
-        return spaces.Box(space.low, space.high, space.shape, np.dtype(space.dtype).type)
-    if not np.isfinite([space.low, space.high]).all():
+        return spaces.Box(space.low_array, space.high_array, space.shape, space.dtype.type)
+    low, high = space.low_array, space.high_array
+    if not np.isfinite([low, high]).all():
         raise ValueError(f"a discrete Space needs finite bounds to become a Gymnasium space, got {space}")
-    low, levels = int(space.low), int(space.high) - int(space.low)
     if space.shape == ():
-        return spaces.Discrete(levels, start=low)
+        return spaces.Discrete(int(high - low), start=int(low))
     if space.dtype == np.uint8:
-        return spaces.Box(low, low + levels - 1, space.shape, np.uint8)
-    return spaces.MultiDiscrete(np.full(space.shape, levels), start=np.full(space.shape, low))
+        return spaces.Box(low.astype(np.uint8), (high - 1).astype(np.uint8), space.shape, np.uint8)
+    return spaces.MultiDiscrete(high - low, start=low.copy())
 
 
-def _from_space(space: spaces.Space, mixed: bool) -> PyTree:
+def _from_space(space: spaces.Space, widest: bool = False) -> PyTree:
     if isinstance(space, spaces.Dict):
-        return {name: _from_space(one, mixed) for name, one in space.spaces.items()}
+        return {name: _from_space(one, widest) for name, one in space.spaces.items()}
     if isinstance(space, spaces.Tuple):
-        return tuple(_from_space(one, mixed) for one in space.spaces)
+        return tuple(_from_space(one, widest) for one in space.spaces)
     if isinstance(space, spaces.Discrete):
         return Space((), np.int32, int(space.start), int(space.start) + int(space.n))
     if isinstance(space, spaces.MultiBinary):
@@ -234,9 +233,9 @@ def _from_space(space: spaces.Space, mixed: bool) -> PyTree:
         low, high = space.low, space.high if space.dtype.kind == "f" else space.high.astype(np.int64) + 1
     else:
         raise ValueError(f"no array form for {space}; flatten it first with a gymnasium wrapper")
-    if not mixed and (low.min() != low.max() or high.min() != high.max()):
-        raise ValueError(f"action space {space} has several bounds; wrap it with gymnasium.wrappers.RescaleAction")
-    return Space(space.shape, dtype_32(space.dtype), low.min().item(), high.max().item())
+    if widest:
+        low, high = low.min(), high.max()
+    return Space(space.shape, dtype_32(space.dtype), low, high)
 
 
 def _to_observation(space: spaces.Space, observation: PyTree) -> Any:
@@ -265,12 +264,12 @@ def _to_action(space: PyTree, action: Any, lanes: tuple[int, ...]) -> Action:
     if array.shape != lanes + space.shape:
         raise InvalidAction(f"action must have shape {lanes + space.shape}, got {array.shape}")
     if space.is_discrete and array.dtype.kind not in "iub":
-        raise InvalidAction(f"action must be integer in [{space.low:g}, {space.high:g}), got dtype {array.dtype}")
+        raise InvalidAction(f"action must be integer in [{space.low}, {space.high}), got dtype {array.dtype}")
     cast = array.astype(space.dtype)
     checked = array if space.is_discrete else cast  # integers may wrap when cast; floats may round inside the bounds
-    above = checked < space.high if space.is_discrete else checked <= space.high
-    if not np.all((checked >= space.low) & above):
+    above = checked < space.high_array if space.is_discrete else checked <= space.high_array
+    if not np.all((checked >= space.low_array) & above):
         raise InvalidAction(
-            f"action {action!r} lies outside [{space.low:g}, {space.high:g}{')' if space.is_discrete else ']'}"
+            f"action {action!r} lies outside [{space.low}, {space.high}{')' if space.is_discrete else ']'}"
         )
     return cast

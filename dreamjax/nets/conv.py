@@ -1,14 +1,14 @@
 """Strided and transposed convolutions whose gradients are fast on every platform.
 
-Both layers are built from three linear maps of one convolution with kernel w and stride s: `_forward` x -> y,
-`_transpose` y -> x and `_kernel_gradient` (x, y) -> w. The gradients of each map are the other two, so that the fast
-lowering of three maps is the fast lowering of both layers, forwards and backwards.
+Both layers are built from three linear maps of a convolution with kernel w and stride s: `_forward` x -> y,
+`_transpose` y -> x and `_kernel_gradient` (x, y) -> w. The gradients of each map are the other two, so that fast
+lowerings of these three maps make both layers fast, forwards and backwards.
 
-GPUs and TPUs run the native convolution. On CPUs XLA loops naively over strided outputs and over inputs with holes
-between the elements, up to fifteen times slower than the arithmetic needs. There the stride is moved into the channels
-("phases", space to depth), which leaves an ordinary convolution of m x m taps, m = ceil(k / s), and each map takes the
-form that is fastest for its shape. The choice is made when XLA lowers the program for a platform, and changes nothing
-but the order of float32 additions.
+GPUs and TPUs run the native convolution. On CPUs XLA loops naively over strided outputs and dilated inputs, up to
+fifteen times slower than the arithmetic requires. There the stride is moved into the channels ("phases", space to
+depth), which leaves an ordinary convolution with m x m taps, m = ceil(k / s), and each map is written in the form that
+is fastest for its shape. The choice is made when the program is lowered for a platform, and only changes the order of
+float32 additions.
 """
 
 from functools import partial
@@ -113,8 +113,8 @@ def _kernel_gradient_native(x: Array, y: Array, k: int, stride: int) -> Array:
 
 def _forward_cpu(x: Array, kernel: Array, stride: int) -> Array:
     k, _, channels, _ = kernel.shape
-    if channels * stride * stride > 16:  # enough channels for XLA's own strided convolution to be a good one
-        # Without any padding XLA takes a path that is up to twice as slow for some sizes; so pad, and crop the output.
+    if channels * stride * stride > 16:  # with enough channels XLA's own strided convolution is fast
+        # Without padding XLA takes a path that is up to twice as slow for some sizes: pad, then crop the output.
         h, w = ((size - k) // stride + 1 for size in x.shape[1:3])
         padding = ((0, 1), (0, 1))
         y = lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=_LAYOUT)
@@ -160,7 +160,7 @@ def _kernel_gradient_cpu(x: Array, y: Array, k: int, stride: int) -> Array:
 
 
 def _phase_kernel(kernel: Array, stride: int) -> Array:
-    """[k, k, C, O] -> [m, m, s*s*C, O], zeros where m*s exceeds k."""
+    """Move the stride into the channels: [k, k, C, O] -> [m, m, s*s*C, O], with zeros where m*s exceeds k."""
     k, _, channels, outputs = kernel.shape
     m = -(-k // stride)
     kernel = jnp.pad(kernel, ((0, m * stride - k), (0, m * stride - k), (0, 0), (0, 0)))
@@ -169,7 +169,7 @@ def _phase_kernel(kernel: Array, stride: int) -> Array:
 
 
 def _space_to_phases(x: Array, k: int, stride: int) -> Array:
-    """[N, H, W, C] -> [N, h+m-1, w+m-1, s*s*C], cropped or padded to what a convolution reads."""
+    """Move the stride into the channels: [N, H, W, C] -> [N, h+m-1, w+m-1, s*s*C], cropped or padded to fit."""
     m = -(-k // stride)
     rows, columns = ((size - k) // stride + m for size in x.shape[1:3])
     x = _fit(x, (rows * stride, columns * stride))
@@ -178,7 +178,7 @@ def _space_to_phases(x: Array, k: int, stride: int) -> Array:
 
 
 def _phases_to_space(phases: Array, stride: int, size: tuple[int, int]) -> Array:
-    """[N, r, c, s*s*C] -> [N, *size, C], the inverse of `_space_to_phases`."""
+    """Invert `_space_to_phases`: [N, r, c, s*s*C] -> [N, *size, C]."""
     n, rows, columns, _ = phases.shape
     x = phases.reshape(n, rows, columns, stride, stride, -1).transpose(0, 1, 3, 2, 4, 5)
     return _fit(x.reshape(n, rows * stride, columns * stride, -1), size)

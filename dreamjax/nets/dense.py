@@ -1,4 +1,4 @@
-"""Dense layers of DreamerV3: linear and block-diagonal maps, the root-mean-square norm, and hidden layers made of them.
+"""Dense layers of DreamerV3: linear and block-diagonal maps, root-mean-square norm, and MLPs made of them.
 
 Every layer takes any leading axes and computes in the dtype of its input; parameters are float32.
 Source: Hafner et al. 2023, and its published code (kernels truncated normal by fan-in, norms in float32).
@@ -14,10 +14,10 @@ from dreamjax.types import Array
 
 
 def fan_in(scale: float = 1.0) -> jax.nn.initializers.Initializer:
-    """Draw kernels from a normal cut at two deviations, of variance scale^2 / inputs; at scale 0 they are zero.
+    """Initialise kernels with a normal cut at two standard deviations, of variance scale^2 / fan-in; zeros at scale 0.
 
-    The inputs of a kernel are all of its axes but the last, also for a block-diagonal one: its blocks start smaller
-    than a fan-in of their own would make them.
+    The fan-in is the product of all axes but the last, for block-diagonal kernels as well, whose blocks therefore start
+    smaller than with the fan-in of a block.
     """
     return nn.initializers.variance_scaling(scale**2, "fan_in", "truncated_normal") if scale else nn.initializers.zeros
 
@@ -45,7 +45,7 @@ class Linear(nn.Module):
 
 
 class BlockLinear(nn.Module):
-    """Affine map of g blocks of features, each from its own inputs only, with one bias over all.
+    """Block-diagonal affine map: each of g blocks of outputs depends on its own block of inputs.
 
     Shapes: [..., g, I] -> [..., g, O/g]. Parameters: kernel [g, I, O/g], bias [O].
     """
@@ -62,9 +62,9 @@ class BlockLinear(nn.Module):
 
 
 def block_product(x: Array, kernel: Array) -> Array:
-    """Multiply each block of features with a matrix of its own. Shapes: x [..., g, I], kernel [g, I, O] -> [..., g, O].
+    """Multiply each block of features by its own matrix. Shapes: x [..., g, I], kernel [g, I, O] -> [..., g, O].
 
-    Written as a batch of products with the blocks in front; XLA would transpose more than that on a CPU.
+    Written as a batched product with the blocks in front; otherwise XLA transposes more on CPUs.
     """
     g, inputs, outputs = kernel.shape
     blocks_first = jnp.moveaxis(x, -2, 0).reshape(g, -1, inputs)

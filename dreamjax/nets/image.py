@@ -1,12 +1,13 @@
-"""Convolutions that keep the size of a picture, with halving and doubling beside them: the codec of DreamerV3.
+"""Convolutions that keep the size of a picture, followed by pooling or after upsampling: the codec of DreamerV3.
 
-A convolution of a doubled picture sees every pixel four times. Each of the four phases of the result is a smaller
-convolution of the picture itself, with sums of taps for taps: 9 products for 25, everywhere and in both directions.
+A convolution of an upsampled picture reads every pixel four times. Each of the four phases of its output is a smaller
+convolution of the picture itself, whose taps are sums of taps: 9 products instead of 25, on every platform and in both
+directions.
 
-CPUs get two more forms. Where a halving follows, the four phases of the result become channels of one convolution of
-the picture's own phases ("space to depth"), because XLA is slow where channels are few; and kernels get their
-gradients from matrix products, because XLA's own are several times slower. The choice is made when XLA lowers the
-program for a platform, and changes nothing but the order of float32 additions.
+CPUs have two more forms. Before pooling, the four phases of the output become channels of one convolution of the
+picture's own phases ("space to depth"), because XLA is slow with few channels; and kernel gradients are matrix
+products, because XLA's own are several times slower. The choice is made when the program is lowered for a platform,
+and only changes the order of float32 additions.
 
 Source: Hafner et al. 2023, published code.
 """
@@ -24,13 +25,13 @@ from dreamjax.nets.dense import fan_in
 from dreamjax.types import Array
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-_PATCHES = 2**20  # floats that are laid out at a time: what stays in a cache
-_ROUNDING = 1e-6  # of the largest channel; phases add the same numbers in another order
+_PATCHES = 2**20  # floats of patches at a time, which fit into a cache
+_ROUNDING = 1e-6  # relative to the largest channel: phases add the same numbers in another order
 
 
 @jax.custom_vjp
 def conv(x: Array, kernel: Array) -> Array:
-    """Convolve with as much zero padding as keeps the size.
+    """Convolve with the zero padding that keeps the size.
 
     Shapes: x [N, H, W, C], kernel [k, k, C, O] with odd k -> [N, H, W, O].
     """
@@ -76,7 +77,7 @@ def _kernel_gradient_cpu(x: Array, dy: Array, size: int) -> Array:
 
 
 def conv_pool(x: Array, kernel: Array) -> Array:
-    """`conv`, and of each 2 x 2 window the largest; ties share the gradient.
+    """Apply `conv`, then take the maximum of each 2 x 2 window; ties share the gradient.
 
     Shapes: x [N, H, W, C], kernel [k, k, C, O] -> [N, H/2, W/2, O].
     """
@@ -93,7 +94,7 @@ def _conv_pool_cpu(x: Array, kernel: Array) -> Array:
     size, c, o = kernel.shape[1:]
     n, h, w, _ = x.shape
     blocks = x.reshape(n, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(n, h // 2, w // 2, 4 * c)
-    # Phase (a, b) of the result reads the picture from pixel (a - k//2, b - k//2) of the block on.
+    # Phase (a, b) of the output reads the picture from pixel (a - k//2, b - k//2) of the block on.
     reach = -(-(size // 2) // 2)
     wide = 2 * (2 * reach + 1)
     begin = 2 * reach - size // 2
@@ -110,7 +111,7 @@ def _conv_pool_cpu(x: Array, kernel: Array) -> Array:
 
 @jax.custom_vjp
 def _largest(y: Array) -> Array:
-    """Take the largest of four phases. Shapes: [..., 4, O] -> [..., O]."""
+    """Take the maximum of four phases. Shapes: [..., 4, O] -> [..., O]."""
     return y.max(-2)
 
 
@@ -121,7 +122,7 @@ def _largest_fwd(y: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _largest_bwd(saved: tuple[Array, Array], dy: Array) -> tuple[Array]:
     y, largest = saved
-    # What is equal but for rounding is a tie: flat parts of a picture must not depend on the order of additions.
+    # Values equal up to rounding are ties: flat parts of a picture must not depend on the order of additions.
     near = largest - _ROUNDING * jnp.abs(largest).max(-1, keepdims=True)
     ties = (y >= near[..., None, :]).astype(dy.dtype)
     return (ties * (dy / ties.sum(-2))[..., None, :],)
@@ -131,7 +132,7 @@ _largest.defvjp(_largest_fwd, _largest_bwd)
 
 
 def upsample_conv(x: Array, kernel: Array) -> Array:
-    """`conv` of a picture whose pixels were doubled both ways.
+    """Apply `conv` to a picture upsampled by two, nearest neighbour.
 
     Shapes: x [N, H, W, C], kernel [k, k, C, O] -> [N, 2H, 2W, O].
     """
@@ -144,7 +145,7 @@ def upsample_conv(x: Array, kernel: Array) -> Array:
 
 
 def _doubling(size: int) -> np.ndarray:
-    """Which taps of a kernel on doubled pixels fall on which pixel. Shapes: -> [2 phases, taps on pixels, k]."""
+    """Say which taps of a kernel over upsampled pixels fall on which pixel. Shapes: -> [2 phases, pixels, k]."""
     reach = -(-(size // 2) // 2)
     sums = np.zeros((2, 2 * reach + 1, size), np.float32)
     for phase in range(2):

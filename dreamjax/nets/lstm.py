@@ -1,4 +1,4 @@
-"""A long short-term memory over one step or a whole sequence."""
+"""A long short-term memory, for one step or a whole sequence."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from dreamjax.types import Array
 
 
 class LSTMState(NamedTuple):
-    """What an LSTM carries."""
+    """The recurrent state of an LSTM."""
 
     c: Array  # [..., H] cell
     h: Array  # [..., H] output
@@ -24,10 +24,10 @@ def glorot(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -
 
 
 class LSTM(nn.Module):
-    """LSTM with one kernel for inputs and output; 1 is added to the forget gate when it runs.
+    """LSTM with one kernel for inputs and previous output; 1 is added to the forget gate at run time.
 
     Parameters: kernel [I+H, 4H], rows of the inputs first; bias [4H]. Columns: input gate, candidate, forget gate,
-    output gate. The bias is drawn at random like the kernel.
+    output gate. The bias is initialised at random, like the kernel.
     Source: Ha & Schmidhuber 2018, published code (TensorFlow's layer-norm LSTM cell with the norm switched off).
     """
 
@@ -46,7 +46,7 @@ class LSTM(nn.Module):
         return LSTMState(c, h)
 
     def sequence(self, state: LSTMState, xs: Array, resets: Array) -> tuple[LSTMState, Array]:
-        """Take T steps; where `resets` is set the state is zero before the step.
+        """Take T steps; where `resets` is true the state is zero before the step.
 
         Shapes: state [B, H], xs [T, B, I], resets [T, B] bool -> (state [B, H], outputs h [T, B, H]).
         """
@@ -65,8 +65,8 @@ def _cell(gates: list[Array], c: Array) -> tuple[Array, Array, Gates]:
 
 
 # Inside a sequence the batch is the last axis, not the first. The kernel, by far the larger factor, is then the left
-# one in the products of both directions, which a CPU computes twice as fast for a few dozen streams: it rearranges the
-# right factor of a product at every step.
+# one in the products of both directions, which is twice as fast on a CPU for a few dozen streams, because the right
+# factor of a product is rearranged at every step.
 
 
 @jax.custom_vjp
@@ -88,10 +88,10 @@ def _sequence_fwd(kernel: Array, bias: Array, state: LSTMState, xs: Array, keep:
 
 
 def _sequence_bwd(saved, cotangents):  # type: ignore[no-untyped-def]
-    """Backpropagate through time, leaving the kernel's gradient to one product over all steps at the end.
+    """Backpropagate through time, with the gradient of the kernel as one product over all steps at the end.
 
-    What automatic differentiation would do instead, adding a [I+H, 4H] product to an accumulator in every step,
-    costs more than all other work together when the batch is small.
+    Automatic differentiation would add a [I+H, 4H] product to an accumulator at every step, which costs more than
+    everything else together if the batch is small.
     """
     kernel, state, xs, keep, hs, cs, gates = saved
     dstate, dhs = cotangents

@@ -1,17 +1,17 @@
-"""Drawing sequences by the priority of their steps.
+"""Sampling sequences by the priority of their steps.
 
-Source: Schaul et al. 2016, and the published code of Hafner et al. 2023: a new step has infinite priority, a sequence
-that is drawn loses its own until it is given another.
+Source: Schaul et al. 2016, and the published code of Hafner et al. 2023: a new step has infinite priority, and the
+steps of a sampled sequence have none until they are given a new one.
 """
 
 import numpy as np
 
 
 class SumTree:
-    """N weights that change, and draws in proportion to them, both in O(log N)."""
+    """N weights, of which one can be changed, or sampled in proportion to its size, in O(log N)."""
 
     def __init__(self, size: int) -> None:
-        """Start with weights of zero."""
+        """Start with all weights zero."""
         self._leaves = 1 << max(0, size - 1).bit_length()
         self._sums = np.zeros(2 * self._leaves)  # node i has the children 2i and 2i+1; the root is node 1
 
@@ -20,7 +20,7 @@ class SumTree:
         return float(self._sums[1])
 
     def set(self, index: np.ndarray, weight: np.ndarray) -> None:
-        """Change weights. Shapes: index [K] without repetition, weight [K]."""
+        """Set weights. Shapes: index [K], all different, weight [K]."""
         nodes = index + self._leaves
         self._sums[nodes] = weight
         while nodes[0] > 1:
@@ -28,11 +28,11 @@ class SumTree:
             self._sums[nodes] = self._sums[2 * nodes] + self._sums[2 * nodes + 1]
 
     def sample(self, rng: np.random.Generator) -> int:
-        """Draw an index. The total must not be zero."""
+        """Sample an index. The total must not be zero."""
         node, left = 1, rng.random() * self.total
         while node < self._leaves:
             node *= 2
-            # Rounding may ask for more than there is on the right: nothing of weight zero is ever drawn.
+            # Rounding may exceed what is on the right: an index of weight zero is never sampled.
             if left >= self._sums[node] and self._sums[node + 1] > 0:
                 left -= self._sums[node]
                 node += 1
@@ -42,32 +42,32 @@ class SumTree:
 class Priorities:
     """Priorities of the kept steps of E streams, and of the sequences of L steps that begin at them.
 
-    That of a sequence is a share of the largest of its steps', and their mean for the rest. Infinite ones are drawn
-    before all others, all alike.
+    The priority of a sequence is a weighted mean of the largest and the average priority of its steps. Sequences of
+    infinite priority are sampled before all others, uniformly.
     """
 
     def __init__(self, streams: int, kept: int, length: int, exponent: float, largest: float) -> None:
-        """Start without steps. `kept` steps of each stream are remembered."""
+        """Start without steps. The last `kept` steps of each stream have priorities."""
         self._length, self._exponent, self._largest = length, exponent, largest
         self._written = 0
         self.steps = np.zeros((streams, kept))  # by time modulo `kept`
         self._finite, self._infinite = SumTree(streams * kept), SumTree(streams * kept)
 
     def add(self) -> None:
-        """Take in the next step of every stream."""
+        """Append a step to every stream."""
         streams, kept = self.steps.shape
         slot, self._written = self._written % kept, self._written + 1
         self.steps[:, slot] = np.inf
-        # The step that was there began a sequence, which is gone; and one more sequence is complete.
+        # The sequence that began at the overwritten step is gone; and one more sequence is complete.
         every = np.arange(streams)
         for tree in (self._finite, self._infinite):
             tree.set(every * kept + slot, np.zeros(streams))
         self._weigh(every, np.full(streams, self._written - self._length))
 
     def update(self, stream: np.ndarray, time: np.ndarray, values: np.ndarray) -> None:
-        """Set those of the steps from `time` on; steps that are gone are left out. Shapes: [B], [B], values [B, T]."""
+        """Set the priorities of steps from `time` on; those no longer kept are skipped. Shapes: [B], [B], [B, T]."""
         if not (values >= 0).all():
-            raise ValueError("priorities must be numbers that are not negative")
+            raise ValueError("priorities must be numbers, not negative")
         kept, size = self.steps.shape[1], values.shape[1]
         for one, begin, row in zip(stream, time, values, strict=True):
             times = np.arange(begin, begin + size)
@@ -77,7 +77,7 @@ class Priorities:
         self._weigh(np.repeat(stream, self._length - 1 + size), begins)
 
     def sample(self, rng: np.random.Generator) -> tuple[int, int]:
-        """Draw stream and time of a sequence, whose steps then have no priority until they are given one."""
+        """Sample stream and time of a sequence, and set the priorities of its steps to zero."""
         streams, kept = self.steps.shape
         tree = self._infinite if self._infinite.total else self._finite
         oldest = max(0, self._written - kept)
@@ -91,7 +91,7 @@ class Priorities:
         return stream, time
 
     def restore(self, steps: np.ndarray, written: int) -> None:
-        """Become what `steps` was when each stream had seen `written` of them."""
+        """Replace all priorities by `steps`, those of an instance that had seen `written` steps of each stream."""
         streams, kept = self.steps.shape
         self._written, self.steps = written, steps
         self._finite, self._infinite = SumTree(streams * kept), SumTree(streams * kept)
@@ -100,7 +100,7 @@ class Priorities:
             self._weigh(np.full(len(times), stream), times)
 
     def _weigh(self, stream: np.ndarray, time: np.ndarray) -> None:
-        """Bring the sequences that begin at these times up to date, as far as they are there. Shapes: [K], [K]."""
+        """Update the weights of the complete sequences that begin at these times. Shapes: [K], [K]."""
         kept = self.steps.shape[1]
         complete = (time >= max(0, self._written - kept)) & (time <= self._written - self._length)
         stream, time = stream[complete], time[complete]

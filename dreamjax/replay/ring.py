@@ -1,7 +1,7 @@
-"""A replay that lives on the device: pure functions over a ring of steps, for loops that are jitted whole.
+"""A replay on the device: pure functions over a ring buffer of steps, for loops that are jitted whole.
 
-E streams (environments that step together) are written side by side; a sequence is L consecutive steps of one of them,
-and may run across the end of an episode.
+The steps of E streams (environments that step together) are stored side by side. A sequence is L consecutive steps of
+one stream and may cross the end of an episode.
 """
 
 from typing import NamedTuple
@@ -20,7 +20,7 @@ class Ring(NamedTuple):
 
 
 class Address(NamedTuple):
-    """Where sequences begin, counted from the first step ever written, so that it can be seen what was overwritten."""
+    """Where sequences begin. Times count from the first step ever added, so that overwritten steps can be told."""
 
     stream: Array  # [B] int32
     time: Array  # [B] int32
@@ -34,19 +34,19 @@ def init(example: PyTree, streams: int, size: int) -> Ring:
 
 
 def add(ring: Ring, step: PyTree) -> Ring:
-    """Write one step of every stream over the oldest. Shapes: step [E, ...]."""
+    """Append one step of every stream, over the oldest if full. Shapes: step [E, ...]."""
     at = ring.written % _size(ring)
     data = jax.tree.map(lambda old, new: old.at[:, at].set(new.astype(old.dtype)), ring.data, step)
     return Ring(data, ring.written + 1)
 
 
 def starts(ring: Ring, length: int) -> Array:
-    """Count the sequences of this length that each stream holds, [] int32."""
+    """Count the different sequences of this length in each stream, [] int32."""
     return jnp.maximum(0, jnp.minimum(ring.written, _size(ring)) - length + 1)
 
 
 def sample(ring: Ring, key: Key, batch: int, length: int) -> tuple[PyTree, Address]:
-    """Draw sequences, each that is there as likely as any other. The ring must hold one: see `starts`.
+    """Sample sequences uniformly. The ring must hold at least one: see `starts`.
 
     Shapes: -> steps [B, L, ...], where they begin.
     """
@@ -60,16 +60,16 @@ def sample(ring: Ring, key: Key, batch: int, length: int) -> tuple[PyTree, Addre
 
 
 def update(ring: Ring, address: Address, offset: int, values: PyTree) -> Ring:
-    """Write values over a part of what is stored, from `offset` steps behind the addresses on.
+    """Overwrite some leaves of stored steps, beginning `offset` steps after the addresses.
 
-    What the stream has overwritten since is left alone. `values` has the structure of the ring's data, with None for
-    what stays. Shapes: values [B, T, ...].
+    Steps that were overwritten in the meantime are skipped. `values` has the structure of the ring's data, with None
+    for leaves that stay as they are. Shapes: values [B, T, ...].
     """
     length = jax.tree.leaves(values)[0].shape[1]
     address = address._replace(time=address.time + offset)
     stream, at = _where(ring, address, length)
     gone = address.time[:, None] + jnp.arange(length)[None] < ring.written - _size(ring)
-    at = jnp.where(gone, _size(ring), at)  # beyond the end, where nothing is written
+    at = jnp.where(gone, _size(ring), at)  # out of bounds, which `mode="drop"` ignores
     data = jax.tree.map(
         lambda new, old: old if new is None else old.at[stream, at].set(new.astype(old.dtype), mode="drop"),
         values,

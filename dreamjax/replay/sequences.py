@@ -1,8 +1,8 @@
-"""Sequence replay in host memory: what many environments do, to be learned from in pieces of one length.
+"""Sequence replay in host memory: sequences of a fixed length from the steps of many environments.
 
-E streams (environments that step together) are stored side by side, in blocks of consecutive steps with their own
-dtypes. A sequence is L consecutive steps of one stream and may run across the end of an episode. The replay of loops
-that are jitted whole is `dreamjax.replay.ring`.
+The steps of E streams (environments that step together) are stored side by side in blocks of consecutive steps, each
+leaf in its own dtype. A sequence is L consecutive steps of one stream and may cross the end of an episode. Loops that
+are jitted whole use `dreamjax.replay.ring`.
 
 Source: Hafner et al. 2023, "Experience replay", and its published code: an online queue before uniform sampling.
 """
@@ -28,26 +28,35 @@ class Address(NamedTuple):
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """How much is kept, and what is drawn."""
+    """How much is kept, and how sequences are sampled."""
 
     capacity: int = 5_000_000  # steps, of all streams together
     length: int = 65  # L, steps of a sequence
-    online: bool = True  # every step is first drawn once, soon, in sequences that do not overlap
-    prioritized: float = 0.0  # share of the other draws that follow priorities
-    recent: float = 0.0  # share of those that prefer recent steps, as one over their age
+    online: bool = True  # new steps are first sampled once each, in sequences that do not overlap
+    prioritized: float = 0.0  # share of the other samples that follow priorities
+    recent: float = 0.0  # share of them that prefer recent steps, in proportion to one over their age
     exponent: float = 0.8  # of priorities
-    largest: float = 0.5  # share of the largest priority in that of a sequence; the rest is the mean's
-    block: int = 1024  # steps of every stream that are stored, saved and dropped together
+    largest: float = 0.5  # weight of the largest priority in that of a sequence; the mean has the rest
+    block: int = 1024  # steps of every stream that are allocated, saved and dropped together
 
     def __post_init__(self) -> None:
         if min(self.capacity, self.length, self.block) < 1:
             raise ValueError(f"capacity, length and block must be positive, got {self}")
         if min(self.prioritized, self.recent) < 0 or self.prioritized + self.recent > 1:
-            raise ValueError(f"the shares prioritized and recent must be in [0, 1], together too, got {self}")
+            raise ValueError(f"the shares prioritized and recent, and their sum, must be in [0, 1], got {self}")
+
+
+class ReplayState(NamedTuple):
+    """Everything that a `SequenceReplay` holds."""
+
+    written: int  # steps of each stream so far
+    online: list[tuple[int, int]]  # stream and time of the sequences in the online queue, next one first
+    blocks: dict[int, list[np.ndarray]]  # number -> leaves [E, block, ...]
+    priorities: np.ndarray | None  # [E, N] of the steps that are kept, by time modulo N
 
 
 class SequenceReplay:
-    """The last steps of E streams. Everything random is drawn from generators that are passed in."""
+    """The last steps of E streams. All randomness comes from the generators that are passed in."""
 
     def __init__(self, cfg: ReplayConfig, example: PyTree, streams: int) -> None:
         """Start empty, for steps like `example`: arrays or `jax.ShapeDtypeStruct`s, one step of one stream.
@@ -64,10 +73,11 @@ class SequenceReplay:
         self.names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(example)]
         self.kinds = [(leaf.shape, np.dtype(leaf.dtype)) for leaf in leaves]
         self.written = 0  # steps of each stream so far
-        self.blocks: dict[int, list[np.ndarray]] = {}  # number -> leaves [E, block, ...]
-        self.changed: set[int] = set()  # numbers of blocks that were written to; who saves them takes them out
-        self.fresh: deque[tuple[int, int]] = deque()  # the online queue, (stream, time)
+        self.versions: dict[int, int] = {}  # of each block; it grows when the block is written to
         self.priorities: Priorities | None = None
+        self._blocks: dict[int, list[np.ndarray]] = {}  # number -> leaves [E, block, ...]
+        self._writes = 0
+        self._online: deque[tuple[int, int]] = deque()  # (stream, time)
         if cfg.prioritized:
             self.priorities = Priorities(streams, self._kept, cfg.length, cfg.exponent, cfg.largest)
         self._harmonic = np.zeros(0)
@@ -78,69 +88,99 @@ class SequenceReplay:
 
     @property
     def oldest(self) -> int:
-        """Time of the first step that is still there."""
+        """Time of the first step that is still kept."""
         return max(0, self.written - self._kept)
 
     @property
     def steps(self) -> int:
-        """Steps that are kept."""
+        """Number of steps that are kept, of all streams together."""
         return (self.written - self.oldest) * self.streams
 
     def __len__(self) -> int:
-        """Sequences that can be drawn."""
+        """Number of different sequences that can be sampled."""
         return max(0, self.written - self.oldest - self.cfg.length + 1) * self.streams
 
     @property
     def nbytes(self) -> int:
-        """Memory that is held."""
-        return sum(leaf.nbytes for block in self.blocks.values() for leaf in block)
+        """Bytes of memory in use."""
+        return sum(leaf.nbytes for block in self._blocks.values() for leaf in block)
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """Streams, block size, capacity and the arrays of a step, as JSON has them: equal if states are compatible."""
+        steps = {name: [list(shape), dtype.name] for name, (shape, dtype) in zip(self.names, self.kinds, strict=True)}
+        return {"streams": self.streams, "block": self.cfg.block, "capacity": self.cfg.capacity, "steps": steps}
+
+    def state(self) -> ReplayState:
+        """Return what this replay holds. The arrays are not copied: they change with the replay."""
+        priorities = self.priorities.steps if self.priorities else None
+        return ReplayState(self.written, list(self._online), dict(self._blocks), priorities)
+
+    def restore(self, state: ReplayState) -> None:
+        """Replace the contents by the `state` of a replay of the same layout. The arrays are taken over.
+
+        Raises: ValueError if an array of the state has another shape or dtype, or if priorities are missing.
+        """
+        blocks = [((self.streams, self.cfg.block, *shape), dtype) for shape, dtype in self.kinds]
+        for number, leaves in state.blocks.items():
+            found = [(leaf.shape, leaf.dtype) for leaf in leaves]
+            if found != blocks:
+                raise ValueError(f"block {number} of the state holds {found}, this replay {blocks}")
+        if self.priorities:
+            if state.priorities is None:
+                raise ValueError("the state has no priorities: set ReplayConfig.prioritized to 0")
+            self.priorities.restore(state.priorities, state.written)
+        self.written, self._blocks, self._online = state.written, dict(state.blocks), deque(state.online)
+        self.versions = {}
+        for number in self._blocks:
+            self._mark(number)
 
     def add(self, step: PyTree) -> None:
-        """Write one step of every stream, the oldest giving way. Shapes: step [E, ...].
+        """Append one step of every stream, dropping the oldest if full. Shapes: step [E, ...].
 
-        Raises: ValueError if it is not like the example in structure, shape or kind of number.
+        Raises: ValueError if it differs from the example in structure, shape or kind of number.
         """
         leaves = self._checked(step, (self.streams,), "a step")
         number, row = divmod(self.written, self.cfg.block)
-        if number not in self.blocks:
+        if number not in self._blocks:
             shape = (self.streams, self.cfg.block)
-            self.blocks[number] = [np.zeros((*shape, *kind), dtype) for kind, dtype in self.kinds]
-        for stored, leaf in zip(self.blocks[number], leaves, strict=True):
+            self._blocks[number] = [np.zeros((*shape, *kind), dtype) for kind, dtype in self.kinds]
+        for stored, leaf in zip(self._blocks[number], leaves, strict=True):
             stored[:, row] = leaf
-        self.changed.add(number)
+        self._mark(number)
         self.written += 1
-        for gone in [old for old in self.blocks if (old + 1) * self.cfg.block <= self.oldest]:
-            del self.blocks[gone]
-            self.changed.discard(gone)
+        for gone in [old for old in self._blocks if (old + 1) * self.cfg.block <= self.oldest]:
+            del self._blocks[gone]
+            del self.versions[gone]
         begin = self.written - self.cfg.length
         if self.cfg.online and begin >= 1 and (begin - 1) % self.cfg.length == 0:  # step 0 is skipped, as published
-            self.fresh.extend((stream, begin) for stream in range(self.streams))
+            self._online.extend((stream, begin) for stream in range(self.streams))
         if self.priorities:
             self.priorities.add()
 
     def sample(self, rng: np.random.Generator, batch: int) -> tuple[PyTree, Address]:
-        """Draw sequences. Shapes: -> steps [B, L, ...], where they begin. Raises ValueError if there is none yet."""
+        """Sample sequences. Shapes: -> steps [B, L, ...], where they begin. Raises ValueError if there is none yet."""
         if not len(self):
             raise ValueError(
-                f"the replay holds {self.written} steps of each stream, a sequence takes {self.cfg.length}: add more"
+                f"the replay holds {self.written} steps of each stream, a sequence has {self.cfg.length}: add more"
             )
         address = self._choose(rng, batch)
         return self.read(address, self.cfg.length), address
 
     def read(self, address: Address, length: int) -> PyTree:
-        """Copy consecutive steps that are still there. Shapes: -> steps [B, `length`, ...]."""
+        """Copy consecutive steps, which must still be kept. Shapes: -> steps [B, `length`, ...]."""
         read = [np.empty((len(address.time), length, *kind), dtype) for kind, dtype in self.kinds]
         for i, (stream, time) in enumerate(zip(*address, strict=True)):
             for number, there, here in self._parts(int(time), length):
-                for out, stored in zip(read, self.blocks[number], strict=True):
+                for out, stored in zip(read, self._blocks[number], strict=True):
                     out[i, here] = stored[stream, there]
         return jax.tree.unflatten(self._structure, read)
 
     def update(self, address: Address, offset: int, values: PyTree) -> None:
-        """Write values over a part of what is stored, from `offset` steps behind the addresses on.
+        """Overwrite some leaves of stored steps, beginning `offset` steps after the addresses.
 
-        Steps that are gone by now are left out. `values` has the structure of the example, with None for what stays.
-        Shapes: values [B, T, ...].
+        Steps that are no longer kept are skipped. `values` has the structure of the example, with None for leaves
+        that stay as they are. Shapes: values [B, T, ...].
         """
         leaves = jax.tree.leaves(values, is_leaf=lambda x: x is None)
         if len(leaves) != len(self.kinds):
@@ -148,23 +188,27 @@ class SequenceReplay:
         length = next(len(leaf[0]) for leaf in leaves if leaf is not None)
         for i, (stream, time) in enumerate(zip(*address, strict=True)):
             for number, there, here in self._parts(int(time) + offset, length):
-                if number not in self.blocks:
+                if number not in self._blocks:
                     continue
-                self.changed.add(number)
-                for stored, leaf in zip(self.blocks[number], leaves, strict=True):
+                self._mark(number)
+                for stored, leaf in zip(self._blocks[number], leaves, strict=True):
                     if leaf is not None:
                         stored[stream, there] = leaf[i, here]
 
     def prioritize(self, address: Address, offset: int, values: np.ndarray) -> None:
-        """Give the steps from `offset` behind the addresses on their priorities. Shapes: values [B, T]."""
+        """Set the priorities of steps, beginning `offset` steps after the addresses. Shapes: values [B, T]."""
         if not self.priorities:
-            raise ValueError("this replay draws nothing by priority: set ReplayConfig.prioritized above 0")
+            raise ValueError("this replay has no priorities: set ReplayConfig.prioritized above 0")
         self.priorities.update(address.stream, address.time + offset, values)
+
+    def _mark(self, number: int) -> None:
+        self._writes += 1
+        self.versions[number] = self._writes
 
     def _choose(self, rng: np.random.Generator, batch: int) -> Address:
         chosen: list[tuple[int, int]] = []
-        while self.fresh and len(chosen) < batch:
-            stream, time = self.fresh.popleft()
+        while self._online and len(chosen) < batch:
+            stream, time = self._online.popleft()
             if time >= self.oldest:
                 chosen.append((stream, time))
         kinds = rng.random(batch - len(chosen))
@@ -181,14 +225,14 @@ class SequenceReplay:
         return Address(stream, time)
 
     def _recent(self, rng: np.random.Generator) -> int:
-        """Draw how many sequences came after one, with probability one over that number and one more."""
+        """Sample an age in sequences, from 0 on, with a probability in proportion to 1 / (1 + age)."""
         if len(self._harmonic) < len(self):
             self._harmonic = np.cumsum(1.0 / np.arange(1, 2 * len(self) + 1))
         sums = self._harmonic[: len(self)]
         return min(int(np.searchsorted(sums, rng.random() * sums[-1], side="right")), len(self) - 1)
 
     def _parts(self, time: int, length: int) -> Iterator[tuple[int, slice, slice]]:
-        """Yield the blocks under some consecutive steps, with the rows in each and in the sequence."""
+        """Yield the blocks that hold some consecutive steps, with the rows in each block and in the sequence."""
         done = 0
         while done < length:
             number, row = divmod(time + done, self.cfg.block)

@@ -1,4 +1,4 @@
-"""Runs of one experiment put together: one result, one picture of all learning curves, and the numbers behind it."""
+"""Aggregate the runs of an experiment: one result, one plot of all learning curves, and the numbers behind it."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ from dreamjax.storage.metrics import read_metrics
 
 
 class Run(NamedTuple):
-    """One run: what it learned, and the result that it wrote."""
+    """The learning curve of a run, and the result that it wrote."""
 
     task: str
     size: str
@@ -22,33 +22,33 @@ class Run(NamedTuple):
     frames: list[int]  # before the end of each episode, in order
     returns: list[float]
     result: dict[str, Any]  # its rows are named after the task
-    variant: str = ""  # what sets it apart from the runs of the plain settings, if anything does
+    variant: str = ""  # how it differs from the runs with default settings, if it does
 
 
 def read_run(
     folder: Path, task: str, size: str, seed: int, episodes: tuple[np.ndarray, np.ndarray], variant: str = ""
 ) -> Run:
-    """Take a run from its folder; `episodes` are frames and returns.
+    """Read a run from its folder; `episodes` are frames and returns.
 
-    Raises: FileNotFoundError if it has not written its result.
+    Raises: FileNotFoundError if it has no result yet.
     """
     frames, returns = episodes
     rounded = [float(f"{value:.5g}") for value in returns]
     return Run(task, size, seed, frames.tolist(), rounded, read_result(folder / "result.json"), variant)
 
 
-def gather(into: Path, experiment: str, runs: Iterable[Run]) -> list[dict[str, Any]]:
+def aggregate_runs(into: Path, experiment: str, runs: Iterable[Run]) -> list[dict[str, Any]]:
     """Write `curves.jsonl`, and from it `result.json` and `curves.png`; return the rows of the result.
 
-    Runs that `curves.jsonl` has already stay, unless one of `runs` has the same task, size, variant and seed. Where the
-    folder has a `published.json`, task -> [[frames, score], ...], rows name the score published nearest to their end.
+    Runs already in `curves.jsonl` are kept, unless one of `runs` has the same task, size, variant and seed. If there is
+    a `published.json`, task -> [[frames, score], ...], rows hold the score published nearest to the end of their run.
 
     Raises: ValueError if there are no runs at all.
     """
     known = {(run.task, run.size, run.variant, run.seed): run for run in [*_read(into / "curves.jsonl"), *runs]}
     all_runs = [known[identity] for identity in sorted(known)]
     if not all_runs:
-        raise ValueError("there are no runs to gather")
+        raise ValueError("there are no runs to aggregate")
     with replacing(into / "curves.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(run._asdict()) + "\n" for run in all_runs))
     published = _published(into / "published.json")
@@ -68,21 +68,21 @@ def gather(into: Path, experiment: str, runs: Iterable[Run]) -> list[dict[str, A
 
 
 class Repeat(NamedTuple):
-    """One of several runs of an experiment that differ in their seed, or in their settings as well."""
+    """One of several runs of an experiment that differ in seed, and perhaps in settings."""
 
     result: dict[str, Any]  # its first row is named after the settings
     series: dict[str, tuple[list[float], list[float]]]  # steps and values of each metric of one stage
 
 
-def gather_repeats(into: Path, experiment: str, stage: str, folders: Iterable[Path]) -> list[dict[str, Any]]:
+def aggregate_repeats(into: Path, experiment: str, stage: str, folders: Iterable[Path]) -> list[dict[str, Any]]:
     """Write `repeats.jsonl`, and from it `result.json` and `repeats.png`; return the rows of the result.
 
-    Rows are mean and deviation over runs of the same settings, of what each wrote under that name. The picture shows
-    the metrics of one stage, mean and deviation over the same. Runs that are in `repeats.jsonl` already stay, unless
-    one of the folders has the same settings and seeds.
+    A row holds mean and standard deviation, over runs with the same settings, of the means in their rows of that name.
+    The plot shows mean and standard deviation of the metrics of one stage. Runs already in `repeats.jsonl` are kept,
+    unless one of the folders has the same settings and seeds.
 
-    Raises: ValueError if there are no runs at all or runs of one name are not of one kind, FileNotFoundError if one
-        has not written its result.
+    Raises: ValueError if there are no runs, or runs of one name differ in preset, rows or steps; FileNotFoundError if
+        one has no result yet.
     """
     path = into / "repeats.jsonl"
     found = [Repeat(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
@@ -95,7 +95,7 @@ def gather_repeats(into: Path, experiment: str, stage: str, folders: Iterable[Pa
     known = {(one.result["rows"][0]["name"], tuple(one.result["seeds"])): one for one in found}
     repeats = [known[identity] for identity in sorted(known)]
     if not repeats:
-        raise ValueError("there are no runs to gather")
+        raise ValueError("there are no runs to aggregate")
     rows, panels = [], dict[str, dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]()
     for name in _unique(one.result["rows"][0]["name"] for one in repeats):
         alike = [one for one in repeats if one.result["rows"][0]["name"] == name]
@@ -115,13 +115,13 @@ def gather_repeats(into: Path, experiment: str, stage: str, folders: Iterable[Pa
 
 
 def _kind(one: Repeat) -> tuple[str, ...]:
-    """What runs must have in common for their means to mean something."""
+    """Return what runs must have in common to be averaged."""
     steps = (f"{name}: {len(at)} to {at[-1]}" for name, (at, _) in sorted(one.series.items()))
     return one.result["preset"], *(row["name"] for row in one.result["rows"]), *steps
 
 
 def _write(into: Path, experiment: str, results: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
-    """Write one result for several."""
+    """Write the one result of several."""
     write_result(
         into / "result.json",
         experiment,
@@ -155,7 +155,7 @@ def _nearest(curve: curves.Series, end: int) -> str:
 
 
 def _label(run: Run, runs: list[Run]) -> str:
-    """What tells a run from others of its task."""
+    """Return what distinguishes a run from others of its task."""
     others = [other for other in runs if other.task == run.task]
     parts = [run.size] if len({other.size for other in others}) > 1 else []
     parts += [run.variant] if run.variant else []

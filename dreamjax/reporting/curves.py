@@ -1,8 +1,9 @@
-"""Plots of a run, drawn without a display and in colours that all eyes tell apart (Okabe and Ito)."""
+"""Plots of a run, drawn without a display and in colours for all kinds of colour vision (Okabe and Ito)."""
 
 import itertools
 import os
 from collections.abc import Mapping, Sequence
+from functools import reduce
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,8 +19,20 @@ _CYCLE = (_BLUE, _ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _SMOOTH_FROM = 60  # points; fewer are drawn as they are
 
 
+def against_sum(stage: Mapping[str, Series], summed: str, names: Sequence[str]) -> tuple[np.ndarray, ...]:
+    """Return metrics of a stage against the running sum of another, such as frames, at the steps that have them all.
+
+    `stage` is one of those that `read_metrics` returns, `summed` a metric that was written at every step.
+    Shapes: -> the sum up to each step [N], then each of the `names` [N].
+    """
+    steps, used = stage[summed]
+    common = reduce(np.intersect1d, [stage[name][0] for name in names])
+    total = np.cumsum(used)[np.searchsorted(steps, common)]
+    return total, *(stage[name][1][np.isin(stage[name][0], common)] for name in names)
+
+
 def learning_curves(metrics: Mapping[str, Mapping[str, Series]], path: str | os.PathLike[str]) -> None:
-    """One panel per metric of each stage, as `read_metrics` returns them. Many points get a running mean over them.
+    """Plot one panel per metric of each stage, as `read_metrics` returns them, with a running mean if points are many.
 
     Raises:
         ValueError: there is nothing to draw.
@@ -46,11 +59,11 @@ def return_curves(
     path: str | os.PathLike[str],
     published: Mapping[str, Series] | None = None,
 ) -> None:
-    """One panel per task: the return of every episode against the frames before it, and their means.
+    """Plot one panel per task: the return of every episode against the frames before it, and their means.
 
     `tasks` holds the runs of each task by label, `published` the known scores by task, as curves or single points. A
-    panel is as wide as its runs; where nothing published falls into it, the nearest score is drawn right across. Means
-    are those of up to 30 equal pieces of a run, as in the published plots of Hafner et al. 2023.
+    panel is as wide as its longest run; if no published point falls into it, the first is drawn as a horizontal line.
+    Means are taken over up to 30 equal parts of a run, as in the published plots of Hafner et al. 2023.
 
     Raises:
         ValueError: there is nothing to draw.
@@ -90,9 +103,9 @@ def return_curves(
 
 
 def horizon_errors(errors: Mapping[str, Mapping[str, np.ndarray]], observed: int, path: str | os.PathLike[str]) -> None:
-    """One panel per part of the observation: errors [T] over the steps of a sequence, of several kinds by label.
+    """Plot one panel per part of the observation: errors [T] over the steps of a sequence, of several kinds by label.
 
-    A line stands where the `observed` steps end.
+    A dotted line marks the end of the `observed` steps.
     """
     figure, all_axes = _grid(len(errors))
     for axes, (name, kinds) in zip(all_axes, errors.items(), strict=True):
@@ -115,10 +128,10 @@ def fitness_curve(
     evaluations: tuple[Sequence[float], Sequence[float], Sequence[float]] | None = None,
     label: str = "return",
 ) -> None:
-    """Fitness over generations [G]: the mean of the population in its range from `low` to `high`.
+    """Plot fitness over generations [G]: the mean of the population, and its range from `low` to `high`.
 
-    `evaluations` are (generations, means, standard deviations) of the policy itself on fresh episodes, drawn as points
-    with bars.
+    `evaluations` are (generations, means, standard deviations) of the mean policy in episodes of its own, drawn as
+    points with error bars.
 
     Raises:
         ValueError: lengths differ.
@@ -145,11 +158,11 @@ def series_with_bars(
     label: str,
     path: str | os.PathLike[str],
 ) -> None:
-    """One panel per quantity: (at [N], means [N], standard deviations [N]) by name, the deviations as bars."""
+    """Plot one panel per quantity: (at [N], means [N], standard deviations [N]) by name, with error bars."""
     figure, all_axes = _grid(len(panels))
     for axes, (title, kinds) in zip(all_axes, panels.items(), strict=True):
         for i, (colour, (name, (at, means, stds))) in enumerate(zip(itertools.cycle(_CYCLE), kinds.items())):
-            beside = at + 0.01 * (i - (len(kinds) - 1) / 2) * np.ptp(at)  # so that bars do not hide each other
+            beside = at + 0.01 * (i - (len(kinds) - 1) / 2) * np.ptp(at)  # so that bars do not hide one another
             axes.errorbar(
                 beside, means, stds, fmt="o-", color=colour, ms=4, capsize=3, lw=1.4, elinewidth=1, label=name
             )
@@ -167,10 +180,10 @@ def cross_table(
     labels: tuple[str, str],
     path: str | os.PathLike[str],
 ) -> None:
-    """Draw a table of numbers [R, C], shaded by size; `labels` name what goes down and what goes across.
+    """Draw a table of numbers [R, C], shaded by size; `labels` name the vertical and the horizontal axis.
 
     Raises:
-        ValueError: there are not as many names as rows and columns.
+        ValueError: the number of names differs from that of rows or columns.
     """
     if values.shape != (len(rows), len(columns)):
         raise ValueError(f"a table of {values.shape} needs as many names, got {len(rows)} and {len(columns)}")
@@ -190,7 +203,7 @@ def cross_table(
 
 
 def reconstruction_sheet(originals: np.ndarray, reconstructions: np.ndarray, path: str | os.PathLike[str]) -> None:
-    """Frames [N, H, W, 3] (uint8, or floats in 0..1) in pairs of rows: the original, and what came of it below.
+    """Draw frames [N, H, W, 3] (uint8, or floats in 0..1) in pairs of rows, each original above its reconstruction.
 
     Raises:
         ValueError: the shapes differ or are not those of frames.
@@ -219,7 +232,7 @@ def reconstruction_sheet(originals: np.ndarray, reconstructions: np.ndarray, pat
 
 
 def _grid(panels: int) -> tuple[Figure, list[Axes]]:
-    """A figure with so many panels, three in a row."""
+    """Make a figure with this number of panels, three in a row."""
     columns = min(3, panels)
     rows = -(-panels // columns)
     figure = Figure(figsize=(max(4.2 * columns, 6), 2.6 * rows if panels > 1 else 3.6), layout="constrained")
@@ -230,19 +243,19 @@ def _grid(panels: int) -> tuple[Figure, list[Axes]]:
 
 
 def _label_lowest(all_axes: list[Axes], label: str) -> None:
-    """Name the horizontal axis below the lowest panel of each column."""
+    """Label the horizontal axis of the lowest panel of each column."""
     for axes in all_axes[-3:]:
         axes.set_xlabel(label, fontsize=9)
 
 
 def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """Centred, over fewer points at the ends."""
+    """Return the centred mean, over fewer points at the ends."""
     kernel = np.ones(2 * max(1, width // 2) + 1)
     return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
 
 
 def _piecewise_mean(at: np.ndarray, values: np.ndarray, pieces: int = 30) -> Series:
-    """Mean of what falls into each of some equal pieces of [0, end], and where it lies on average."""
+    """Return the mean position and the mean value of the points in each of some equal parts of [0, end]."""
     piece = np.minimum(at * pieces // max(1, at.max(initial=0)), pieces - 1)
     found = np.unique(piece)
     return np.array([at[piece == i].mean() for i in found]), np.array([values[piece == i].mean() for i in found])

@@ -1,4 +1,4 @@
-"""What a trained DreamerV3 agent does in episodes that no training saw: scores, and predictions with closed eyes."""
+"""Evaluate a trained DreamerV3 agent on episodes that no training saw: scores and open-loop predictions."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -37,10 +37,10 @@ class Trained(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """Open-loop predictions in episodes of evaluation."""
+    """Open-loop predictions in evaluation episodes."""
 
     seen: Mapping[str, np.ndarray]  # [N, T, ...] of each part of the observation, what there was
-    predicted: Mapping[str, np.ndarray]  # [N, T, ...] what the model made of it
+    predicted: Mapping[str, np.ndarray]  # [N, T, ...] what the model predicted
     errors: Mapping[str, Mapping[str, np.ndarray]]  # of each part: mean errors [T], by what predicted
 
 

@@ -10,48 +10,45 @@ import jax
 import numpy as np
 
 from dreamjax import dream
-from dreamjax.acting.play import play
+from dreamjax.acting.evaluation import record_episode
 from dreamjax.reporting import videos
-from dreamjax.storage.agents import StoredAgent
-from dreamjax.types import Agent, AgentParams, AnyPolicy, Array, Key, LatentModel
+from dreamjax.types import Agent, AgentParams, Array, Key
 
 _SEEN, _IMAGINED = (0, 158, 115), (213, 94, 0)  # borders
 _BORDER = 3  # pixels
 _PAUSE = 10  # black frames at the end
 
 
-def film_dream(
-    model: LatentModel, policy: AnyPolicy, agent: StoredAgent, key: Key, steps: int, temperature: float
-) -> np.ndarray:
+def film_dream(agent: Agent, params: AgentParams, key: Key, steps: int, temperature: float = 1.0) -> np.ndarray:
     """Film one dreamed episode, at most `steps` of it. Shapes: -> uint8 [T, H, W, 3]."""
-
-    @partial(jax.jit, static_argnames="steps")
-    def imagine(agent: StoredAgent, key: Key, steps: int) -> tuple[Array, Array]:
-        key_reset, key_imagine = jax.random.split(key)
-        begin, _ = dream.environment(model, agent.model, agent.starts, temperature).reset(key_reset)
-        params = AgentParams(agent.model, agent.controller)
-        states = dream.imagine(Agent(model, policy), params, key_imagine, begin.latent, steps, temperature).states
-        outcome = jax.vmap(partial(model.outcome, agent.model))(states)
-        return outcome.continues, jax.lax.map(partial(model.decode, agent.model), states)
-
-    continues, frames = imagine(agent, key, steps)
+    continues, frames = _dream(agent, params, key, steps, temperature)
     over = 1 + np.flatnonzero(np.asarray(continues[1:]) < 0.5)
     return np.asarray(frames[: over[0] + 1 if len(over) else steps])
 
 
-def film_game(
-    make_env: Callable[[], gymnasium.Env],
-    model: LatentModel,
-    policy: AnyPolicy,
-    agent: StoredAgent,
-    key: Key,
-    seed: int,
+@partial(jax.jit, static_argnames=("agent", "steps"))
+def _dream(agent: Agent, params: AgentParams, key: Key, steps: int, temperature: Array | float) -> tuple[Array, Array]:
+    key_reset, key_imagine = jax.random.split(key)
+    model, learned = agent.model, params.model
+    begin, _ = dream.environment(model, learned, params.starts, temperature).reset(key_reset)
+    states = dream.imagine(agent, params, key_imagine, begin.latent, steps, temperature).states
+    outcome = jax.vmap(partial(model.outcome, learned))(states)
+    return outcome.continues, jax.lax.map(partial(model.decode, learned), states)
+
+
+def film_episode(
+    agent: Agent, params: AgentParams, make_env: Callable[[], gymnasium.Env], seed: int, key: Key
 ) -> np.ndarray:
-    """Film the real episode of a seed, as `play` plays it with the same key. Shapes: -> uint8 [T, H, W, 3]."""
-    params = (agent.model, agent.controller)
-    (played,) = play(make_env, model, policy, params, key, [seed], games=1, film=[seed])
+    """Film the real episode of a seed, as `acting.evaluate` plays it with the same key.
+
+    Shapes: -> uint8 [T, H, W, 3]. Raises: ValueError if the observation is not one picture.
+    """
+    played = record_episode(agent, params, make_env, seed, key)
     assert played.recorded is not None  # it was asked for
-    return played.recorded.step.observation
+    frames = played.recorded.step.observation
+    if not isinstance(frames, np.ndarray) or frames.ndim != 4:
+        raise ValueError("only an observation that is one picture can be filmed like this")
+    return frames
 
 
 def write_films(folder: str | os.PathLike[str], dreamed: np.ndarray, real: np.ndarray, fps: float) -> None:
@@ -68,25 +65,25 @@ def write_films(folder: str | os.PathLike[str], dreamed: np.ndarray, real: np.nd
 def film_temperatures(
     folder: Path,
     name: str,
-    acting: tuple[LatentModel, AnyPolicy],
-    agents: Mapping[float, StoredAgent],
+    agent: Agent,
+    by_temperature: Mapping[float, AgentParams],
     key: Key,
-    game: tuple[Callable[[], gymnasium.Env], int],
+    real: tuple[Callable[[], gymnasium.Env], int],
     steps: int,
     fps: float,
 ) -> list[str]:
-    """Film a dream of each temperature, at most `steps` of it, beside the game (how to make it, and a seed).
+    """Film a dream of each temperature, at most `steps` of it, beside a real episode: how to make it, and its seed.
 
     Returns the names of the films, `<name>-at-<temperature>/dream_and_real.mp4`. Those that the folder has stay.
     """
-    key_dream, key_game = jax.random.split(key)
+    key_dream, key_real = jax.random.split(key)
     files = []
-    for temperature, agent in agents.items():
+    for temperature, params in by_temperature.items():
         files.append(f"{name}-at-{temperature:.2f}/dream_and_real.mp4")
         if not (folder / files[-1]).exists():
-            dreamed = film_dream(*acting, agent, key_dream, steps, temperature)
-            real = film_game(game[0], *acting, agent, key_game, game[1])
-            write_films((folder / files[-1]).parent, dreamed, real, fps)
+            dreamed = film_dream(agent, params, key_dream, steps, temperature)
+            episode = film_episode(agent, params, *real, key_real)
+            write_films((folder / files[-1]).parent, dreamed, episode, fps)
     return files
 
 

@@ -1,4 +1,4 @@
-"""What was measured, in one schema: `result.json` of experiments and benchmarks, and how its numbers are shown."""
+"""Results of experiments and benchmarks in one schema, `result.json`, and how their numbers are formatted."""
 
 import math
 import os
@@ -25,7 +25,7 @@ _ROW_FIELDS = ("name", "mean", "std", "n", "unit", "published")
 
 
 def result_row(name: str, values: np.ndarray, unit: str, published: float | str | None = None) -> dict[str, Any]:
-    """One row of a result: mean and population standard deviation of values [n], of episodes or repeats."""
+    """Make a row of a result: mean and population standard deviation of values [n], of episodes or repeats."""
     mean, std = float(np.mean(values)), float(np.std(values))
     return {"name": name, "mean": mean, "std": std, "n": len(values), "unit": unit, "published": published}
 
@@ -43,10 +43,10 @@ def write_result(
 ) -> None:
     """Write a `result.json`: what was measured, and all that is needed to measure it again.
 
-    A row is `{"name", "mean", "std", "n", "unit", "published"}`: mean and standard deviation over `n` fresh episodes
-    or repeats, and what the paper reports, as a number or as text like "906 ± 21", or None where it reports nothing.
-    `origin` are commits (with ", " between them) and machine of the measurement, as `RunFolder.origin` has them;
-    otherwise those of now are filled in.
+    A row is `{"name", "mean", "std", "n", "unit", "published"}`: mean and standard deviation over `n` episodes or
+    repeats, and what the paper reports, as a number or as text like "906 ± 21", or None if it reports nothing.
+    `origin` holds the commits (joined by ", ") and the machine of the measurement, as `RunFolder.origin` does; by
+    default the present ones are filled in.
 
     Raises:
         ValueError: a field is missing, unknown, of another type, or a number is not finite.
@@ -69,7 +69,7 @@ def write_result(
 
 
 def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `write_result` wrote. Raises FileNotFoundError, or ValueError where it has another form."""
+    """Read what `write_result` wrote. Raises FileNotFoundError, or ValueError if it has another form."""
     result = read_json(Path(path))
     _check_result(result, os.fspath(path))
     return result
@@ -101,18 +101,18 @@ def _check_result(result: Any, where: str) -> None:
 
 
 def shown_number(value: float | str) -> str:
-    """Four significant digits, and every digit of what is before the point."""
+    """Format a number with four significant digits, and all digits before the point; text stays as it is."""
     return value if isinstance(value, str) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def shown_measurement(row: dict[str, Any]) -> str:
-    """Mean ± standard deviation of a result row, both with as many decimals as the larger needs for four digits."""
+    """Format mean ± standard deviation of a result row, with the decimals that give the larger four digits."""
     largest = max(abs(row["mean"]), row["std"])
     decimals = max(0, 3 - math.floor(math.log10(largest))) if largest else 0
     return f"{row['mean']:,.{decimals}f} ± {row['std']:,.{decimals}f} {row['unit']}".rstrip()
 
 
 def shown_duration(seconds: float) -> str:
-    """Seconds in the unit that makes the number easy to read."""
+    """Format seconds in the unit that reads best."""
     minutes, hours = seconds / 60, seconds / 3600
     return f"{hours:.1f} h" if hours >= 1 else f"{minutes:.1f} min" if minutes >= 1 else f"{seconds:.1f} s"

@@ -1,68 +1,143 @@
-"""Puts what was measured into the README: `python -m dreamjax.reporting.tables`, from the top of a checkout."""
+"""Write what was measured into the READMEs: `python -m dreamjax.reporting.tables`, from the top of a checkout.
 
-import os
-from collections.abc import Iterable
+Every result file has a section in `experiments/README.md` or `benchmarks/README.md`, with all that is needed to measure
+it again. The README shows the rows of `HIGHLIGHTS`.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from dreamjax.reporting.results import read_result, shown_duration, shown_measurement, shown_number
 from dreamjax.storage.atomic import replacing
 
-TABLES = {  # a file is in the first table that its path matches
-    "temperatures": "experiments/results/doom_temperature_sweep/result.json",
-    "results": "experiments/results/*/result.json",
-    "speed": "benchmarks/results/*.json",
+
+class Highlight(NamedTuple):
+    """A row of a result for the README."""
+
+    experiment: str  # as in the result file
+    row: str  # its name there
+    shown: str  # what it is, in the words of the README
+
+
+RESULTS = {"experiments": "results/*/result.json", "benchmarks": "results/*.json"}  # folder -> its result files
+
+HIGHLIGHTS = {  # folder -> rows
+    "experiments": (
+        Highlight("doom_take_cover", "real", "Doom, evolved in dreams only: tics in the real game"),
+        Highlight("doom_take_cover", "dream", "the same agent in its own dream"),
+        Highlight("doom_take_cover", "random_every_tic", "a random agent in the real game"),
+        Highlight("car_racing", "full", "CarRacing, evolved on the road, `[z, h]`"),
+        Highlight("car_racing", "full-dream", "CarRacing, evolved in dreams, `[z, h]`"),
+        Highlight("car_racing", "z", "CarRacing, evolved on the road, `z` alone"),
+        Highlight("swingup_iterative", "iterated, held upright at the end", "pole swing-up from pixels, held upright"),
+        Highlight("dreamerv3", "gym_CartPole-v1, evaluated", "DreamerV3, CartPole"),
+        Highlight(
+            "dreamerv3",
+            "dmc_ball_in_cup_catch, lr 1.6e-4, evaluated",
+            "DreamerV3 1m, ball in cup from vectors, 4 x the learning rate (published: 12m)",
+        ),
+        Highlight("dreamerv3", "dmc_walker_walk, evaluated", "DreamerV3 1m, walker from vectors (published: 12m)"),
+    ),
+    "benchmarks": (
+        Highlight("dream_throughput", "1024 lanes, ratio to PyTorch", "1,024 Doom dreams at once, against PyTorch"),
+        Highlight("training_throughput", "V, ours / torch", "training V, against PyTorch"),
+        Highlight("car_racing", "ours / gymnasium", "CarRacing on one core, against Gymnasium's own"),
+        Highlight(
+            "car_racing",
+            "population / games alone",
+            "a population in CarRacing, V and M behind every step, against the bare environments",
+        ),
+        Highlight(
+            "dreamerv3_loops",
+            "probe, ratio 1, batch 16 x 64: jitted / host",
+            "DreamerV3 as one jitted loop, against its host loop, where updates are few",
+        ),
+    ),
 }
 
 
-def results_table(paths: Iterable[str | os.PathLike[str]]) -> str:
-    """The rows of `result.json` files as a Markdown table, followed by how each was made.
+def section(path: Path) -> str:
+    """Describe one result file in Markdown: its rows as a table, and how they were made.
 
-    Raises:
-        ValueError: a file does not have the form that `write_result` gives it.
+    Raises: ValueError if the file does not have the form that `write_result` gives it.
     """
-    table = ["| Experiment | Result | Measured | n | Published |", "|---|---|---|---|---|"]
-    made = []
-    for number, path in enumerate(paths, start=1):
-        result = read_result(path)
-        for row in result["rows"]:
-            published = "" if row["published"] is None else shown_number(row["published"])
-            cells = [
-                f"{result['experiment']} [{number}]",
-                row["name"],
-                shown_measurement(row),
-                str(row["n"]),
-                published,
-            ]
-            table.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-        seeds = ", ".join(map(str, result["seeds"]))
-        commits = ", ".join(one[:12] + one[40:] for one in result["commit"].split(", "))
-        made.append(
-            f"{number}. `{result['command']}`: preset {result['preset']}, seeds {seeds}, "
-            f"{shown_duration(result['wall_s'])} on {result['machine']}; commit {commits}"
-        )
-    return "\n".join([*table, "", *made]) + "\n"
+    result = read_result(path)
+    name = path.parent.name if path.name == "result.json" else path.stem
+    notes = path.with_name("README.md")
+    seeds = ", ".join(map(str, result["seeds"]))
+    commits = ", ".join(one[:12] + one[40:] for one in result["commit"].split(", "))
+    made = (
+        f"Preset {result['preset']}; seeds {seeds}; {shown_duration(result['wall_s'])} on {result['machine']}; "
+        f"commit {commits}."
+    )
+    if notes.exists():
+        made += f" [Notes and plots](results/{name}/README.md)."
+    rows = [(row["name"], *_cells(row)) for row in result["rows"]]
+    commands = result["command"].replace("; ", "\n")
+    return f"### {name}\n\n{_table('Result', rows)}\n{made}\n\n```bash\n{commands}\n```\n"
 
 
-def tables(root: Path) -> dict[str, str]:
-    """Make every table from the result files of a checkout."""
-    made, shown = {}, set[Path]()
-    for name, pattern in TABLES.items():
-        files = sorted(set(root.glob(pattern)) - shown)
-        made[name] = results_table(files)
-        shown.update(files)
-    return made
+def highlights(root: Path, folder: str) -> str:
+    """Make the table of the rows of a folder that the README shows.
+
+    Raises: ValueError if a highlight is in none of the result files there, or in several.
+    """
+    results = [read_result(path) for path in sorted((root / folder).glob(RESULTS[folder]))]
+    rows = [(one.shown, *_cells(_find(results, one))) for one in HIGHLIGHTS[folder]]
+    return _table("", rows)
+
+
+def documents(root: Path) -> dict[Path, str]:
+    """Make the text of every file in a checkout that has tables, with up-to-date ones between its marks.
+
+    Raises: ValueError if a file lacks a mark.
+    """
+    made = {}
+    readme = root / "README.md"
+    text = readme.read_text()
+    for folder, pattern in RESULTS.items():
+        text = _replaced(text, folder, highlights(root, folder), readme)
+        path = root / folder / "README.md"
+        sections = "\n".join(section(file) for file in sorted((root / folder).glob(pattern)))
+        made[path] = _replaced(path.read_text(), folder, sections, path)
+    return {readme: text} | made
 
 
 def main() -> None:
-    """Replace each table between its two marks."""
-    readme = Path("README.md")
-    text = readme.read_text()
-    for name, table in tables(Path()).items():
-        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-        head, rest = text.split(begin)
-        text = head + begin + table + end + rest.split(end)[1]
-    with replacing(readme) as temporary:
-        temporary.write_text(text)
+    """Rewrite all tables of the checkout in the current folder."""
+    for path, text in documents(Path()).items():
+        with replacing(path) as temporary:
+            temporary.write_text(text)
+
+
+def _table(title: str, rows: Sequence[Sequence[str]]) -> str:
+    """Make a Markdown table of cells (name, measured, n, published), without the last column where it is empty."""
+    columns = 4 if any(row[3] for row in rows) else 3
+    lines = [(title, "Measured", "n", "Published"), ("---",) * 4, *rows]
+    escaped = [[cell.replace("|", "\\|") for cell in line[:columns]] for line in lines]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in escaped)
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, str, str]:
+    published = "" if row["published"] is None else shown_number(row["published"])
+    return shown_measurement(row), str(row["n"]), published
+
+
+def _find(results: Sequence[dict[str, Any]], one: Highlight) -> dict[str, Any]:
+    rows = [row for result in results if result["experiment"] == one.experiment for row in result["rows"]]
+    found = [row for row in rows if row["name"] == one.row]
+    if len(found) != 1:
+        raise ValueError(f"{one.experiment} has {len(found)} rows {one.row!r}, must have one: correct HIGHLIGHTS")
+    return found[0]
+
+
+def _replaced(text: str, mark: str, table: str, path: Path) -> str:
+    begin, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"{path} must have one {begin.strip()} and one {end}, between which its table goes")
+    head, rest = text.split(begin)
+    return head + begin + table + end + rest.split(end)[1]
 
 
 if __name__ == "__main__":

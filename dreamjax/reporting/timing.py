@@ -1,4 +1,4 @@
-"""What programs cost: time, with compilation apart, results waited for and contenders in turn; and arithmetic."""
+"""Measure what programs cost: their time, with compilation apart and contenders in turn, and their arithmetic."""
 
 import time
 from collections.abc import Callable
@@ -10,20 +10,20 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 
 class Timing(NamedTuple):
-    """How long a call took."""
+    """The time that calls took."""
 
     first_s: float  # the first call, with compilation
     seconds: np.ndarray  # [n] the calls after it
 
     def rate(self, amount: float) -> np.ndarray:
-        """`amount` per second in each call. Shapes: -> [n]."""
+        """Return `amount` per second for each call. Shapes: -> [n]."""
         return amount / self.seconds
 
 
 def measure(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Timing]:
-    """Time functions without arguments; jax arrays in what they return are waited for.
+    """Time functions without arguments, including the JAX arrays that they return.
 
-    The contenders take turns, so that what else the machine does in the meantime meets all of them.
+    The contenders take turns, so that other load on the machine affects all of them alike.
     """
 
     def call(function: Callable[[], Any]) -> float:
@@ -40,10 +40,11 @@ def measure(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str,
 
 
 def matrix_flops(function: Callable[..., Any], *arguments: Any) -> int:
-    """Count the floating-point operations of all matrix products and convolutions, as the program is written.
+    """Count the floating-point operations of all matrix products and convolutions in a program.
 
-    A scan counts as often as it runs, a `while` once, of a `cond` the costlier branch. What a convolution multiplies
-    with zeros that pad or dilate counts as well. `arguments` may be `jax.ShapeDtypeStruct`s.
+    XLA's own cost analysis counts the body of a scan once, however often it runs; here it counts every time. A `while`
+    counts once, a `cond` as its costliest branch, and products with the zeros of padding or dilation are included.
+    `arguments` may be `jax.ShapeDtypeStruct`s.
     """
     return _flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 

@@ -1,4 +1,4 @@
-"""Frames as videos and sheets. A frame is uint8 [H, W, 3], a video uint8 [T, H, W, 3]."""
+"""Write and arrange videos, uint8 [T, H, W, 3], and images, uint8 [H, W, 3]."""
 
 import os
 import warnings
@@ -13,51 +13,39 @@ from PIL import Image, ImageDraw, ImageFont
 from dreamjax.storage.atomic import replacing
 
 _BACKGROUND = 24  # grey level of gaps and label strips
-_MAX_GIF_FPS = 50.0  # viewers slow a frame of less than 20 ms down to 100 ms
 
 
 def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float) -> None:
-    """Write an `.mp4` (H.264, 4:2:0, which every browser plays) or a looping `.gif`, atomically.
+    """Write an `.mp4` (H.264, 4:2:0, which every browser plays), atomically.
 
-    An odd height or width of an `.mp4` grows by one, repeating the last row or column: 4:2:0 halves the colours. A
-    `.gif` keeps time to 10 ms, on average exactly.
+    An odd height or width grows by one, repeating the last row or column: 4:2:0 halves the resolution of colours.
 
     Raises:
-        ValueError: the suffix is neither, `frames` is no video, or `fps` is not positive or above 50 in a `.gif`.
+        ValueError: the suffix is another one, `frames` is no video, or `fps` is not positive.
     """
     path = Path(path)
     _check_video(frames)
+    if path.suffix != ".mp4":
+        raise ValueError(f"a video is written as .mp4, got {path.name!r}")
     if not fps > 0:
         raise ValueError(f"fps must be positive, got {fps}")
-    if path.suffix == ".mp4":
-        _, height, width, _ = frames.shape
-        even = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        with replacing(path) as temporary, warnings.catch_warnings():
-            # JAX warns that a fork of its threads may deadlock; this child becomes ffmpeg at once.
-            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
-            imageio.mimwrite(
-                temporary,
-                cast(list, even),
-                format="FFMPEG",
-                fps=fps,
-                codec="libx264",
-                pixelformat="yuv420p",
-                macro_block_size=1,
-                quality=8,
-                ffmpeg_log_level="error",
-                output_params=["-movflags", "+faststart"],
-            )
-    elif path.suffix == ".gif":
-        if fps > _MAX_GIF_FPS:
-            raise ValueError(f"a .gif plays at most {_MAX_GIF_FPS:g} frames per second, got {fps}: write an .mp4")
-        ends_ms = 10 * np.round(np.arange(len(frames) + 1) * 100 / fps)
-        images = [Image.fromarray(frame) for frame in frames]
-        with replacing(path) as temporary:
-            images[0].save(
-                temporary, save_all=True, append_images=images[1:], duration=np.diff(ends_ms).tolist(), loop=0
-            )
-    else:
-        raise ValueError(f"a video is an .mp4 or a .gif, got {path.name!r}")
+    _, height, width, _ = frames.shape
+    even = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    with replacing(path) as temporary, warnings.catch_warnings():
+        # JAX warns that a fork of its threads may deadlock; this child becomes ffmpeg at once.
+        warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+        imageio.mimwrite(
+            temporary,
+            cast(list, even),
+            format="FFMPEG",
+            fps=fps,
+            codec="libx264",
+            pixelformat="yuv420p",
+            macro_block_size=1,
+            quality=8,
+            ffmpeg_log_level="error",
+            output_params=["-movflags", "+faststart"],
+        )
 
 
 def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
@@ -69,7 +57,7 @@ def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
 
 
 def upscale(frames: np.ndarray, factor: int) -> np.ndarray:
-    """[T, H, W, 3] -> [T, H * factor, W * factor, 3], every pixel a square."""
+    """Repeat every pixel `factor` times both ways. Shapes: [T, H, W, 3] -> [T, H * factor, W * factor, 3]."""
     _check_video(frames)
     if factor < 1:
         raise ValueError(f"factor must be at least 1, got {factor}")
@@ -77,9 +65,10 @@ def upscale(frames: np.ndarray, factor: int) -> np.ndarray:
 
 
 def side_by_side(videos: Sequence[np.ndarray], labels: Sequence[str], gap: int = 4) -> np.ndarray:
-    """Videos [T_i, H, W_i, 3] next to each other under their labels -> [max T_i, H + strip, sum of widths and gaps, 3].
+    """Arrange videos side by side, each under its label.
 
-    A video that ends earlier stays on its last frame, darkened. A label longer than its video is cut off.
+    A video that ends earlier stays on its last frame, darkened. A label wider than its video is cut off.
+    Shapes: videos [T_i, H, W_i, 3] -> [max T_i, H + label strip, sum of widths and gaps, 3].
 
     Raises:
         ValueError: no videos, another number of labels, or heights that differ.
@@ -104,14 +93,14 @@ def side_by_side(videos: Sequence[np.ndarray], labels: Sequence[str], gap: int =
 
 
 def labelled(video: np.ndarray, label: str, text_height: int) -> np.ndarray:
-    """A video [T, H, W, 3] under a strip with its label -> [T, H + strip, W, 3]. What does not fit is cut off."""
+    """Add a strip with a label on top, cut off if too wide. Shapes: [T, H, W, 3] -> [T, H + label strip, W, 3]."""
     _check_video(video)
     strip = _label_strip(label, video.shape[2], text_height)
     return np.concatenate([np.broadcast_to(strip, (len(video), *strip.shape)), video], axis=1)
 
 
 def contact_sheet(frames: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
-    """Frames [T, H, W, 3] in reading order, `columns` in a row -> one image; the last row may stay short."""
+    """Arrange frames [T, H, W, 3] in reading order, `columns` in a row, on one image; the last row may be short."""
     _check_video(frames)
     if columns < 1:
         raise ValueError(f"columns must be at least 1, got {columns}")

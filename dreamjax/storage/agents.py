@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamjax.storage.checkpoints import CheckpointError, load_weights, save_weights
+from dreamjax.storage.leaves import CheckpointError
+from dreamjax.storage.weights import load_weights, save_weights
 from dreamjax.types import AnyPolicy, LatentModel, Params, PyTree
 
 

@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, never half of one."""
+"""Atomic writing: a file is either the old one or the new one, never half of one."""
 
 import dataclasses
 import json
@@ -13,10 +13,10 @@ import numpy as np
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, and move it onto `path` when the block ends well.
+    """Yield a temporary path beside `path`, and move it onto `path` when the block ends without an error.
 
-    The temporary name keeps the suffix, because writers of images and videos choose the format by it. A block that
-    raises leaves the old file as it was and no temporary one behind.
+    The temporary name keeps the suffix, because writers of images and videos choose the format by it. If the block
+    raises, the old file stays as it was and the temporary one is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON. Raises FileNotFoundError, or ValueError naming the file where it is not JSON."""
+    """Read JSON. Raises FileNotFoundError, or ValueError, which names the file, if it is not JSON."""
     try:
         return json.loads(path.read_text())
     except ValueError as error:
@@ -46,7 +46,7 @@ def read_json(path: Path) -> Any:
 
 
 def jsonable(value: Any) -> Any:
-    """Return `value` as JSON has it. Raises ValueError for what JSON cannot hold."""
+    """Convert `value` to what JSON can hold. Raises ValueError if that is impossible."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):

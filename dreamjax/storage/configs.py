@@ -1,4 +1,4 @@
-"""Configurations of experiments, read back from what was written of them, and as a command line."""
+"""Configurations of experiments, read back from JSON and written as a command line."""
 
 import dataclasses
 import typing
@@ -8,7 +8,7 @@ Config = TypeVar("Config")
 
 
 def read_config(kind: type[Config], written: dict[str, Any]) -> Config:
-    """Make a dataclass of what `RunFolder` wrote of it as JSON; a field that is not there gets its default.
+    """Make a dataclass from the JSON that `RunFolder` wrote; missing fields get their defaults.
 
     Raises:
         ValueError: there is a field that the dataclass does not have.
@@ -27,7 +27,7 @@ def _read(kind: Any, value: Any) -> Any:
 
 
 def command_line(config: Any, default: Any, prefix: str = "--") -> list[str]:
-    """Write the flags that make `config` of `default`, as tyro reads them. Both are dataclasses of one kind."""
+    """Return the flags that turn `default` into `config`, as tyro reads them. Both are of the same dataclass."""
     flags = []
     for field in dataclasses.fields(config):
         value, usual = getattr(config, field.name), getattr(default, field.name)

@@ -1,11 +1,11 @@
-"""The folder of one run, with its configuration and resumable stages, and the result files that outlive it."""
+"""The folder of one run: its configuration, its resumable stages, and whatever they write."""
 
 import dataclasses
 import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from dreamjax.storage.provenance import commit, machine
 
 
 class ConfigMismatch(ValueError):
-    """A run folder was begun with another configuration."""
+    """The run folder belongs to another configuration."""
 
 
 class Stage:
-    """The clock of a stage that is under way."""
+    """The clock of a stage in progress."""
 
     def __init__(self, folder: "RunFolder", name: str) -> None:
         self._folder, self._name = folder, name
@@ -36,42 +36,55 @@ class Stage:
         return self._before + time.monotonic() - self._started
 
     def tick(self) -> None:
-        """Note the time spent so far. Call it where a checkpoint is saved: what a kill undoes is then not counted."""
-        record = self._folder.stage_record(self._name) | {"seconds": round(self.seconds, 3)} | self._made
+        """Record the time spent so far. Call it after saving a checkpoint, so that lost work is not counted."""
+        self._write(done=False)
+
+    def end(self) -> None:
+        """Record the time spent, and that the stage is done."""
+        self._write(done=True)
+
+    def _write(self, done: bool) -> None:
+        record = self._folder.stage_record(self._name) | {"done": done, "seconds": round(self.seconds, 3)} | self._made
         self._folder.write_json(f"stages/{self._name}.json", record)
 
 
 class RunFolder:
-    """Where a run keeps everything, so that the same command started again goes on where it stopped.
+    """Everything that a run writes, so that the same command, started again, resumes where it stopped.
 
-    `config.json` says what the run is, `stages/<name>.json` which parts of it are done, how long they took and what
-    came out. All files are replaced whole: a kill leaves the old or the new one.
+    `config.json` holds the configuration, `stages/<name>.json` whether a stage is done, how long it took and what came
+    out. Files are replaced atomically: after a kill there is the old one or the new one.
+
+    Most of a configuration defines the run. Fields named in `may_change` (such as "steps" or "online.steps") do not:
+    where they differ from what the folder has, the run goes on with the new values, and `changes.json` lists the old.
 
     Raises:
-        ConfigMismatch: the folder was begun with another configuration; the message lists the differences.
+        ConfigMismatch: the folder belongs to another configuration; the message lists the differences.
     """
 
-    def __init__(self, path: str | os.PathLike[str], config: Any) -> None:
+    def __init__(self, path: str | os.PathLike[str], config: Any, may_change: Collection[str] = ()) -> None:
         if not dataclasses.is_dataclass(config) or isinstance(config, type):
             raise ValueError(f"config must be an instance of a dataclass, got {config!r}")
         self.path = Path(path)
         self.config: Any = config
         wanted = jsonable(config)
+        differences = {}
         if (self.path / "config.json").exists():
             differences = _differences(self.read_json("config.json"), wanted)
-            if differences:
+            if defining := [text for name, text in differences.items() if name not in may_change]:
                 raise ConfigMismatch(
-                    f"{self.path} was begun with another configuration:\n  " + "\n  ".join(differences) + "\n"
+                    f"{self.path} was begun with another configuration:\n  " + "\n  ".join(defining) + "\n"
                     "Use another folder, or the old values to go on with this run, or delete the folder to start again."
                 )
-        else:
-            self.write_json("config.json", wanted)
+        if differences:
+            changes = self.read_json("changes.json") if (self.path / "changes.json").exists() else []
+            self.write_json("changes.json", [*changes, {"time": time.time(), "changed": list(differences.values())}])
+        self.write_json("config.json", wanted)
 
     @classmethod
     def opened(cls, path: str | os.PathLike[str], kind: type) -> "RunFolder":
-        """The folder of a run that was begun before, with its configuration, a dataclass of that kind.
+        """Open the folder of an existing run, whose configuration is a dataclass of that kind.
 
-        Raises: FileNotFoundError if it is not one, ValueError if the configuration is another one's.
+        Raises: FileNotFoundError if it is not a run folder, ValueError if the configuration does not fit `kind`.
         """
         folder = cls.__new__(cls)
         folder.path = Path(path)
@@ -83,33 +96,38 @@ class RunFolder:
         write_json(self.path / name, value)
 
     def read_json(self, name: str) -> Any:
-        """What `write_json` wrote. Raises FileNotFoundError, or ValueError where the file is not JSON."""
+        """Read what `write_json` wrote. Raises FileNotFoundError, or ValueError if the file is not JSON."""
         return read_json(self.path / name)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
         """Time a stage: `with run.stage("vision") as stage:`, with `stage.tick()` at each checkpoint.
 
-        The seconds add up over resumed runs; a kill loses those since the last tick.
+        A stage is done when its block ends without an error. Seconds add up over resumed runs; a kill loses those since
+        the last tick.
         """
         stage = Stage(self, name)
+        stage.tick()
         try:
             yield stage
-        finally:
+        except BaseException:
             stage.tick()
+            raise
+        stage.end()
 
-    def finish_stage(self, name: str, summary: dict[str, Any]) -> None:
-        """Mark a stage as done, with what came out of it; call it last within or after its `with` block."""
-        record = self.stage_record(name) | {"done": True, "summary": summary}
+    def finish_stage(self, name: str, summary: dict[str, Any] | None = None) -> None:
+        """Mark a stage as done, with what came out of it; call it last within its `with` block, if it has one."""
+        record = self.stage_record(name) | {"done": True} | ({} if summary is None else {"summary": summary})
         self.write_json(f"stages/{name}.json", record)
 
     def stage_done(self, name: str) -> bool:
+        """Whether the `with` block of a stage has ended without an error, or `finish_stage` was called."""
         return self.stage_record(name)["done"]
 
     def stage_record(self, name: str) -> dict[str, Any]:
-        """`name`, `begun` (Unix time), `done`, `seconds` and `summary` of a stage, as of now if it was not begun.
+        """Return `name`, `begun` (Unix time), `done`, `seconds` and `summary` of a stage, begun now if it never was.
 
-        Once timed, also the `commits` and `machines` that it was made with.
+        Once timed, there are also the `commits` and `machines` that ran it.
         """
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise ValueError(f"a stage is named with letters, digits, - and _, got {name!r}")
@@ -118,18 +136,18 @@ class RunFolder:
         return self.read_json(f"stages/{name}.json")
 
     def stage_records(self) -> list[dict[str, Any]]:
-        """The records of the stages begun so far, in the order in which they were begun."""
+        """Return the records of all stages begun so far, in the order of their beginning."""
         records = [read_json(path) for path in (self.path / "stages").glob("*.json")]
         return sorted(records, key=lambda record: record["begun"])
 
     @property
     def seconds(self) -> float:
-        """Time that all stages took."""
+        """Time that all stages took together."""
         return sum(record["seconds"] for record in self.stage_records())
 
     @property
     def origin(self) -> tuple[str, str]:
-        """Commits and machines that the stages were made with, in their order; those of now if there are none."""
+        """Commits and machines that ran the stages, in order; the present ones if there are no stages."""
         records = self.stage_records()
         commits, machines = (
             list(dict.fromkeys(one for record in records for one in record.get(what, [])))
@@ -138,14 +156,16 @@ class RunFolder:
         return ", ".join(commits or [commit()]), " and ".join(machines or [machine()])
 
 
-def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+def _differences(old: Any, new: Any, name: str = "") -> dict[str, str]:
+    """Say by the name of each field how it differs."""
     if isinstance(old, dict) and isinstance(new, dict):
-        names = list(new) + [name for name in old if name not in new]
-        nested = (_differences(old.get(name, _ABSENT), new.get(name, _ABSENT), f"{prefix}.{name}") for name in names)
-        return [line for lines in nested for line in lines]
+        found = {}
+        for part in [*new, *(part for part in old if part not in new)]:
+            found |= _differences(old.get(part, _ABSENT), new.get(part, _ABSENT), f"{name}.{part}".lstrip("."))
+        return found
     # As text, because a NaN is not equal to itself.
     shown_old, shown_new = ("absent" if value is _ABSENT else json.dumps(value) for value in (old, new))
-    return [f"{prefix[1:]}: the folder has {shown_old}, this run {shown_new}"] if shown_old != shown_new else []
+    return {name: f"{name}: the folder has {shown_old}, this run {shown_new}"} if shown_old != shown_new else {}
 
 
 _ABSENT = object()

@@ -1,11 +1,10 @@
-"""Numbers over time: a JSON line per step, which a kill cannot spoil, and the same for TensorBoard."""
+"""Numbers over time: a JSON line per step, which survives a kill, and the same for TensorBoard."""
 
 import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
-from functools import reduce
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,7 +18,7 @@ _COLUMNS = ("stage", "step", "seconds")
 class MetricsLog:
     """Appends to `metrics.jsonl` and `tensorboard/` in a run folder.
 
-    `seconds` in the file counts the time that logs of this folder were open, so it goes on where a run resumes.
+    `seconds` in the file is the time that logs of this folder were open, so that it continues when a run resumes.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -32,11 +31,11 @@ class MetricsLog:
         self._tensorboard = SummaryWriter(os.fspath(Path(folder) / "tensorboard"), flush_secs=10)
 
     def write(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
-        """Append numbers or arrays of one element, by name. Steps of a stage may not go back while the log is open.
+        """Append numbers or arrays of one element, by name. Steps of a stage may not decrease while the log is open.
 
         Raises:
             ValueError: a value is not a scalar, a name is taken, or `step` is before that of the last call.
-            FloatingPointError: values are not finite. They are named in the message; all others have been written.
+            FloatingPointError: values are not finite. The message names them; all others have been written.
         """
         if step < self._latest.get(stage, step):
             raise ValueError(f"step {step} of stage {stage!r} comes after step {self._latest[stage]}")
@@ -68,16 +67,18 @@ class MetricsLog:
 def read_metrics(path: str | os.PathLike[str]) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
     """Read a `metrics.jsonl`: stage -> name -> (steps int64 [T], values float64 [T]), steps ascending.
 
-    Where the steps of a stage go back, a run was resumed: what it had written past that step before is dropped, and of
-    two values for one step the last counts. A last line that a kill cut short is dropped.
+    Where the steps of a stage decrease, a run was resumed: earlier values of later steps are dropped, and of two values
+    for one step the last counts. An incomplete last line, left by a kill, is ignored.
 
     Raises:
-        ValueError: any other line is not what `MetricsLog` writes; the message has its number.
+        ValueError: another line is not what `MetricsLog` writes; the message has its number.
     """
     series: dict[str, dict[str, dict[int, float]]] = {}
     latest: dict[str, int] = {}
     lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
-    for number, line in enumerate(lines[:-1], start=1):  # after the last newline there is nothing, or a torn line
+    for number, line in enumerate(
+        lines[:-1], start=1
+    ):  # after the last newline there is nothing, or an incomplete line
         try:
             row = json.loads(line)
             stage, step, _ = (row.pop(name) for name in _COLUMNS)
@@ -113,7 +114,7 @@ def _scalar(name: str, value: Any) -> float:
 
 
 def _drop_torn_line(path: Path) -> float:
-    """Cut what a kill left of a line, which the next row would be glued to. Returns the seconds of the last row."""
+    """Remove an incomplete last line, which a kill left behind. Returns the seconds of the last complete one."""
     if not path.exists():
         return 0.0
     data = path.read_bytes()
@@ -121,17 +122,3 @@ def _drop_torn_line(path: Path) -> float:
     os.truncate(path, end)
     lines = data[:end].splitlines()
     return float(json.loads(lines[-1])["seconds"]) if lines else 0.0
-
-
-def against_sum(
-    stage: Mapping[str, tuple[np.ndarray, np.ndarray]], summed: str, names: Sequence[str]
-) -> tuple[np.ndarray, ...]:
-    """Metrics of a stage by what it has used up, such as frames, where all of them were written.
-
-    `stage` is one of those that `read_metrics` returns, `summed` a metric of which every step counts.
-    Shapes: -> the sum up to each step [N], then each of the `names` [N].
-    """
-    steps, used = stage[summed]
-    common = reduce(np.intersect1d, [stage[name][0] for name in names])
-    total = np.cumsum(used)[np.searchsorted(steps, common)]
-    return total, *(stage[name][1][np.isin(stage[name][0], common)] for name in names)

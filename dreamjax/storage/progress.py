@@ -12,7 +12,7 @@ _LINE_EVERY_S = 30.0
 
 
 class _Lines(tqdm):
-    """Adds a line now and then, instead of redrawing one with carriage returns."""
+    """Prints a line now and then, instead of redrawing one with carriage returns."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._printed = time.monotonic()
@@ -33,11 +33,11 @@ class _Lines(tqdm):
 
 
 def progress(over: Iterable[Any] | int, label: str, initial: int = 0, unit: str = "it") -> tqdm:
-    """A tqdm bar on stderr; where that is no terminal, a line every 30 seconds and one at the end.
+    """Show a tqdm bar on stderr, or, if that is no terminal, a line every 30 seconds and one at the end.
 
     With an iterable, loop over the result. With a number, the total, call `.update(n)` on it within a `with` block.
-    `initial` counts what was done before this process resumed; numbers to show go to `.set_postfix(loss=...)`. An
-    iterable must then hold what is left to do, and the total is counted from both.
+    `initial` counts what was done before this process resumed; an iterable then holds only what is left to do. Numbers
+    to show go to `.set_postfix(loss=...)`.
     """
     iterable = None if isinstance(over, int) else over
     total = over if isinstance(over, int) else initial + len(over) if isinstance(over, Sized) else None

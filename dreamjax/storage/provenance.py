@@ -1,4 +1,4 @@
-"""Where a number comes from: the hardware, and the commit of the code."""
+"""Where a number comes from: the hardware and the commit of the code."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ import jax
 
 
 def machine() -> str:
-    """What computes here: processor, cores, memory, the devices of jax, and the versions that matter for numbers."""
+    """Describe the hardware: processor, cores, JAX devices, and the versions on which numbers depend."""
     try:
         processor = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
         name = processor.group(1) if processor else platform.machine()
@@ -25,9 +25,9 @@ def machine() -> str:
 
 
 def commit(source: Path = Path(__file__)) -> str:
-    """The git commit of the checkout that holds `source`, with "-dirty" where a .py file differs from it.
+    """Return the git commit of the checkout that holds `source`, with "-dirty" if a .py file differs from it.
 
-    "unknown" where that file is not tracked by git, as in an installed package.
+    "unknown" if that file is not tracked by git, as in an installed package.
     """
 
     def git(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +16,8 @@ from dreamjax.dreamerv3.model import by_name
 from dreamjax.replay.sequences import Address, ReplayConfig, SequenceReplay
 from dreamjax.storage.atomic import replacing
 from dreamjax.storage.replays import ReplayError, ReplayFolder
-from dreamjax.types import Action, EnvSpec, Space, Step
+from dreamjax.storage.specs import space_from_json, space_to_json
+from dreamjax.types import Action, EnvSpec, Step
 
 LATENT = [f".latent.{field}" for field in Latent._fields]  # as a replay names these arrays
 
@@ -25,7 +25,7 @@ LATENT = [f".latent.{field}" for field in Latent._fields]  # as a replay names t
 def write_spec(folder: str | os.PathLike[str], spec: EnvSpec) -> None:
     """Note in `folder/spec.json` what an environment emits and takes. Spaces are alone, or in a mapping by name."""
     described = {
-        kind: {name: _describe(space) for name, space in getattr(_named(spec), kind).items()}
+        kind: {name: space_to_json(space) for name, space in getattr(_named(spec), kind).items()}
         for kind in ("observation", "action")
     }
     with replacing(Path(folder) / "spec.json") as temporary:
@@ -38,7 +38,7 @@ def read_spec(folder: str | os.PathLike[str]) -> EnvSpec:
     try:
         found = json.loads(path.read_text())
         observation, action = (
-            {name: _space(**space) for name, space in found[kind].items()} for kind in ("observation", "action")
+            {name: space_from_json(space) for name, space in found[kind].items()} for kind in ("observation", "action")
         )
         return EnvSpec(observation, action, found["max_steps"])
     except FileNotFoundError as error:
@@ -112,12 +112,3 @@ def _example(spec: EnvSpec) -> Experience:
 def _named(spec: EnvSpec) -> EnvSpec:
     observation, action = by_name(spec.observation, "observation"), by_name(spec.action, "action")
     return EnvSpec(dict(observation), dict(action), spec.max_steps)
-
-
-def _describe(space: Space) -> dict[str, Any]:
-    low, high = (bound if np.isfinite(bound) else None for bound in (space.low, space.high))
-    return {"shape": list(space.shape), "dtype": np.dtype(space.dtype).name, "low": low, "high": high}
-
-
-def _space(shape: list[int], dtype: str, low: float | None, high: float | None) -> Space:
-    return Space(tuple(shape), np.dtype(dtype), -np.inf if low is None else low, np.inf if high is None else high)

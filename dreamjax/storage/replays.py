@@ -1,21 +1,20 @@
-"""A `SequenceReplay` on disk: written a block at a time, and again only what has changed."""
+"""A `SequenceReplay` on disk, in blocks, of which only those that changed are written again."""
 
 import json
 import os
 import zipfile
 import zlib
-from collections import deque
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dreamjax.replay.sequences import SequenceReplay
+from dreamjax.replay.sequences import ReplayState, SequenceReplay
 from dreamjax.storage.atomic import replacing
 
 
 class ReplayError(RuntimeError):
-    """What was saved cannot be read."""
+    """A saved replay cannot be read."""
 
 
 class ReplayFolder:
@@ -25,30 +24,32 @@ class ReplayFolder:
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}")
         self.folder, self._keep = Path(folder), keep
-        self._files: dict[int, str] = {}  # of the blocks that are as they were when saved or read
+        self._files: dict[int, tuple[int, str]] = {}  # version and file of each block, as saved or read last
 
     def save(self, replay: SequenceReplay, step: int) -> None:
-        """Write the blocks that have changed, and last of all the list of the files that belong to `step`.
+        """Write the blocks that have changed, and finally the list of the files that belong to `step`.
 
-        Killed at any moment, or unable to write (OSError), it leaves the older steps readable.
+        Older steps stay readable if the process is killed at any moment or the disk is full (OSError).
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for number in sorted(replay.changed | (replay.blocks.keys() - self._files.keys())):
-            self._files[number] = f"block-{number}-{step}.npz"
-            _write_arrays(self.folder / self._files[number], replay.blocks[number])
-        self._files = {number: self._files[number] for number in sorted(replay.blocks)}
-        state: dict[str, Any] = {
-            "shape": _shape(replay),
-            "written": replay.written,
-            "fresh": [list(pair) for pair in replay.fresh],
-            "blocks": {str(number): name for number, name in self._files.items()},
+        state, files = replay.state(), dict[int, tuple[int, str]]()
+        for number, version in sorted(replay.versions.items()):
+            saved = self._files.get(number)
+            files[number] = saved if saved and saved[0] == version else (version, f"block-{number}-{step}.npz")
+            if files[number] is not saved:
+                _write_arrays(self.folder / files[number][1], state.blocks[number])
+        listed: dict[str, Any] = {
+            "shape": replay.layout,
+            "written": state.written,
+            "online": [list(pair) for pair in state.online],
+            "blocks": {str(number): name for number, (_, name) in files.items()},
         }
-        if replay.priorities:
-            state["priorities"] = f"priorities-{step}.npz"
-            _write_arrays(self.folder / state["priorities"], [replay.priorities.steps])
+        if state.priorities is not None:
+            listed["priorities"] = f"priorities-{step}.npz"
+            _write_arrays(self.folder / listed["priorities"], [state.priorities])
         with replacing(self._list(step)) as temporary:
-            temporary.write_text(json.dumps(state | {"crc32": _crc32(state)}))
-        replay.changed.clear()
+            temporary.write_text(json.dumps(listed | {"crc32": _crc32(listed)}))
+        self._files = files
         for old in self.steps()[: -self._keep]:
             self._list(old).unlink()
         self._sweep()
@@ -58,29 +59,28 @@ class ReplayFolder:
         return sorted(int(file.stem.removeprefix("replay-")) for file in self.folder.glob("replay-*.json"))
 
     def shape(self, step: int) -> dict[str, Any]:
-        """Streams, block, capacity and the kinds of arrays of what was saved. Raises ReplayError as `restore` does."""
+        """The layout of the replay that was saved. Raises ReplayError as `restore` does."""
         return _read(self._list(step))["shape"]
 
     def restore(self, replay: SequenceReplay, step: int) -> None:
-        """Make `replay` what was saved at `step`, from a replay of the same steps and streams; later ones are dropped.
+        """Restore a replay of the same layout to what was saved at `step`; later steps are deleted.
 
-        Raises: ReplayError if something of it is missing or damaged, ValueError if it is of another replay.
+        Raises: ReplayError if a file is missing or damaged, ValueError if the replay has another layout.
         """
-        state = _read(self._list(step))
-        if state["shape"] != _shape(replay):
-            raise ValueError(f"the replay in {self.folder} holds {state['shape']}, this one {_shape(replay)}")
+        listed = _read(self._list(step))
+        if listed["shape"] != replay.layout:
+            raise ValueError(f"the replay in {self.folder} holds {listed['shape']}, this one {replay.layout}")
         kinds = [((replay.streams, replay.cfg.block, *shape), dtype) for shape, dtype in replay.kinds]
-        files = {int(number): name for number, name in state["blocks"].items()}
+        files = {int(number): name for number, name in listed["blocks"].items()}
         blocks = {number: _read_arrays(self.folder / name, kinds) for number, name in files.items()}
-        if replay.priorities:
-            if "priorities" not in state:
-                raise ValueError(f"the replay in {self.folder} has no priorities: set ReplayConfig.prioritized to 0")
+        priorities = None
+        if replay.priorities and "priorities" in listed:
             kept = replay.priorities.steps
-            kept = _read_arrays(self.folder / state["priorities"], [(kept.shape, kept.dtype)])[0]
-            replay.priorities.restore(kept, state["written"])
-        replay.written, replay.blocks, self._files = state["written"], blocks, files
-        replay.fresh = deque((stream, time) for stream, time in state["fresh"])
-        replay.changed.clear()
+            (priorities,) = _read_arrays(self.folder / listed["priorities"], [(kept.shape, kept.dtype)])
+        queue = listed["online"] if "online" in listed else listed["fresh"]  # as older versions named it
+        online = [(stream, time) for stream, time in queue]
+        replay.restore(ReplayState(listed["written"], online, blocks, priorities))
+        self._files = {number: (replay.versions[number], name) for number, name in files.items()}
         for later in [other for other in self.steps() if other > step]:
             self._list(later).unlink()
 
@@ -90,31 +90,26 @@ class ReplayFolder:
     def _sweep(self) -> None:
         needed: set[str] = set()
         for step in self.steps():
-            state = _read(self._list(step))
-            needed |= {*state["blocks"].values(), state.get("priorities", "")}
+            listed = _read(self._list(step))
+            needed |= {*listed["blocks"].values(), listed.get("priorities", "")}
         for file in self.folder.glob("*.npz"):
             if file.name not in needed:
                 file.unlink()
 
 
-def _shape(replay: SequenceReplay) -> dict[str, Any]:
-    steps = {name: [list(shape), dtype.name] for name, (shape, dtype) in zip(replay.names, replay.kinds, strict=True)}
-    return {"streams": replay.streams, "block": replay.cfg.block, "capacity": replay.cfg.capacity, "steps": steps}
-
-
-def _crc32(state: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(state, sort_keys=True).encode())
+def _crc32(listed: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(listed, sort_keys=True).encode())
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        state = json.loads(path.read_text())
-        sound = state.pop("crc32") == _crc32(state)
+        listed = json.loads(path.read_text())
+        sound = listed.pop("crc32") == _crc32(listed)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ReplayError(f"{path} cannot be read: {error}") from error
     if not sound:
         raise ReplayError(f"{path} does not match its checksum")
-    return state
+    return listed
 
 
 def _write_arrays(path: Path, arrays: list[np.ndarray]) -> None:
@@ -123,16 +118,16 @@ def _write_arrays(path: Path, arrays: list[np.ndarray]) -> None:
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
-    """What numpy can store of an array: bfloat16 as its bits."""
+    """View bfloat16, which NumPy cannot store, as its bits."""
     return array.view(np.uint16) if array.dtype.kind == "V" else array
 
 
 def _read_arrays(path: Path, kinds: list[tuple[tuple[int, ...], np.dtype]]) -> list[np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as archive:  # zip checks a CRC-32 of every array that is read
+        with np.load(path, allow_pickle=False) as archive:  # zip verifies a CRC-32 of every array
             arrays = [archive[f"leaf{i}"].view(dtype) for i, (_, dtype) in enumerate(kinds)]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ReplayError(f"{path} cannot be read: {error}") from error
     if [(array.shape, array.dtype) for array in arrays] != kinds:
-        raise ReplayError(f"{path} holds other arrays than its list says")
+        raise ReplayError(f"{path} does not hold the arrays that its list names")
     return arrays

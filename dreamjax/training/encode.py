@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dreamjax.replay import episodes, latents
-from dreamjax.replay.episodes import Episode
+from dreamjax.replay import latents
 from dreamjax.replay.latents import Latents
+from dreamjax.storage import episodes
 from dreamjax.storage.atomic import replacing
+from dreamjax.storage.episodes import Episode
 from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.progress import progress
 from dreamjax.types import PyTree
@@ -42,11 +43,11 @@ def encode(run: RunFolder, store: episodes.Store, posterior: Callable[[np.ndarra
 def encode_episodes(recorded: Sequence[Episode], posterior: Callable[[np.ndarray], tuple[PyTree, PyTree]]) -> Latents:
     """Encode episodes that are in memory. `posterior` as in `encode`."""
     mean, log_variance = in_batches(posterior, np.concatenate([episode.observation for episode in recorded]))
-    length = np.array([len(episode.action) for episode in recorded])
-    done = np.zeros(length.sum(), bool)
-    done[length.cumsum() - 1] = [episode.terminated for episode in recorded]
+    length = np.array([len(episode.observation) for episode in recorded])
+    is_terminal = np.zeros(length.sum(), bool)
+    is_terminal[length.cumsum() - 1] = [episode.terminated for episode in recorded]
     action, reward = (np.concatenate([getattr(one, name) for one in recorded]) for name in ("action", "reward"))
-    return Latents(mean, log_variance, action, reward, done, length)
+    return Latents(mean, log_variance, action, reward, is_terminal, length)
 
 
 def write_latents(path: Path, data: Latents) -> None:
@@ -56,8 +57,13 @@ def write_latents(path: Path, data: Latents) -> None:
 
 
 def read_latents(path: Path) -> Latents:
-    """Read what `write_latents` wrote."""
+    """Read what `write_latents` wrote. Raises ValueError for a file that an older version of dreamjax wrote."""
     with np.load(path) as arrays:
+        if set(arrays.files) != set(Latents._fields):
+            raise ValueError(
+                f"{path} was written by an older version of dreamjax, which paid rewards one step earlier: delete it, "
+                "and what it was made from will be collected or encoded again"
+            )
         return Latents(**arrays)
 
 

@@ -65,10 +65,11 @@ def train(
     found = checkpoints.restore(jax.eval_shape(lambda: state))
     begin, state = found if found is not None else (0, state)
     if begin >= steps:
+        run.finish_stage(name)  # it may have been killed after its last checkpoint
         return state
     with run.stage(name) as stage, progress(steps, name, initial=begin, unit="step") as bar:
         done = begin
-        for state, metrics in loop(state, begin):
+        for now, metrics in loop(state, begin):
             done += 1
             bar.update()
             if done % log_every == 0 or done == steps:
@@ -76,8 +77,8 @@ def train(
                 log.write(name, done, values)
                 bar.set_postfix({key: f"{values[key]:.4g}" for key in [show] if key in values})
             if done % checkpoint_every == 0 or done == steps:
-                checkpoints.save(done, state)
+                checkpoints.save(done, now)
                 stage.tick()
             if done == steps:
-                return state
+                return now
     raise ValueError(f"the data of stage {name!r} ended before step {done + 1} of {steps}")

@@ -1,70 +1,242 @@
-"""Stages that the experiments of *World Models* have in common: resumable, and done once."""
+"""The stages of *World Models*: collect, see, encode, remember, evolve. Each is resumable, and done once.
+
+Source: Ha & Schmidhuber 2018, appendix A; every default is the published one of Doom.
+"""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
+import gymnasium
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from dreamjax.evolution import EvolutionState
-from dreamjax.replay import episodes
-from dreamjax.replay.episodes import Store
+from dreamjax import evolution
+from dreamjax.acting import random_play, seeds
+from dreamjax.acting.collection import CollectConfig
+from dreamjax.acting.collection import collect as fill
+from dreamjax.acting.playing import Request, evaluate_population, play
+from dreamjax.acting.pool import Pool
+from dreamjax.evolution import EvolutionConfig, EvolutionState
+from dreamjax.optim import AdamConfig
+from dreamjax.replay import latents
+from dreamjax.replay.latents import Latents
+from dreamjax.storage import episodes
+from dreamjax.storage.episodes import Store
 from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.metrics import MetricsLog
 from dreamjax.storage.progress import progress
-from dreamjax.training.loop import train
-from dreamjax.types import Key, Metrics, Params
-from dreamjax.worldmodels import learner
-from dreamjax.worldmodels.learner import OptimizerConfig
+from dreamjax.training import encode as encoding
+from dreamjax.training.devices import device_mesh
+from dreamjax.training.loop import generations, train, updates
+from dreamjax.types import Agent, AgentParams, EnvSpec, Key, Metrics, Params
+from dreamjax.worldmodels import learner, search
+from dreamjax.worldmodels import vision as vision_module
+from dreamjax.worldmodels.learner import MEMORY_OPTIMIZER, VISION_OPTIMIZER, MemoryLearner, TrainState, VisionLearner
+from dreamjax.worldmodels.memory import MemoryConfig
 from dreamjax.worldmodels.vision import VisionConfig
 
 
-def collect_stage(run: RunFolder, count: int, fill: Callable[..., Store]) -> Store:
-    """Let `fill` bring `count` episodes into `episodes/` of the run folder, unless that is done; open them.
+@dataclass(frozen=True)
+class Collect:
+    """Random play, recorded."""
 
-    `fill(folder, episodes=count, progress=...)` is a partial of `run.collect.collect`.
-    """
+    episodes: int = 10_000  # that are kept
+    min_steps: int = 1  # of an episode that is kept
+    policy: str = "held"  # see `acting.random_play`
+    workers: int = 64
+    envs: int = 128  # at once
+
+
+@dataclass(frozen=True)
+class TrainVision:
+    """V learns to see."""
+
+    updates: int = 308_090  # 10 epochs of the published data
+    batch: int = 100  # frames
+    episodes: int | None = None  # the first of those collected; all if not given
+    optimizer: AdamConfig = field(default_factory=lambda: VISION_OPTIMIZER)
+
+
+@dataclass(frozen=True)
+class TrainMemory:
+    """M learns what comes next."""
+
+    updates: int = 24_400
+    streams: int = 100  # parallel ones of a batch
+    length: int = 499  # inputs per chunk
+    optimizer: AdamConfig = field(default_factory=lambda: MEMORY_OPTIMIZER)
+
+
+@dataclass(frozen=True)
+class Evolve:
+    """C is evolved by CMA-ES."""
+
+    search: EvolutionConfig = EvolutionConfig(population_size=64, sigma=0.1)
+    generations: int = 1800
+    episodes: int = 16  # per individual
+    temperature: float = 1.15  # of dreams
+    evaluate_every: int = 25  # generations
+    evaluation_episodes: int = 1024  # of the mean of the distribution
+
+
+def collect(run: RunFolder, cfg: Collect, make_env: Callable[[], gymnasium.Env], spec: EnvSpec, seed: int) -> Store:
+    """Record random play in `episodes/` of the run folder, unless that is done; open the episodes."""
     folder = run.path / "episodes"
     if run.stage_done("collect"):
-        return episodes.open_store(folder).head(count)  # a killed collection may have left more
-    with run.stage("collect") as stage, progress(count, "collect", unit="episode") as bar:
+        return episodes.open_store(folder).head(cfg.episodes)  # a killed collection may have left more
+    agent = random_play.random_agent(spec, cfg.policy)
+    kept = CollectConfig(cfg.episodes, seed, cfg.min_steps, cfg.policy)
+    with run.stage("collect") as stage, progress(cfg.episodes, "collect", unit="episode") as bar:
 
-        def report(kept: int, made: int) -> None:
-            bar.update(kept - bar.n)
+        def report(count: int, made: int) -> None:
+            bar.update(count - bar.n)
             if made % 100 == 0:
                 stage.tick()
 
-        store = fill(folder, episodes=count, progress=report)
+        with Pool(make_env, min(cfg.envs, cfg.episodes), cfg.workers) as pool:
+            store = fill(kept, folder, pool, agent, random_play.PARAMS, progress=report)
         run.finish_stage("collect", {"episodes": len(store), "frames": store.frames})
     return store
 
 
-def vision_stage(
+def see(
     run: RunFolder,
     log: MetricsLog,
     key: Key,
-    model: tuple[VisionConfig, OptimizerConfig],
-    batches: Callable[[int], Iterator[np.ndarray]],
-    updates: int,
+    cfg: TrainVision,
+    vision: VisionConfig,
+    store: Store,
+    seed: int,
     checkpoint_every: int = 500,
 ) -> Params:
-    """Train V; `batches(step)` yields the frames of update `step` and of those after it."""
+    """Train V on the frames of a store; return its parameters."""
+    seen = store.head(min(cfg.episodes or len(store), len(store)))
     key_init, key_train = jax.random.split(key)
-    state = learner.vision_init(*model, key_init)
-    update = partial(learner.vision_step, *model, key_train)
-    return train(run, log, "vision", state, update, batches, updates, checkpoint_every=checkpoint_every).params
+    learns = VisionLearner(vision, cfg.optimizer)
+    loop = updates(
+        partial(learner.train_step, learns, key_train), partial(episodes.frame_batches, seen, seed, cfg.batch)
+    )
+    state = learner.init(learns, key_init)
+    return train(run, log, "vision", state, loop, cfg.updates, checkpoint_every=checkpoint_every).params
 
 
-def search_stage(
+def encode(run: RunFolder, store: Store, vision: VisionConfig, params: Params) -> Latents:
+    """Let V see every frame of a store, but for those that an earlier call has done."""
+    return encoding.encode(run, store, partial(_posterior, vision, params))
+
+
+def remember(
+    run: RunFolder,
+    log: MetricsLog,
+    key: Key,
+    cfg: TrainMemory,
+    memory: MemoryConfig,
+    data: Latents,
+    seed: int,
+    *,
+    state: TrainState | None = None,
+    name: str = "memory",
+    first: int = 0,
+    checkpoint_every: int = 500,
+) -> TrainState:
+    """Train M for `cfg.updates` updates of stage `name`, from number `first` on, beginning with `state` if given."""
+    key_init, key_train = jax.random.split(key)
+    learns = MemoryLearner(memory, cfg.optimizer, cfg.streams)
+    if state is None:
+        state = learner.init(learns, key_init)
+
+    def chunks(step: int) -> Iterator[Any]:
+        return latents.chunks(data, seed, cfg.streams, cfg.length, step - first)
+
+    loop = updates(partial(learner.train_step, learns, key_train), chunks)
+    return train(run, log, name, state, loop, first + cfg.updates, checkpoint_every=checkpoint_every)
+
+
+def evolve_in_dreams(
+    run: RunFolder,
+    log: MetricsLog,
+    key: Key,
+    cfg: Evolve,
+    agent: Agent,
+    params: AgentParams,
+    name: str = "evolve",
+    checkpoint_every: int = 5,
+) -> Params:
+    """Evolve C in the dreams of `params.model` that begin at `params.starts`; return the mean of the last distribution.
+
+    Not the mean that dreamed best: means of different generations dream too much alike to be told apart by their
+    dreams, and the later one has averaged out more luck.
+    """
+    mesh = _population_mesh(cfg)
+
+    def generation(state: EvolutionState, number: int) -> tuple[EvolutionState, Metrics]:
+        key_generation, key_evaluate = jax.random.split(jax.random.fold_in(key, number))
+        state, metrics = search.generation(
+            cfg.search, agent, params, key_generation, state, cfg.episodes, cfg.temperature, mesh
+        )
+        if (number + 1) % cfg.evaluate_every == 0 or number + 1 == cfg.generations:
+            mean = params._replace(policy=state.mean)
+            total = search.score(agent, mean, key_evaluate, cfg.evaluation_episodes, cfg.temperature)
+            metrics |= {"evaluation_mean": total.mean(), "evaluation_std": total.std()}
+        return state, metrics
+
+    return _evolve(run, log, name, cfg, agent.policy.init(key), generation, checkpoint_every)
+
+
+def evolve_in_environment(
+    run: RunFolder,
+    log: MetricsLog,
+    key: Key,
+    cfg: Evolve,
+    agent: Agent,
+    params: AgentParams,
+    pool: Pool,
+    groups: int,
+    name: str = "evolve",
+) -> Params:
+    """Evolve C in host environments; return the mean of the last distribution.
+
+    The episodes of a generation are drawn anew, and shared within each of so many groups of the population. The mean
+    plays validation episodes. The metric `frames` counts the steps of a generation.
+    """
+    entropy = int(jax.random.bits(key, dtype="uint32"))
+
+    def generation(state: EvolutionState, number: int) -> tuple[EvolutionState, Metrics]:
+        key_ask, key_play, key_evaluate = jax.random.split(jax.random.fold_in(key, number), 3)
+        state, population = evolution.ask(cfg.search, key_ask, state)
+        drawn = seeds.generation((entropy, number), cfg.search.population_size, cfg.episodes, groups)
+        played = evaluate_population(pool, agent, params._replace(policy=population), key_play, drawn)
+        state, metrics = evolution.tell(cfg.search, state, population, played.total.mean(1))
+        metrics["frames"] = played.steps.sum()
+        if (number + 1) % cfg.evaluate_every == 0 or number + 1 == cfg.generations:
+            alone = params._replace(policy=jax.tree.map(lambda leaf: leaf[None], state.mean))
+            requests = map(Request, seeds.validation(cfg.evaluation_episodes))
+            total = np.array([one.total for one in play(pool, agent, alone, key_evaluate, requests)])
+            metrics |= {"evaluation_mean": total.mean(), "evaluation_std": total.std()}
+        return state, metrics
+
+    return _evolve(run, log, name, cfg, agent.policy.init(key), generation, 1)
+
+
+_posterior = jax.jit(vision_module.encode, static_argnums=0)
+
+
+def _evolve(
     run: RunFolder,
     log: MetricsLog,
     name: str,
-    state: EvolutionState,
+    cfg: Evolve,
+    mean: Params,
     generation: Callable[[EvolutionState, int], tuple[EvolutionState, Metrics]],
-    generations: int,
-    checkpoint_every: int = 5,
-) -> EvolutionState:
-    """Bring a search to `generations`; `generation(state, number)` does the one of that number, from 0."""
-    numbers = lambda first: iter(range(first, generations))  # noqa: E731
-    settings = {"checkpoint_every": checkpoint_every, "log_every": 1}
-    return train(run, log, name, state, generation, numbers, generations, **settings)
+    checkpoint_every: int,
+) -> Params:
+    begin = evolution.init(cfg.search, mean)
+    settings: dict[str, Any] = {"checkpoint_every": checkpoint_every, "log_every": 1, "show": "fitness_mean"}
+    return train(run, log, name, begin, generations(generation), cfg.generations, **settings).mean
+
+
+def _population_mesh(cfg: Evolve) -> Mesh | None:
+    return device_mesh("population") if cfg.search.population_size % jax.device_count() == 0 else None

@@ -17,10 +17,10 @@ _surprise = jax.jit(memory.surprise, static_argnums=0)
 
 
 def intrinsic_reward(cfg: MemoryConfig, params: Params, key: Key, data: Latents, batch: int = 64) -> np.ndarray:
-    """Say for every action of recorded episodes how little M expected what it led to.
+    """Return for every step of recorded episodes how little M expected to arrive there.
 
-    It depends on the M that is asked: one that has not learned from the newest episodes yet finds them the newest.
-    What follows the last frame of an episode is not recorded, so that its action gets 0. `batch` episodes at a time.
+    It depends on the M that is asked: one that has not learned from the newest episodes yet is most surprised by them.
+    Nothing leads to the first step of an episode, which gets 0. M reads `batch` episodes at a time.
 
     Shapes: -> float32 [N], nats per latent.
     """
@@ -31,8 +31,9 @@ def intrinsic_reward(cfg: MemoryConfig, params: Params, key: Key, data: Latents,
         rows = np.arange(begin, begin + batch).clip(max=len(first) - 1)  # every batch is full, so that one program does
         index = first[rows] + time.clip(max=data.length[rows] - 1)
         recorded: tuple[Any, ...] = tuple(array[index] for array in data[:-1])
-        flags: tuple[Any, ...] = (np.broadcast_to(time == 0, index.shape), np.array(True))
-        of_next = np.asarray(_surprise(cfg, params, jax.random.fold_in(key, number), Chunk(*recorded, *flags)))
-        follows = time[1:] < data.length[rows]
-        found[index[:-1][follows]] = of_next[follows]
+        is_first, is_last = np.broadcast_to(time == 0, index.shape), time == data.length[rows] - 1
+        flags: tuple[Any, ...] = (is_first, is_last, np.array(True))
+        surprise = np.asarray(_surprise(cfg, params, jax.random.fold_in(key, number), Chunk(*recorded, *flags)))
+        arrives = time[1:] < data.length[rows]
+        found[index[1:][arrives]] = surprise[arrives]
     return found

@@ -33,7 +33,7 @@ class MemoryConfig:
     predict_done: bool = True  # with it M also reads whether the episode has just begun, and predicts its end
     predict_reward: bool = False  # the mean of the next reward
     predict_action: bool = False  # the mean of the action after that, so that M learns the skills of who acted
-    done_weight: float = 10.0  # of the last frames of episodes, in the loss of the done head
+    done_weight: float = 10.0  # of terminal steps, in the loss of the done head
 
     def __post_init__(self) -> None:
         if min(self.latent_size, self.action_size, self.hidden_size, self.mixtures) < 1:
@@ -51,10 +51,10 @@ class MemoryConfig:
 
 
 class Prediction(NamedTuple):
-    """What M expects next."""
+    """What M predicts of the next step."""
 
     latent: MixtureDensity  # [..., K, Z] of z_{t+1}
-    done: Array  # [...] logit of the episode ending; zero means undecided, and without the head it is -inf
+    done: Array  # [...] logit of is_terminal_{t+1}; 0 means undecided, and without the head it is -inf
     reward: Array | None  # [...] mean of r_{t+1}; None without the head
     action: Array | None  # [..., A] mean of a_{t+1}; None without the head
 
@@ -107,7 +107,7 @@ def start(cfg: MemoryConfig, batch: tuple[int, ...] = ()) -> LSTMState:
 
 
 def step(cfg: MemoryConfig, params: Params, state: LSTMState, z: Array, action: Array, is_first: Array) -> LSTMState:
-    """Remember one frame and the action taken after it.
+    """Advance the recurrent state by one step and the action chosen after it.
 
     Shapes: state [..., H], z [..., Z], action [..., A], is_first [...] bool -> state [..., H].
     """
@@ -115,18 +115,18 @@ def step(cfg: MemoryConfig, params: Params, state: LSTMState, z: Array, action: 
 
 
 def predict(cfg: MemoryConfig, params: Params, h: Array) -> Prediction:
-    """Expect the next frame and the end of the episode. Shapes: h [..., H]."""
+    """Predict the next step from the recurrent state. Shapes: h [..., H]."""
     return _apply(cfg, params, "predict", h)
 
 
 def expect(
     cfg: MemoryConfig, params: Params, key: Key, state: LSTMState, data: Chunk
 ) -> tuple[LSTMState, Prediction, Array]:
-    """Draw the latents of recorded streams and say what M expects after each but the last.
+    """Draw the latents of recorded streams, and predict from each step but the last the one after it.
 
     Shapes: state [B, H], data [T+1, B, ...] -> state [B, H], prediction [T, B, ...], latents [T+1, B, Z].
     """
-    state = jax.tree.map(lambda leaf: jnp.where(data.fresh, 0.0, leaf), state)
+    state = jax.tree.map(lambda leaf: jnp.where(data.reset, 0.0, leaf), state)
     z = gaussian_sample(key, data.mean.astype(jnp.float32), data.log_variance.astype(jnp.float32))
     xs = _inputs(cfg, z, data.action.astype(jnp.float32), data.is_first)[:-1]
     state, hs = _apply(cfg, params, "sequence", state, xs, data.is_first[:-1])
@@ -136,14 +136,16 @@ def expect(
 def loss(
     cfg: MemoryConfig, params: Params, key: Key, state: LSTMState, data: Chunk
 ) -> tuple[Array, tuple[LSTMState, Metrics]]:
-    """Negative log likelihood of the next latent, per dimension, and what the other heads add.
+    """Negative log likelihood of the next latent, per dimension, plus the losses of the other heads.
 
-    These are the cross entropy of the end of the episode, and half the squared error of reward and next action, as of
-    Gaussians of deviation one; episodes have no action after their last.
+    At input t the targets are z_{t+1}, is_terminal_{t+1} (cross entropy), and r_{t+1} and a_{t+1} (half the squared
+    error, as of Gaussians with standard deviation 1). After the last step of an episode comes the first of the next.
+    Its latent is a target, as published, but it teaches the other heads nothing, because no action led there; nor is
+    there an action to predict at a last step. The loss of each head is a mean over all T x B inputs, in which those
+    without a target count as 0, so that a transition weighs the same in whatever chunk it falls.
 
-    Latents are drawn afresh from V's posterior at every call, so M cannot fit V's noise. The state is zero at the first
-    frame of an episode; the returned state continues the streams and carries no gradient. The target of the last frame
-    of an episode is the first of the next one, which stays in the loss, as published.
+    Latents are drawn from V's posterior anew at every call, so that M cannot fit V's noise. The state is zero at the
+    first step of an episode; the returned state continues the streams and carries no gradient.
 
     Shapes: state [B, H], data [T+1, B, ...] -> [] nats, (state [B, H], metrics).
     """
@@ -151,11 +153,12 @@ def loss(
     nll = -mixture_log_prob(prediction.latent, z[1:]).mean()
     metrics = {"nll": nll}
     total = nll
+    arrives = ~data.is_first[1:]  # an action led from the input to the target
     if cfg.predict_done:
-        done = data.done[:-1].astype(jnp.float32)
+        done = (data.is_terminal[1:] & arrives).astype(jnp.float32)
         weight = 1.0 + (cfg.done_weight - 1.0) * done
-        done_loss = (weight * optax.sigmoid_binary_cross_entropy(prediction.done, done)).mean()
-        predicted = prediction.done > 0
+        done_loss = (weight * optax.sigmoid_binary_cross_entropy(prediction.done, done) * arrives).mean()
+        predicted = (prediction.done > 0) & arrives
         hits = (predicted * done).sum()
         metrics |= {
             "done_loss": done_loss,
@@ -164,30 +167,30 @@ def loss(
         }
         total += done_loss
     if prediction.reward is not None:
-        metrics["reward_loss"] = 0.5 * jnp.square(prediction.reward - data.reward[:-1]).mean()
+        metrics["reward_loss"] = 0.5 * (jnp.square(prediction.reward - data.reward[1:]) * arrives).mean()
         total += metrics["reward_loss"]
     if prediction.action is not None:
         error = prediction.action - data.action[1:].reshape(prediction.action.shape)
-        follows = ~data.is_first[1:]
-        metrics["action_loss"] = 0.5 * (jnp.square(error).mean(-1) * follows).mean()
+        acts = arrives & ~data.is_last[1:]
+        metrics["action_loss"] = 0.5 * (jnp.square(error).mean(-1) * acts).mean()
         total += metrics["action_loss"]
     metrics |= {"loss": total, "nll_floor": _entropy(data.log_variance[1:]).mean()}
     return total, (jax.lax.stop_gradient(state), metrics)
 
 
 def surprise(cfg: MemoryConfig, params: Params, key: Key, data: Chunk) -> Array:
-    """How little M expected each frame: its loss, without the part that V's own noise makes unavoidable.
+    """Return how little M expected each step: its loss, minus the part that V's own noise makes unavoidable.
 
-    Streams begin without memory. 0 is a perfect expectation, up to the noise of the draw.
+    Streams begin with the state at zero. 0 is a perfect expectation, up to the noise of the draw.
 
-    Shapes: data [T+1, B, ...] -> [T, B] nats per latent, of every frame but the first.
+    Shapes: data [T+1, B, ...] -> [T, B] nats per latent, of every step but the first.
     """
     _, prediction, z = expect(cfg, params, key, start(cfg, data.is_first.shape[1:]), data)
     return -(mixture_log_prob(prediction.latent, z[1:]) + _entropy(data.log_variance[1:])).mean(-1)
 
 
 def _entropy(log_variance: Array) -> Array:
-    """Of V's draw: what is left of M's loss when the mean of the next posterior is known exactly."""
+    """Entropy of V's draw, to which M's loss falls when the next posterior is known exactly."""
     return 0.5 * (jnp.log(2 * jnp.pi) + 1.0 + log_variance.astype(jnp.float32))
 
 

@@ -1,8 +1,7 @@
+import zlib
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
 
 from dreamjax.envs import pixels
 
@@ -11,17 +10,14 @@ def random_image(seed: int, height: int, width: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def pillow_resize(image: np.ndarray) -> np.ndarray:
-    """Two calls fix the order of the passes, which newer versions of Pillow choose by the shape of the image."""
-    wide = Image.fromarray(image).resize((64, image.shape[0]), Image.Resampling.BILINEAR)
-    return np.asarray(wide.resize((64, 64), Image.Resampling.BILINEAR))
-
-
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 300), st.integers(1, 300))
-def test_resize_returns_the_bytes_of_pillow(seed: int, height: int, width: int) -> None:
-    image = random_image(seed, height, width)
-    np.testing.assert_array_equal(pixels.resize(image), pillow_resize(image))
+@pytest.mark.parametrize(
+    ("shape", "crc32"),
+    [((100, 160), 1151118957), ((400, 640), 649847703), ((300, 40), 1641537049), ((33, 64), 708096163)],
+)
+def test_resize_returns_the_bytes_that_the_committed_agents_learned_from(shape: tuple[int, int], crc32: int) -> None:
+    """They come from fixed-point arithmetic, so that every version of Pillow and every machine returns the same."""
+    result = pixels.resize(random_image(0, *shape))
+    assert zlib.crc32(result.tobytes()) == crc32 and result.flags.writeable
 
 
 @pytest.mark.parametrize("shape", [(120, 160), (480, 640), (96, 96)])
@@ -32,7 +28,7 @@ def test_clean_is_crop_and_resize(shape: tuple[int, int]) -> None:
     below[rows:] = 0
     result = pixels.clean(image, rows)
     assert result.shape == (64, 64, 3) and result.dtype == np.uint8
-    np.testing.assert_array_equal(result, pillow_resize(image[:rows]))
+    np.testing.assert_array_equal(result, pixels.resize(image[:rows]))
     np.testing.assert_array_equal(result, pixels.clean(below, rows))  # what lies below leaves no trace
 
 
@@ -41,7 +37,7 @@ def naive_published(image: np.ndarray, rows: int) -> np.ndarray:
     fractions = image[:rows].astype(np.float64) / 255.0
     span = fractions.max() - fractions.min()
     stretched = (fractions - fractions.min()) * (255.0 / (span if span else 1.0))
-    resized = pillow_resize((stretched.clip(0, 255) + 0.5).astype(np.uint8))
+    resized = pixels.resize((stretched.clip(0, 255) + 0.5).astype(np.uint8))
     inverted = ((1.0 - resized) * 255).round()
     return (inverted.astype(np.int64) % 256).astype(np.uint8)
 

@@ -62,9 +62,9 @@ def test_every_step_after_the_first_is_drawn_once_from_the_online_queue():
     seen = []
     for t in range(25):
         replay.add(step_at(t))
-        if len(replay.fresh) >= 2:
+        if len(replay.state().online) >= 2:
             seen += replay.sample(rng(), 2)[0]["x"].ravel().tolist()
-    seen += replay.sample(rng(), len(replay.fresh))[0]["x"].ravel().tolist()
+    seen += replay.sample(rng(), len(replay.state().online))[0]["x"].ravel().tolist()
     assert sorted(seen) == sorted(100 * e + t for e in range(STREAMS) for t in range(1, 25))
 
 
@@ -79,14 +79,14 @@ def test_the_rest_of_a_batch_is_drawn_at_random():
 
 def test_update_writes_where_the_sample_came_from_and_nowhere_else():
     replay = filled(13)
-    replay.changed.clear()
+    before = dict(replay.versions)
     replay.update(Address(np.array([1, 2]), np.array([4, 8])), 1, {"x": np.full((2, 3), -1), "wide": None})
     drawn, address = replay.sample(rng(), 500)
     times = 100 * address.stream[:, None] + address.time[:, None] + np.arange(LENGTH)
     written = np.isin(times, [105, 106, 107, 209, 210, 211])
     np.testing.assert_array_equal(drawn["x"], np.where(written, -1, times))
     np.testing.assert_array_equal(drawn["wide"][..., 0], times)
-    assert replay.changed == {1, 2}
+    assert {number for number, version in replay.versions.items() if version != before[number]} == {1, 2}
 
 
 def test_update_leaves_alone_what_is_gone():
@@ -153,3 +153,30 @@ def test_steps_of_another_kind_are_refused():
         replay.sample(rng(), 1)
     with pytest.raises(ValueError, match="prioritized"):
         replay.prioritize(Address(np.array([0]), np.array([0])), 0, np.ones((1, 1)))
+
+
+@pytest.mark.parametrize("prioritized", [0.0, 0.5])
+def test_a_restored_state_continues_as_the_original(prioritized: float):
+    cfg = ReplayConfig(capacity=30, length=LENGTH, prioritized=prioritized, block=4)
+    original, copy = filled(7, cfg), SequenceReplay(cfg, EXAMPLE, STREAMS)
+    original.sample(rng(), 5)
+    copy.restore(jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, original.state()))
+    for t in range(7, 12):
+        original.add(step_at(t))
+        copy.add(step_at(t))
+    for seed in range(5):
+        (data, address), (other, other_address) = (
+            one.sample(np.random.default_rng(seed), 6) for one in (original, copy)
+        )
+        np.testing.assert_array_equal(data["wide"], other["wide"])
+        np.testing.assert_array_equal(address, other_address)
+
+
+def test_a_state_of_another_layout_is_refused_and_changes_nothing():
+    cfg = ReplayConfig(capacity=30, length=LENGTH, prioritized=0.5, block=4)
+    replay = filled(7, cfg)
+    with pytest.raises(ValueError, match="block 0 of the state holds"):
+        replay.restore(filled(9, ReplayConfig(capacity=30, length=LENGTH, block=8)).state())
+    with pytest.raises(ValueError, match="no priorities"):
+        replay.restore(filled(9, ReplayConfig(capacity=30, length=LENGTH, block=4)).state())
+    assert replay.written == 7 and len(replay.sample(rng(), 3)[0]["x"]) == 3

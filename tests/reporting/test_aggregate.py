@@ -1,4 +1,4 @@
-"""Several runs become one result and one picture, and the table of the README takes them in."""
+"""Several runs become one result and one plot, which the tables show."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dreamjax.reporting.aggregate import Run, gather, gather_repeats, read_run
+from dreamjax.reporting.aggregate import Run, aggregate_repeats, aggregate_runs, read_run
 from dreamjax.reporting.results import read_result, result_row, write_result
-from dreamjax.reporting.tables import results_table
+from dreamjax.reporting.tables import section
 from dreamjax.storage.metrics import MetricsLog
 
 
@@ -29,10 +29,10 @@ def names(into: Path) -> dict[str, float]:
 
 def test_runs_are_merged_with_those_that_are_there(tmp_path: Path) -> None:
     into = tmp_path / "results" / "dreamerv3"
-    rows = gather(into, "dreamerv3", [run(tmp_path, "walk", 0, 10.0)])
+    rows = aggregate_runs(into, "dreamerv3", [run(tmp_path, "walk", 0, 10.0)])
     assert names(into) == {"walk": 10.0, "walk, evaluated": 1.0}
     assert rows == read_result(into / "result.json")["rows"]
-    gather(into, "dreamerv3", [run(tmp_path, "walk", 1, 20.0, commit="b" * 40), run(tmp_path, "swim", 0, 5.0)])
+    aggregate_runs(into, "dreamerv3", [run(tmp_path, "walk", 1, 20.0, commit="b" * 40), run(tmp_path, "swim", 0, 5.0)])
     assert names(into) == {
         "swim": 5.0,
         "swim, evaluated": 1.0,
@@ -41,9 +41,9 @@ def test_runs_are_merged_with_those_that_are_there(tmp_path: Path) -> None:
         "walk, seed 1": 20.0,
         "walk, seed 1, evaluated": 1.0,
     }
-    gather(into, "dreamerv3", [run(tmp_path, "swim", 0, 6.0)])  # in place of the other one
+    aggregate_runs(into, "dreamerv3", [run(tmp_path, "swim", 0, 6.0)])  # in place of the other one
     assert names(into)["swim"] == 6.0
-    gather(into, "dreamerv3", [run(tmp_path, "swim", 0, 7.0, size="12m")])
+    aggregate_runs(into, "dreamerv3", [run(tmp_path, "swim", 0, 7.0, size="12m")])
     assert (names(into)["swim, 1m"], names(into)["swim, 12m"]) == (6.0, 7.0)
     result = read_result(into / "result.json")
     assert result["seeds"] == [0, 1] and result["wall_s"] == 4 * 60
@@ -60,7 +60,7 @@ def test_runs_are_merged_with_those_that_are_there(tmp_path: Path) -> None:
 
 def test_a_variant_stands_beside_the_plain_settings(tmp_path: Path) -> None:
     for variant, score in [("lr 1.6e-4", 1.0), ("", 2.0), ("lr 1.6e-4", 3.0)]:
-        gather(tmp_path, "dreamerv3", [run(tmp_path, "walk", 0, score, variant=variant)])
+        aggregate_runs(tmp_path, "dreamerv3", [run(tmp_path, "walk", 0, score, variant=variant)])
     assert names(tmp_path) == {
         "walk": 2.0,
         "walk, evaluated": 1.0,
@@ -73,21 +73,23 @@ def test_what_is_published_is_named_with_its_frames(tmp_path: Path) -> None:
     tmp_path.joinpath("published.json").write_text(
         '{"walk": [[2000, 50], [4000, 925.5], [490000, 960]], "fly": [[1, 2]]}'
     )
-    rows = gather(tmp_path, "dreamerv3", [run(tmp_path, "walk", 0, 10.0), run(tmp_path, "swim", 0, 5.0)])
+    rows = aggregate_runs(tmp_path, "dreamerv3", [run(tmp_path, "walk", 0, 10.0), run(tmp_path, "swim", 0, 5.0)])
     assert [row["published"] for row in rows] == [None, None, "925.5 at 4,000 frames", "925.5 at 4,000 frames"]
 
 
-def test_the_table_of_the_readme_takes_a_gathered_result(tmp_path: Path) -> None:
-    gather(tmp_path, "dreamerv3", [run(tmp_path, "walk", s, 10.0 * s, commit=c * 40) for s, c in ((0, "a"), (1, "b"))])
-    table = results_table([tmp_path / "result.json"])
-    assert "| dreamerv3 [1] | walk, seed 1 | 10.00 ± 0.00 return | 5 |  |" in table
-    made = "1. `train --task walk --seed 0; train --task walk --seed 1`: preset 1m, seeds 0, 1, 2.0 min on a machine; "
-    assert made + "commit aaaaaaaaaaaa, bbbbbbbbbbbb\n" in table
+def test_an_aggregated_result_has_a_section(tmp_path: Path) -> None:
+    aggregate_runs(
+        tmp_path, "dreamerv3", [run(tmp_path, "walk", s, 10.0 * s, commit=c * 40) for s, c in ((0, "a"), (1, "b"))]
+    )
+    text = section(tmp_path / "result.json")
+    assert "| walk, seed 1 | 10.00 ± 0.00 return | 5 |" in text
+    assert "Preset 1m; seeds 0, 1; 2.0 min on a machine; commit aaaaaaaaaaaa, bbbbbbbbbbbb." in text
+    assert "train --task walk --seed 0\ntrain --task walk --seed 1\n" in text
 
 
-def test_what_is_not_there_cannot_be_gathered(tmp_path: Path) -> None:
+def test_what_is_not_there_cannot_be_aggregated(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no runs"):
-        gather(tmp_path, "dreamerv3", [])
+        aggregate_runs(tmp_path, "dreamerv3", [])
     with pytest.raises(FileNotFoundError, match=r"result\.json"):
         read_run(tmp_path, "walk", "1m", 0, (np.arange(3), np.arange(3.0)))
 
@@ -105,9 +107,9 @@ def repeat(folder: Path, name: str, seed: int, score: float, steps: tuple[int, .
 def test_runs_of_several_seeds_become_one_row(tmp_path: Path) -> None:
     into = tmp_path / "into"
     turns = [repeat(tmp_path / f"turns-{seed}", "turns", seed, 10.0 + seed) for seed in (0, 2)]
-    gather_repeats(into, "swing", "iteration", turns)
+    aggregate_repeats(into, "swing", "iteration", turns)
     once = repeat(tmp_path / "once", "once", 0, 3.0)
-    rows = gather_repeats(into, "swing", "iteration", [once, repeat(tmp_path / "again", "turns", 2, 14.0)])
+    rows = aggregate_repeats(into, "swing", "iteration", [once, repeat(tmp_path / "again", "turns", 2, 14.0)])
     assert rows == read_result(into / "result.json")["rows"]
     shown = [(row["name"], row["mean"], row["std"], row["n"], row["unit"], row["published"]) for row in rows]
     assert shown == [
@@ -121,8 +123,8 @@ def test_runs_of_several_seeds_become_one_row(tmp_path: Path) -> None:
     assert result["command"] == "swing 0; swing 2"
     assert (into / "repeats.png").stat().st_size > 5000
     with pytest.raises(ValueError, match="no runs"):
-        gather_repeats(tmp_path / "empty", "swing", "iteration", [])
+        aggregate_repeats(tmp_path / "empty", "swing", "iteration", [])
     written = (into / "repeats.jsonl").read_text()
     with pytest.raises(ValueError, match="'once' differ"):
-        gather_repeats(into, "swing", "iteration", [repeat(tmp_path / "short", "once", 3, 9.0, steps=(1,))])
+        aggregate_repeats(into, "swing", "iteration", [repeat(tmp_path / "short", "once", 3, 9.0, steps=(1,))])
     assert (into / "repeats.jsonl").read_text() == written

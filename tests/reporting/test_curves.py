@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dreamjax.reporting.curves import (
+    against_sum,
     cross_table,
     fitness_curve,
     horizon_errors,
@@ -153,3 +154,13 @@ def test_a_cross_table_shows_every_number_in_its_place(tmp_path, drawn):
     assert (axes.get_ylabel(), axes.get_xlabel()) == ("evolved at", "survives at")
     with pytest.raises(ValueError, match="as many names"):
         cross_table(values, ["a"], ["x", "y", "real"], ("", ""), tmp_path / "b.png")
+
+
+def test_metrics_against_a_running_sum_are_those_of_the_steps_that_have_all():
+    stage = {
+        "frames": (np.array([1, 2, 4, 5, 6]), np.array([10, 5, 7, 1, 1])),
+        "score": (np.array([2, 5, 6]), np.array([1.5, 2.5, 9])),
+        "spread": (np.array([2, 5]), np.array([3, 4])),
+    }
+    total, score, spread = against_sum(stage, "frames", ("score", "spread"))
+    assert (total.tolist(), score.tolist(), spread.tolist()) == ([15, 23], [1.5, 2.5], [3, 4])

@@ -1,4 +1,4 @@
-"""Run folders: one configuration each, stages that resume, and result files that say where they came from."""
+"""Run folders: one configuration each, stages that resume, and where their numbers come from."""
 
 import json
 import os
@@ -13,8 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamjax.reporting.results import write_result
-from dreamjax.reporting.tables import results_table
 from dreamjax.storage.atomic import replacing
 from dreamjax.storage.folder import ConfigMismatch, RunFolder
 from dreamjax.storage.provenance import commit, machine
@@ -100,18 +98,32 @@ def test_replacing_leaves_the_old_file_when_writing_fails(tmp_path):
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_stage_is_done_only_when_finished(tmp_path):
+def test_a_stage_is_done_when_its_block_ends_without_an_error(tmp_path):
     folder = RunFolder(tmp_path, Config())
     assert not folder.stage_done("vision")
-    with folder.stage("vision"):
-        pass
+    with pytest.raises(KeyboardInterrupt), folder.stage("vision"):
+        raise KeyboardInterrupt
     assert not folder.stage_done("vision")
     with folder.stage("memory"):
         folder.finish_stage("memory", {"loss": jnp.float32(0.5)})
     again = RunFolder(tmp_path, Config())
     assert again.stage_done("memory") and not again.stage_done("vision")
+    with again.stage("vision") as stage:
+        stage.tick()
+        assert not folder.stage_done("vision")
+    assert folder.stage_done("vision")
+    again.finish_stage("memory")
     assert again.stage_record("memory")["summary"] == {"loss": 0.5}
     assert [record["name"] for record in again.stage_records()] == ["vision", "memory"]
+
+
+def test_a_stage_that_is_taken_up_again_is_not_done_until_it_ends_again(tmp_path):
+    folder = RunFolder(tmp_path, Config())
+    with folder.stage("evolve"):
+        pass
+    with pytest.raises(KeyboardInterrupt), folder.stage("evolve"):
+        raise KeyboardInterrupt
+    assert not folder.stage_done("evolve")
     with pytest.raises(ValueError, match="letters, digits"):
         folder.stage_done("../vision")
 
@@ -196,65 +208,3 @@ def test_commit_is_that_of_the_checkout_of_the_source(tmp_path):
     (tmp_path / "other.py").write_text("b = 1\n")
     git(tmp_path, "add", "other.py")
     assert commit(source) == f"{head}-dirty"
-
-
-ROW = {"name": "dream | 1.15", "mean": 1092.34, "std": 556.07, "n": 100, "unit": "tics", "published": "1092 ± 556"}
-
-
-def test_results_become_a_table_that_says_how_each_row_was_made(tmp_path):
-    other = ROW | {"name": "random", "mean": np.float32(0.05), "std": 0, "unit": "", "published": None, "n": 3}
-    write_result(tmp_path / "a.json", "doom", "cpu", "python experiments/doom.py cpu", [0, 1], 7300, [ROW, other])
-    write_result(
-        tmp_path / "b.json", "car", "smoke", "python experiments/car.py", [2], 30.04, [ROW | {"published": 906}]
-    )
-    result = json.loads((tmp_path / "a.json").read_text())
-    assert list(result) == ["experiment", "preset", "command", "commit", "machine", "seeds", "wall_s", "rows"]
-    assert result["machine"] == machine() and result["commit"] == commit()
-    source = f"on {machine()}; commit {commit()[:12]}{commit().removeprefix(commit()[:40])}"  # "-dirty" stays
-    assert results_table([tmp_path / "a.json", tmp_path / "b.json"]).splitlines() == [
-        "| Experiment | Result | Measured | n | Published |",
-        "|---|---|---|---|---|",
-        "| doom [1] | dream \\| 1.15 | 1,092 ± 556 tics | 100 | 1092 ± 556 |",
-        "| doom [1] | random | 0.05000 ± 0.00000 | 3 |  |",
-        "| car [2] | dream \\| 1.15 | 1,092 ± 556 tics | 100 | 906 |",
-        "",
-        f"1. `python experiments/doom.py cpu`: preset cpu, seeds 0, 1, 2.0 h {source}",
-        f"2. `python experiments/car.py`: preset smoke, seeds 2, 30.0 s {source}",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("changes", "problem"),
-    [
-        ({"rows": []}, "no rows"),
-        ({"rows": [{"name": "x"}]}, "a row needs"),
-        ({"rows": [ROW | {"mean": float("nan")}]}, "mean must be a finite"),
-        ({"rows": [ROW | {"mean": True}]}, "mean must be a finite"),
-        ({"rows": [ROW | {"std": -1.0}]}, "not negative"),
-        ({"rows": [ROW | {"n": 0}]}, "n must be a positive"),
-        ({"rows": [ROW | {"unit": None}]}, "unit must be text"),
-        ({"rows": [ROW | {"published": [906, 21]}]}, "published"),
-        ({"seeds": []}, "seeds"),
-        ({"seeds": [0.5]}, "seeds"),
-        ({"wall_s": float("inf")}, "wall_s"),
-        ({"preset": None}, "preset must be str"),
-    ],
-)
-def test_a_result_that_is_incomplete_is_not_written(tmp_path, changes, problem):
-    fields = {
-        "experiment": "doom",
-        "preset": "cpu",
-        "command": "x",
-        "seeds": [0],
-        "wall_s": 1.0,
-        "rows": [ROW],
-    } | changes
-    with pytest.raises(ValueError, match=problem):
-        write_result(tmp_path / "result.json", **fields)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_table_is_not_made_of_files_of_another_form(tmp_path):
-    (tmp_path / "old.json").write_text('{"score": 3}')
-    with pytest.raises(ValueError, match=r"old\.json is no valid result: needs"):
-        results_table([tmp_path / "old.json"])

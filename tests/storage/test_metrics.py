@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from dreamjax.storage.metrics import MetricsLog, against_sum, read_metrics
+from dreamjax.storage.metrics import MetricsLog, read_metrics
 
 
 def lists(metrics) -> dict:
@@ -150,11 +150,3 @@ def tensorboard_scalars(folder) -> list[tuple[str, int, float]]:
 def test_tensorboard_gets_the_same_numbers(tmp_path):
     write(tmp_path, "vision", {0: {"loss": 1.5}, 10: {"loss": 0.5}})
     assert tensorboard_scalars(tmp_path) == [("vision/loss", 0, 1.5), ("vision/loss", 10, 0.5)]
-
-
-def test_metrics_by_what_was_used_up(tmp_path):
-    write(tmp_path, "evolve", {1: {"frames": 10}, 2: {"frames": 5, "score": 1.5, "spread": 3}, 4: {"frames": 7}})
-    write(tmp_path, "evolve", {5: {"frames": 1, "score": 2.5, "spread": 4}, 6: {"frames": 1, "score": 9}})
-    stage = read_metrics(tmp_path / "metrics.jsonl")["evolve"]
-    total, score, spread = against_sum(stage, "frames", ("score", "spread"))
-    assert (total.tolist(), score.tolist(), spread.tolist()) == ([15, 23], [1.5, 2.5], [3, 4])

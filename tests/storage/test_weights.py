@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamjax.storage.checkpoints import CheckpointError, load_weights, save_weights
+from dreamjax.storage.leaves import CheckpointError
+from dreamjax.storage.weights import load_weights, save_weights
 
 
 def flip(path: Path, bit: int) -> None:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamjax.replay import episodes
-from dreamjax.replay.episodes import Episode, EpisodeError, Store
 from dreamjax.replay.latents import Latents
+from dreamjax.storage import episodes
+from dreamjax.storage.episodes import Episode, EpisodeError, Store
 from dreamjax.storage.folder import RunFolder
 from dreamjax.training.encode import encode
 from dreamjax.types import Array
@@ -53,6 +53,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
         length = int(rng.integers(3, 10))
         frames = rng.integers(0, 256, (length, 64, 64, 3), np.uint8)
         action, reward = rng.uniform(-1, 1, length).astype(np.float16), rng.normal(size=length).astype(np.float32)
+        action[-1] = reward[0] = 0
         episodes.write(folder, index, Episode(frames, action, reward, index % 2 == 0, index))
     store = episodes.open_store(folder)
     assert sum(store.lengths[:50]) > 256
@@ -85,7 +86,7 @@ def assert_same(got: Latents, expected: Latents) -> None:
     np.testing.assert_allclose(got.log_variance, expected.log_variance, rtol=1e-3)
     np.testing.assert_array_equal(got.action, expected.action)
     np.testing.assert_array_equal(got.reward, expected.reward)
-    np.testing.assert_array_equal(got.done, expected.done)
+    np.testing.assert_array_equal(got.is_terminal, expected.is_terminal)
     np.testing.assert_array_equal(got.length, expected.length)
 
 
@@ -138,4 +139,15 @@ def test_latents_of_other_episodes_are_refused(change: Callable[[Store], Store],
     """A store that grew, or one in another place: what is in the files does not belong to it."""
     encode(run_folder(tmp_path), change(store), posterior)
     with pytest.raises(ValueError, match=r"latents.* other episodes.*delete"):
+        encode(run_folder(tmp_path), store, posterior)
+
+
+def test_latents_of_an_older_version_are_refused(store: Store, tmp_path: Path) -> None:
+    """They held `done` and a reward for each action."""
+    encode(run_folder(tmp_path), store, posterior)
+    path = tmp_path / "latents" / "000000.npz"
+    with np.load(path) as arrays:
+        old = {"done" if name == "is_terminal" else name: array for name, array in arrays.items()}
+    np.savez(path, **old)
+    with pytest.raises(ValueError, match=r"000000\.npz .*older version.*delete it"):
         encode(run_folder(tmp_path), store, posterior)

@@ -69,7 +69,7 @@ PAYS = [0.5, -1.0]  # what the dream is taught after the first round, and after 
 def rounds(folder: Path, taught: list[tuple[int, int]], config: RoundsConfig = SETTINGS) -> StoredAgent:
     def learn(number: int, seen: Sequence[Latents]) -> Params:
         taught.append((number, sum(len(one.length) for one in seen)))
-        assert all((one.length == STEPS).all() and not one.done.any() for one in seen)
+        assert all((one.length == STEPS + 1).all() and not one.is_terminal.any() for one in seen)
         return {"pays": jnp.float32(PAYS[number - 1])}
 
     player = Player("push", MODEL, POLICY, partial(GamePool, Push, SPEC.observation, 1, 2))

@@ -167,5 +167,17 @@ def test_data_that_end_too_early_are_reported(tmp_path: Path) -> None:
         run(tmp_path, batches=lambda begin: iter([np.zeros(5, np.float32)] * 5))
 
 
-def test_its_time_is_noted(reference: tuple[Learner, Path]) -> None:
+def test_its_time_is_recorded(reference: tuple[Learner, Path]) -> None:
     assert RunFolder(reference[1], Config()).stage_record("learn")["seconds"] > 0
+
+
+def test_its_stage_is_done_when_all_updates_are(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, Config())
+    with pytest.raises(KilledError):
+        run(tmp_path, killed_at(11))
+    assert not folder.stage_done("learn")
+    run(tmp_path)
+    assert folder.stage_done("learn")
+    folder.write_json("stages/learn.json", folder.stage_record("learn") | {"done": False})  # killed after the last save
+    run(tmp_path, killed_at(1))
+    assert folder.stage_done("learn")

@@ -29,15 +29,16 @@ def recorded() -> Latents:
 
 
 @pytest.mark.parametrize("batch", [2, 64])
-def test_every_action_is_rewarded_with_the_surprise_that_follows_it(batch: int) -> None:
+def test_every_step_is_rewarded_with_the_surprise_of_arriving_there(batch: int) -> None:
     data, first = recorded(), 0
     got = curiosity.intrinsic_reward(CFG, PARAMS, jax.random.key(1), data, batch)
     assert got.shape == (10,) and got.dtype == np.float32
     for length in LENGTHS:
         episode = [array[first : first + length, None] for array in data[:-1]]
-        chunk = Chunk(*episode, np.arange(length)[:, None] == 0, np.array(True))
+        time = np.arange(length)[:, None]
+        chunk = Chunk(*episode, time == 0, time == length - 1, np.array(True))
         expected = memory.surprise(CFG, PARAMS, jax.random.key(2), chunk)[:, 0] if length > 1 else []
-        np.testing.assert_allclose(got[first : first + length], [*expected, 0.0], rtol=1e-4)
+        np.testing.assert_allclose(got[first : first + length], [0.0, *expected], rtol=1e-4)
         first += length
 
 
@@ -67,5 +68,5 @@ def test_what_m_has_learned_surprises_it_less() -> None:
         for one in (data.mean, odd)
     )
     assert np.median(known) < 0.5
-    assert strange[5] > 3 + known[5]  # the action that led there
-    np.testing.assert_allclose(np.delete(strange, [5, 6]), np.delete(known, [5, 6]), atol=1.0)
+    assert strange[6] > 3 + known[6]
+    np.testing.assert_allclose(np.delete(strange, [6, 7]), np.delete(known, [6, 7]), atol=1.0)

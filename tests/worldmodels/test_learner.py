@@ -48,8 +48,9 @@ def draw_chunk(seed: int = 0) -> Chunk:
     is_first[0] = is_first[T // 2, 0] = True
     action = rng.uniform(-1, 1, (T + 1, B))
     arrays = (signs, np.full_like(signs, -4), action)
-    reward, done = rng.uniform(size=(T + 1, B)).astype(np.float32), np.roll(is_first, -1, 0)
-    return Chunk(*(array.astype(np.float16) for array in arrays), reward, done, is_first, np.array(seed == 0))
+    reward, is_last = rng.uniform(size=(T + 1, B)).astype(np.float32), np.roll(is_first, -1, 0)
+    flags = (is_last, is_first, is_last, np.array(seed == 0))  # every last step is terminal
+    return Chunk(*(array.astype(np.float16) for array in arrays), reward, *flags)
 
 
 def train(step, state, batches):
@@ -121,15 +122,15 @@ def test_every_step_draws_its_own_noise_from_the_same_key(case):
 
 def test_m_remembers_where_its_streams_stand():
     chunk = draw_chunk(1)
-    assert not chunk.fresh
+    assert not chunk.reset
     state, _ = memory_step(jax.random.key(0), new_memory(), chunk)
     lstm = jax.tree.map(np.array, state.lstm)
     chex.assert_shape(lstm, (B, MEMORY.hidden_size))
     assert (abs(lstm.h).max(1) > 0).all()
-    # The next chunk begins there: another memory gives another loss, and a fresh chunk ignores it.
+    # The next chunk begins there: another memory gives another loss, and one that begins new streams ignores it.
     following = chunk._replace(is_first=np.zeros_like(chunk.is_first))
-    for fresh in (False, True):
-        data = following._replace(fresh=np.array(fresh))
+    for reset in (False, True):
+        data = following._replace(reset=np.array(reset))
         one, other = (
             float(
                 memory_step(jax.random.key(0), new_memory()._replace(lstm=jax.tree.map(jnp.array, start)), data)[1][
@@ -138,7 +139,7 @@ def test_m_remembers_where_its_streams_stand():
             )
             for start in (lstm, jax.tree.map(lambda x: -x, lstm))
         )
-        assert (one == other) == fresh
+        assert (one == other) == reset
 
 
 # The optimiser

@@ -36,18 +36,24 @@ def draw_state(cfg: MemoryConfig) -> LSTMState:
 
 
 def draw_chunk(cfg: MemoryConfig, length: int = T) -> Chunk:
-    """Stream 0 opens an episode at its first frame, stream 1 at its third and last, the others not at all."""
+    """Stream 0 opens an episode at its first step, and stream 1 at its third and its last, after the end of others.
+
+    Stream 2 ends with a last step of which the next one is not seen, stream 3 runs on.
+    """
     rng = np.random.default_rng(2)
-    is_first = np.zeros((length + 1, B), bool)
+    is_first, is_last, is_terminal = np.zeros((3, length + 1, B), bool)
     is_first[0, 0] = is_first[2, 1] = is_first[length, 1] = True
+    is_last[1, 1] = is_last[length - 1, 1] = is_last[length, 2] = True
+    is_terminal[1, 1] = is_terminal[length, 2] = True
     latent = (length + 1, B, cfg.latent_size)
     return Chunk(
         rng.normal(size=latent).astype(np.float16),
         (rng.normal(size=latent) - 1).astype(np.float16),
         rng.uniform(-1, 1, (length + 1, B, cfg.action_size)).astype(np.float16),
         rng.normal(size=(length + 1, B)).astype(np.float32),
-        np.concatenate([is_first[1:], np.zeros((1, B), bool)]),
+        is_terminal,
         is_first,
+        is_last,
         np.array(False),
     )
 
@@ -85,22 +91,24 @@ def oracle_loss(cfg, params, key, state, chunk):
     for b in range(B):
         c, h = (np.float64(part[b]) for part in state)
         for t in range(T):
-            first, last = chunk.is_first[t, b], chunk.is_first[t + 1, b]
+            first, arrives = chunk.is_first[t, b], not chunk.is_last[t, b]
             flag = [first] if cfg.predict_done else []
             c, h = (0 * c, 0 * h) if first else (c, h)
             c, h = oracle_step(params, (c, h), np.concatenate([z[t, b], chunk.action[t, b], flag]))
             (logits, means, log_stds), heads = oracle_predict(cfg, params, h)
             if cfg.predict_reward:
-                reward_loss[t, b] = (heads[1] - chunk.reward[t, b]) ** 2 / 2
-                action_loss[t, b] = 0 if last else ((heads[2:] - chunk.action[t + 1, b]) ** 2).mean() / 2
+                reward_loss[t, b] = (heads[1] - chunk.reward[t + 1, b]) ** 2 / 2 if arrives else 0
+                acts = arrives and not chunk.is_last[t + 1, b]
+                action_loss[t, b] = ((heads[2:] - chunk.action[t + 1, b]) ** 2).mean() / 2 if acts else 0
             weights = np.exp(logits) / np.exp(logits).sum(0)
             densities = np.exp(-0.5 * ((z[t + 1, b] - means) / np.exp(log_stds)) ** 2)
             densities /= np.exp(log_stds) * np.sqrt(2 * np.pi)
             nll[t, b] = -np.log((weights * densities).sum(0)).mean()
             if cfg.predict_done:
                 done_logits[t, b] = heads[0]
-                probability, done = sigmoid(heads[0]), chunk.done[t, b]
-                done_loss[t, b] = -cfg.done_weight * np.log(probability) if done else -np.log(1 - probability)
+                probability, done = sigmoid(heads[0]), chunk.is_terminal[t + 1, b]
+                if arrives:
+                    done_loss[t, b] = -cfg.done_weight * np.log(probability) if done else -np.log(1 - probability)
     losses = {"done_loss": done_loss, "reward_loss": reward_loss, "action_loss": action_loss}
     return nll.mean(), {name: loss.mean() for name, loss in losses.items() if loss.any()}, done_logits
 
@@ -183,7 +191,7 @@ def test_loss_matches_the_oracle(cfg):
     expected = {"nll": nll, "nll_floor": floor, "loss": nll + sum(others.values())} | others
     assert len(others) == cfg.predict_done + cfg.predict_reward + cfg.predict_action
     if cfg.predict_done:
-        predicted, done = done_logits > 0, chunk.done[:-1]
+        predicted, done = (done_logits > 0) & ~chunk.is_last[:-1], chunk.is_terminal[1:]
         hits = (predicted & done).sum()
         assert predicted.sum() > hits and done.sum() == 2
         rates = {"done_precision": hits / predicted.sum(), "done_recall": hits / done.sum()}
@@ -200,7 +208,7 @@ def test_published_done_weight_counts_ends_tenfold():
 def test_precision_and_recall_are_zero_where_there_is_nothing_to_find():
     params, chunk = draw_params(DODGER), draw_chunk(DODGER)
     params["output"]["bias"] = params["output"]["bias"].at[DONE].set(-100.0)
-    chunk = chunk._replace(done=np.zeros_like(chunk.done))
+    chunk = chunk._replace(is_terminal=np.zeros_like(chunk.is_terminal))
     _, (_, metrics) = loss(DODGER, params, jax.random.key(0), draw_state(DODGER), chunk)
     assert metrics["done_precision"] == metrics["done_recall"] == 0
 
@@ -215,8 +223,7 @@ def test_knowing_the_next_mean_reaches_the_floor():
         np.broadcast_to(log_variance, shape),
         np.zeros((400, 50)),
         np.zeros((400, 50)),
-        np.zeros((400, 50), bool),
-        np.zeros((400, 50), bool),
+        *np.zeros((3, 400, 50), bool),
         np.array(True),
     )
     params = jax.tree.map(jnp.zeros_like, memory.init(cfg, jax.random.key(0)))
@@ -287,11 +294,33 @@ def test_no_gradient_runs_through_the_returned_state(cfg):
     assert not any(leaf.any() for leaf in jax.tree.leaves(gradient))
 
 
+def test_what_no_action_led_to_teaches_m_nothing_but_its_latent():
+    """Whatever stands at the first step of an episode, and whatever action stands at the last."""
+    params, state, chunk, key = draw_params(WHOLE), draw_state(WHOLE), draw_chunk(WHOLE), jax.random.key(0)
+    gradient = jax.jit(jax.grad(memory.loss, argnums=1, has_aux=True), static_argnums=0)
+    expected, (_, metrics) = gradient(WHOLE, params, key, state, chunk)
+    reward, is_terminal, action = chunk.reward.copy(), chunk.is_terminal.copy(), chunk.action.copy()
+    reward[chunk.is_first] = 100.0
+    is_terminal[chunk.is_first] = True
+    action[T, 1:3] = 100.0  # a target only: the last step in the chunk of streams 1 (a first one) and 2 (a last one)
+    changed = chunk._replace(reward=reward, is_terminal=is_terminal, action=action)
+    assert (changed.reward != chunk.reward).sum() == (changed.is_terminal != chunk.is_terminal).sum() == 3
+    got, (_, changed_metrics) = gradient(WHOLE, params, jax.random.clone(key), state, changed)
+    chex.assert_trees_all_equal((got, changed_metrics), (expected, metrics))
+    for name in ("reward", "is_terminal", "action"):  # and a step that an action led to does teach it
+        other = getattr(chunk, name).copy()
+        other[3, 3] = ~other[3, 3] if other.dtype == bool else other[3, 3] + 1
+        _, (_, metrics_of_other) = gradient(
+            WHOLE, params, jax.random.clone(key), state, chunk._replace(**{name: other})
+        )
+        assert metrics_of_other["loss"] != metrics["loss"]
+
+
 @each
-def test_fresh_streams_begin_at_zero(cfg):
-    params, chunk = draw_params(cfg), draw_chunk(cfg)._replace(fresh=np.array(True))
+def test_reset_streams_begin_at_zero(cfg):
+    params, chunk = draw_params(cfg), draw_chunk(cfg)._replace(reset=np.array(True))
     from_somewhere = loss(cfg, params, jax.random.key(0), draw_state(cfg), chunk)
-    from_zero = loss(cfg, params, jax.random.key(0), memory.start(cfg, (B,)), chunk._replace(fresh=np.array(False)))
+    from_zero = loss(cfg, params, jax.random.key(0), memory.start(cfg, (B,)), chunk._replace(reset=np.array(False)))
     chex.assert_trees_all_equal(from_somewhere, from_zero)
 
 
@@ -314,7 +343,7 @@ def test_sequence_and_single_steps_agree(cfg):
 
 @each
 def test_surprise_is_the_loss_of_each_frame_above_its_floor(cfg):
-    params, chunk = draw_params(cfg), certain(draw_chunk(cfg))._replace(fresh=np.array(True))
+    params, chunk = draw_params(cfg), certain(draw_chunk(cfg))._replace(reset=np.array(True))
     surprise = memory.surprise(cfg, params, jax.random.key(0), chunk)
     chex.assert_shape(surprise, (T, B))
     for t, b in ((0, 0), (0, 2), (3, 1), (T - 1, 3)):

@@ -1,16 +1,22 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
 import numpy as np
 import pytest
+from hypothesis import given
 
-from dreamjax.replay import episodes
-from dreamjax.replay.episodes import Episode, EpisodeError, Store
+from dreamjax.storage import episodes
+from dreamjax.storage.episodes import Episode, EpisodeError, Store
 
-LENGTHS = (3, 17, 1, 8, 12, 5, 9)
+LENGTHS = (3, 17, 2, 8, 12, 5, 9)
 BATCH = 6
 
 
@@ -21,7 +27,19 @@ def numbered_episode(number: int, length: int) -> Episode:
     observation[:, 0, 0, 0] = number
     observation[:, 0, 1, 0] = np.arange(length)
     action, reward = rng.uniform(-1, 1, length).astype(np.float16), rng.normal(size=length).astype(np.float32)
+    action[-1] = reward[0] = 0
     return Episode(observation, action, reward, number % 2 == 0, 1000 + number)
+
+
+@st.composite
+def drawn_episodes(draw: st.DrawFn) -> Episode:
+    """Anything that may be recorded."""
+    steps, size = draw(st.integers(2, 5)), draw(st.sampled_from([(), (1,), (3,), (2, 2)]))
+    action = draw(hnp.arrays(np.float16, (steps, *size), elements=st.floats(-2, 2, width=16)))
+    reward = draw(hnp.arrays(np.float32, steps, elements=st.floats(-1e6, 1e6, width=32)))
+    action[-1] = reward[0] = 0
+    pixels = np.random.default_rng(draw(st.integers(0, 9))).integers(0, 256, (steps, 64, 64, 3), dtype=np.uint8)
+    return Episode(pixels, action, reward, draw(st.booleans()), draw(st.integers(0, 2**63 - 1)))
 
 
 @pytest.fixture
@@ -49,9 +67,12 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_actions_may_be_vectors(tmp_path: Path) -> None:
-    episode = numbered_episode(5, 4)._replace(action=np.ones((4, 3), np.float16))
-    assert_equal(episodes.read(episodes.write(tmp_path, 0, episode)), episode)
+@given(drawn_episodes(), st.integers(0, 10**6))
+def test_any_episode_survives_the_disk(tmp_path_factory: pytest.TempPathFactory, episode: Episode, number: int) -> None:
+    folder = tmp_path_factory.mktemp("episode")
+    path = episodes.write(folder, number, episode)
+    assert_equal(episodes.read(path), episode)
+    assert episodes.open_store(folder) == Store((path,), (len(episode.observation),))
 
 
 def test_equal_episodes_make_equal_files(tmp_path: Path) -> None:
@@ -62,35 +83,61 @@ def test_equal_episodes_make_equal_files(tmp_path: Path) -> None:
 BAD = {
     "float frames": {"observation": np.zeros((4, 64, 64, 3), np.float32)},
     "wide frames": {"observation": np.zeros((4, 64, 65, 3), np.uint8)},
-    "no frames": {
-        "observation": np.zeros((0, 64, 64, 3), np.uint8),
-        "action": np.zeros(0, np.float16),
-        "reward": np.zeros(0, np.float32),
+    "no action": {
+        "observation": np.zeros((1, 64, 64, 3), np.uint8),
+        "action": np.zeros(1, np.float16),
+        "reward": np.zeros(1, np.float32),
     },
     "float32 actions": {"action": np.zeros(4, np.float32)},
     "too few actions": {"action": np.zeros(3, np.float16)},
     "too few rewards": {"reward": np.zeros(3, np.float32)},
-    "a reward that is none": {"reward": np.full(4, np.nan, np.float32)},
+    "a reward that is none": {"reward": np.float32([0, 1, np.nan, 1])},
+    "a reward for nothing": {"reward": np.ones(4, np.float32)},
+    "an action after the end": {"action": np.ones(4, np.float16)},
 }
 
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
 def test_wrong_arrays_are_neither_written_nor_read(tmp_path: Path, bad: dict) -> None:
     episode = numbered_episode(0, 4)._replace(**bad)
-    with pytest.raises(EpisodeError, match=r"must be (uint8|float16|float32|finite)"):
+    with pytest.raises(EpisodeError, match=r"must be (uint8|float16|float32|finite|0)"):
         episodes.write(tmp_path, 0, episode)
     assert not list(tmp_path.iterdir())
     path = tmp_path / "episode_000000.npz"
-    np.savez(path, **episode._asdict())
+    np.savez(path, version=episodes.VERSION, **episode._asdict())
     with pytest.raises(EpisodeError, match=r"episode_000000\.npz.*must be .*Delete it"):
         episodes.read(path)
 
 
 def test_a_missing_array_is_named(tmp_path: Path) -> None:
     path = tmp_path / "episode_000000.npz"
-    np.savez(path, observation=np.zeros((4, 64, 64, 3), np.uint8))
+    np.savez(path, version=episodes.VERSION, observation=np.zeros((4, 64, 64, 3), np.uint8))
     with pytest.raises(EpisodeError, match="action"):
         episodes.read(path)
+
+
+@pytest.mark.parametrize(("version", "age"), [(None, "an older"), (1, "an older"), (3, "a newer")])
+def test_an_episode_of_another_version_is_refused(tmp_path: Path, version: int | None, age: str) -> None:
+    """None stands for the first format, which had no version: rewards for actions, and no last frame."""
+    path = episodes.write(tmp_path, 0, numbered_episode(0, 4))
+    episodes.write(tmp_path, 1, numbered_episode(1, 4))
+    episodes.open_store(tmp_path)
+    arrays = {name: array[:-1] if np.ndim(array) else array for name, array in numbered_episode(0, 5)._asdict().items()}
+    np.savez(path, **arrays | ({} if version is None else {"version": version}))
+    message = rf"episode_000000\.npz .*{age} version of dreamjax .*Delete it and collect again"
+    with pytest.raises(EpisodeError, match=message):
+        episodes.read(path)
+    with pytest.raises(EpisodeError, match=message):
+        episodes.open_store(tmp_path)
+
+
+def test_the_index_of_an_older_version_hides_no_old_episode(tmp_path: Path) -> None:
+    path = tmp_path / "episode_000000.npz"
+    np.savez(path, **numbered_episode(0, 4)._asdict())
+    stat = path.stat()
+    (tmp_path / "index.json").write_text(json.dumps({path.name: [stat.st_size, stat.st_mtime_ns, 4]}))
+    with pytest.raises(EpisodeError, match="older version"):
+        episodes.open_store(tmp_path)
 
 
 def test_a_missing_file_is_not_called_damaged(tmp_path: Path) -> None:
@@ -99,7 +146,7 @@ def test_a_missing_file_is_not_called_damaged(tmp_path: Path) -> None:
 
 
 def test_a_flipped_bit_is_found_or_harmless(tmp_path: Path) -> None:
-    episode = numbered_episode(3, 1)
+    episode = numbered_episode(3, 2)
     path = episodes.write(tmp_path, 0, episode)
     intact = path.read_bytes()
     data = intact.find(episode.observation.tobytes())
@@ -135,7 +182,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, part: float) -> None:
 
 
 def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fills_up(file: object, **arrays: np.ndarray) -> None:
+    def fills_up(file: object, **arrays: Any) -> None:
         with open("/dev/full", "wb") as full:  # the device that never has room
             full.write(arrays["observation"].tobytes())
 
@@ -168,14 +215,14 @@ def test_the_index_follows_the_files(store: Store, monkeypatch: pytest.MonkeyPat
     read_length = episodes._read_length
     monkeypatch.setattr(episodes, "_read_length", lambda path: headers_read.append(path.name) or read_length(path))
     assert episodes.open_store(folder) == store and not headers_read
-    episodes.write(folder, 1, numbered_episode(1, 2))
+    episodes.write(folder, 1, numbered_episode(1, 4))
     store.paths[4].unlink()
-    assert episodes.open_store(folder).lengths == (3, 2, 1, 8, 5, 9)
+    assert episodes.open_store(folder).lengths == (3, 4, 2, 8, 5, 9)
     assert headers_read == ["episode_000001.npz"]
-    for damage in ("", "{", "[1, 2"):
+    for damage in ("", "{", "[1, 2", "[]", "{}"):
         (folder / "index.json").write_text(damage)
-        assert episodes.open_store(folder).lengths == (3, 2, 1, 8, 5, 9)
-    assert len(json.loads((folder / "index.json").read_text())) == 6
+        assert episodes.open_store(folder).lengths == (3, 4, 2, 8, 5, 9)
+    assert len(json.loads((folder / "index.json").read_text())["episodes"]) == 6
 
 
 @pytest.mark.parametrize("pool", [1, 2, 3, 100])
@@ -239,11 +286,11 @@ def test_a_damaged_episode_stops_the_stream_with_its_name(store: Store) -> None:
 
 def test_an_episode_that_changed_its_length_is_refused(store: Store) -> None:
     episodes.write(store.paths[0].parent, 1, numbered_episode(1, 4))
-    with pytest.raises(EpisodeError, match=r"episode_000001\.npz .*4 steps .*17"):
+    with pytest.raises(EpisodeError, match=r"episode_000001\.npz .*4 frames .*17"):
         list(islice(episodes.frame_batches(store, 0, BATCH), 20))
 
 
-@pytest.mark.parametrize("bad", [{"batch_size": 0}, {"batch_size": 56}, {"start_step": -1}, {"pool_episodes": 0}])
+@pytest.mark.parametrize("bad", [{"batch_size": 0}, {"batch_size": 57}, {"start_step": -1}, {"pool_episodes": 0}])
 def test_bad_arguments_are_refused_at_once(store: Store, bad: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         episodes.frame_batches(store, 0, **{"batch_size": BATCH} | bad)
@@ -255,3 +302,8 @@ def test_reading_needs_no_permission_to_write(store: Store, monkeypatch: pytest.
     monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
     assert episodes.open_store(folder) == store
     assert not (folder / "index.json").exists()
+
+
+def test_importing_it_does_not_start_jax() -> None:
+    code = "import sys, dreamjax.storage.episodes; assert 'jax' not in sys.modules and 'flax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

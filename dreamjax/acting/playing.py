@@ -251,4 +251,4 @@ class _Group:
 def _rounded(space: Space, action: np.ndarray) -> np.ndarray:
     if space.is_discrete:
         return action
-    return np.clip(action, np.asarray(space.low), np.asarray(space.high)).astype(np.float16).astype(space.dtype)
+    return np.clip(action, space.low_array, space.high_array).astype(np.float16).astype(space.dtype)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreamjax.acting import seeds
-from dreamjax.acting.play import Played, Request, play
+from dreamjax.acting.playing import Played, Request, play
 from dreamjax.acting.pool import Pool
 from dreamjax.storage import episodes as store
 from dreamjax.storage.atomic import read_json, write_json
@@ -69,6 +69,8 @@ def collect(
     for unfinished in folder.glob(".episode_*"):  # of a process that was killed while writing
         unfinished.unlink()
     kept = {int(path.stem.removeprefix("episode_")) for path in folder.glob("episode_*.npz")}
+    if kept:
+        store.open_store(folder)  # refuses episodes of an older version before anything is played
     numbers: list[int] = []  # of the attempts, in the order in which they were requested
 
     def requests() -> Iterator[Request]:

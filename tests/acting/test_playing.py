@@ -11,7 +11,7 @@ import pytest
 
 from dreamjax import rollout
 from dreamjax.acting import random_play
-from dreamjax.acting.play import Played, Request, evaluate_population, play
+from dreamjax.acting.playing import Played, Request, evaluate_population, play
 from dreamjax.acting.pool import Pool
 from dreamjax.envs.host import InvalidStep
 from dreamjax.types import Step

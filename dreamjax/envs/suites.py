@@ -1,0 +1,85 @@
+"""Host environments by name, such as "dmc_walker_walk", with the settings that DreamerV3 publishes for each suite.
+
+Imports a suite when an environment of it is made.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import gymnasium
+
+from dreamjax.envs.host import rescaled
+
+
+class Suite(NamedTuple):
+    """How a family of tasks is published: steps are actions, whatever each is repeated in the environment."""
+
+    make: Callable[[str], gymnasium.Env]  # from the name of a task within the suite
+    max_steps: int  # of an episode
+    steps: int  # of training, all environments together
+    train_ratio: float
+    envs: int
+    repeat: int = 1  # frames per action
+
+
+class Task(NamedTuple):
+    """A task of a suite."""
+
+    suite: Suite
+    make_env: Callable[[], gymnasium.Env]  # continuous actions with bounds lie in [-1, 1]
+
+
+def task(name: str) -> Task:
+    """Find a task by its name, "<suite>_<task>". Raises ValueError for an unknown suite."""
+    suite, _, within = name.partition("_")
+    if suite not in SUITES:
+        raise ValueError(f"unknown suite {suite!r} in task {name!r}; there are {', '.join(SUITES)}")
+    return Task(SUITES[suite], partial(rescaled, partial(SUITES[suite].make, within)))
+
+
+def _control(task: str, observation: Literal["vectors", "pixels"]) -> gymnasium.Env:
+    from dreamjax.envs.dmc import ControlSuite
+
+    return ControlSuite(task, repeat=2, observation=observation)
+
+
+def _atari(task: str, **settings: Any) -> gymnasium.Env:
+    from dreamjax.envs.atari import Atari
+
+    return Atari(task, **settings)
+
+
+def _crafter(task: str) -> gymnasium.Env:
+    from dreamjax.envs.crafter import Crafter
+
+    if task != "reward":
+        raise ValueError(f"the task of Crafter is crafter_reward, got {task!r}")
+    return Crafter()
+
+
+def _doom(task: str) -> gymnasium.Env:
+    from dreamjax.envs.vizdoom import TakeCover
+
+    if task != "takecover":
+        raise ValueError(f"the task of Doom is doom_takecover, got {task!r}")
+    # The game knows three actions. A normal over its number in [-1, 1] could not prefer left and right to standing.
+    actions = gymnasium.spaces.Discrete(3)
+    return gymnasium.wrappers.TransformAction(TakeCover(), (-1.0, 0.0, 1.0).__getitem__, actions)
+
+
+_ATARI_100K: dict[str, Any] = {"size": 64, "grey": False, "sticky": False, "all_actions": False}
+
+# Both control suites as in the paper: 500k and 1M frames, with the size 12m. Atari, Atari 100k and Crafter as in the
+# configuration of the published code, with the size 200m; for Atari 100k the paper writes a train ratio of 128. Doom
+# and Gymnasium are not among what was published. A task of Gymnasium is its id, with a module before it if need be:
+# "gym_my_package:MyEnv-v0".
+SUITES = {
+    "dmc": Suite(partial(_control, observation="vectors"), 500, 250_000, 512, 16, 2),
+    "dmcpixels": Suite(partial(_control, observation="pixels"), 500, 500_000, 512, 16, 2),
+    "atari": Suite(_atari, 27_000, 51_000_000, 32, 16, 4),
+    "atari100k": Suite(partial(_atari, **_ATARI_100K), 27_000, 110_000, 256, 1, 4),
+    "crafter": Suite(_crafter, 10_000, 1_100_000, 512, 1),
+    "doom": Suite(_doom, 2100, 1_000_000, 32, 8),
+    "gym": Suite(gymnasium.make, 1000, 100_000, 512, 4),
+}

@@ -1,0 +1,76 @@
+"""Weight files: the arrays of a tree in one compressed `.npz`, small enough for version control."""
+
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dreamjax.storage.atomic import replacing
+from dreamjax.storage.leaves import (
+    CheckpointError,
+    check_same,
+    describe,
+    from_numpy,
+    named_leaves,
+    same_kind,
+    to_numpy,
+)
+from dreamjax.types import PyTree
+
+
+def save_weights(path: str | os.PathLike[str], tree: PyTree, dtype: Any = None) -> None:
+    """Write the arrays of `tree` to one compressed `.npz`, named by their "/"-joined paths, atomically.
+
+    `dtype`, for instance `np.float16`, is what floating-point leaves are stored as; None keeps their types. Equal
+    weights give equal bytes (a `.npz` carries no date), so the file may live in version control.
+
+    Raises:
+        ValueError: `path` does not end in .npz, a leaf has a type that a `.npz` cannot hold (a typed key, bfloat16), or
+            a finite value is too large for `dtype`.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise ValueError(f"weights are stored as .npz, got {path.name!r}")
+    arrays = {}
+    for name, leaf in named_leaves(tree).items():
+        array = to_numpy(name, leaf)
+        if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key) or array.dtype.kind not in "biuf":
+            raise ValueError(f"leaf {name!r} is {leaf.dtype}, which a .npz cannot hold: leave it out or cast it")
+        if dtype is not None and array.dtype.kind == "f":
+            with np.errstate(over="ignore"):  # reported below, with the name of the leaf
+                stored = array.astype(dtype)
+            if not np.array_equal(np.isfinite(stored), np.isfinite(array)):
+                raise ValueError(f"leaf {name!r} has values too large for {np.dtype(dtype)}: store it as float32")
+            array = stored
+        arrays[name] = array
+    with replacing(path) as temporary:
+        np.savez_compressed(temporary, allow_pickle=False, **arrays)
+
+
+def load_weights(path: str | os.PathLike[str], like: PyTree) -> PyTree:
+    """Read a file of `save_weights` into the structure, shapes and types of `like` (arrays or `ShapeDtypeStruct`s).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is damaged (every entry carries a CRC-32).
+        ValueError: the names or shapes differ from those of `like`, or one side is floating-point and the other not.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            broken = archive.zip.testzip()
+            if broken is not None:
+                raise zipfile.BadZipFile(f"entry {broken!r} does not match its checksum")
+            arrays = dict(archive)
+    except FileNotFoundError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}. Fetch it or write it again.") from error
+    leaves = named_leaves(like)
+    found = {name: {"dtype": array.dtype.name, "shape": list(array.shape)} for name, array in arrays.items()}
+    check_same(found, leaves, os.fspath(path), same_kind)
+    values = [from_numpy(arrays[name].astype(describe(leaf)["dtype"]), leaf, {}) for name, leaf in leaves.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), values)

@@ -1,0 +1,65 @@
+"""What all experiment files share: one command line, and where a run keeps its folder."""
+
+import itertools
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from dreamjax.storage.configs import command_line
+from dreamjax.storage.folder import RunFolder
+from dreamjax.training.devices import keep_freed_memory
+
+Config = TypeVar("Config")
+Chosen = TypeVar("Chosen", bound="Options")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to do with a configuration: train, unless one of the others is given."""
+
+    folder: Path | None = None  # of the run; otherwise runs/<experiment>/<preset>-<seed>
+    evaluate: Path | None = None  # evaluate and film the agent in this folder, instead of training one
+    episodes: int = 100  # to evaluate it in
+    aggregate: tuple[Path, ...] = ()  # folders of finished runs, whose results are put together
+    into: Path | None = None  # folder for what is aggregated; otherwise experiments/results/<experiment>
+
+
+def read_command_line(
+    experiment: str,
+    description: str | None,
+    presets: Mapping[str, Config],
+    options: type[Chosen] = Options,  # type: ignore[assignment]
+    arguments: Sequence[str] | None = None,
+) -> tuple[Config, Chosen]:
+    """Read `--preset NAME`, every field of its configuration, and the options; `--help` lists them all.
+
+    The first preset is the default. `options` is `Options`, or a dataclass derived from it. Exits, as command lines do,
+    where something is wrong or help was asked for.
+    """
+    keep_freed_memory()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    names = [value for flag, value in itertools.pairwise(given) if flag == "--preset"]
+    name = names[-1] if names else next(iter(presets))
+    if name not in presets:
+        raise SystemExit(f"{experiment}.py has no preset {name!r}: use one of {', '.join(presets)}")
+    flat: Any = lambda kind: Annotated[kind, tyro.conf.arg(name="")]  # noqa: E731
+    config = presets[name]
+    both = make_dataclass("Arguments", [("config", flat(type(config)), config), ("options", flat(options), options())])
+    parsed: Any = tyro.cli(both, args=given, description=description, prog=f"{experiment}.py")
+    return parsed.config, parsed.options
+
+
+def run_folder(experiment: str, cfg: Any, options: Options, variant: str = "") -> RunFolder:
+    """Open the folder of a run: the one that was asked for, or one named after preset and seed."""
+    default = Path("runs") / experiment / "-".join(filter(None, [cfg.preset, str(cfg.seed), variant]))
+    return RunFolder(options.folder or default, cfg)
+
+
+def command(experiment: str, cfg: Any, presets: Mapping[str, Any]) -> str:
+    """Return the command that makes this configuration."""
+    flags = command_line(cfg, presets[cfg.preset])
+    return " ".join([f"python experiments/{experiment}.py --preset {cfg.preset}", *flags])
