@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +114,9 @@ def _continue(folder: Path, settings: Settings, episodes: int) -> tuple[set[int]
     Raises: ValueError for a collection that was begun with other settings.
     """
     path = folder / NOTES
-    begun = read_json(path) if path.exists() else {"settings": settings, "short": [], "asked": 0}
+    begun: dict[str, Any] = {"settings": settings, "short": [], "asked": 0}
+    if path.exists():
+        begun = read_json(path)
     if begun["settings"] != settings:
         raise ValueError(
             f"{folder} was collected with {begun['settings']}, not {settings}; use the same settings or another folder"

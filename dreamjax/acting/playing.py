@@ -52,9 +52,10 @@ def play(
     """Play the episodes of all requests, as many at once as the pool has environments; yield each that ends.
 
     `params.policy` is stacked [N, ...], a row for each policy. An episode depends on the parameters, its request and
-    `key`, not on what is played beside it, nor on how many environments or workers there are. An episode whose environment raises, or whose worker dies or hangs, begins again. Requests are taken when an
-    environment is free for them, so they may depend on what was yielded before. One play uses a pool at a time; one
-    that was left in the middle may be followed by another.
+    `key`, not on what is played beside it, nor on how many environments or workers there are. An episode whose
+    environment raises, or whose worker dies or hangs, begins again. Requests are taken when an environment is free for
+    them, so they may depend on what was yielded before. One play uses a pool at a time; one that was left in the middle
+    may be followed by another.
 
     Args:
       record: whether to keep what was seen and done, or which requests to keep it of.
@@ -157,7 +158,7 @@ class _Group:
         waiting: Iterator[tuple[int, Request]],
         reply: Reply,
     ) -> Iterator[Played]:
-        """Take in what arrived, order what comes next, and yield the episodes that ended."""
+        """Take in what arrived, yield the episodes that ended, and order what comes next."""
         orders: list[Order] = [None] * len(self._playing)
         ended, observation = [], self._pool.observation(self._number)
         for i, playing in enumerate(self._playing):
@@ -174,7 +175,8 @@ class _Group:
                 self._seen[i].append(Step(now, *flags))
             if is_last:
                 ended.append((i, playing, is_terminal, reply.info.get(i, {})))
-        finished = [self._played(*one) for one in ended]
+        for one in ended:
+            yield self._played(*one)
         for i, *_ in ended:
             self._failures[i] = 0
             orders[i] = self._open(i, next(waiting, None))
@@ -183,7 +185,6 @@ class _Group:
             for i, leaves in zip(acting, self._choose(act, acting, observation, reply.reward), strict=True):
                 orders[i] = leaves
         self._send(orders)
-        yield from finished
 
     def _open(self, i: int, playing: tuple[int, Request] | None) -> Order:
         """Give an environment an episode, from its beginning, or none; return the order."""

@@ -1,4 +1,4 @@
-"""Where the environments of a pool are stepped: in this process, or in worker processes, which are watched and replaced."""
+"""Where the environments of a pool are stepped: in this process, or in workers, which are watched and replaced."""
 
 import os
 import socket

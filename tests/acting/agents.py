@@ -1,4 +1,4 @@
-"""A small agent that sees, remembers, draws and moves to all sides, so that nothing about an episode may go wrong unseen."""
+"""A small agent that sees, remembers, draws and moves to all sides, so that no part of an episode goes wrong unseen."""
 
 from typing import NamedTuple
 

@@ -55,7 +55,7 @@ def misbehave(how: str) -> None:
 
 
 class Faulty(Ragged):
-    """Misbehaves at a step of the episode of a seed, as often as `times`; files in `folder` count, for all processes."""
+    """Misbehaves at a step of the episode of a seed, `times` times; files in `folder` count, for all processes."""
 
     def __init__(self, folder: Path, how: str, seed: int, at: int = 2, times: int = 1) -> None:
         self.folder, self.how, self.bad_seed, self.at, self.times = folder, how, seed, at, times
@@ -124,7 +124,7 @@ class Everything(gymnasium.Env):
     observation_space = spaces.Dict(
         image=spaces.Box(0, 255, (4, 5, 3), np.uint8),
         wide=spaces.Box(np.array([-1.0, 0.0]), np.array([1.0, 5.0]), dtype=np.float64),
-        level=spaces.Box(-5, 1000, (2, 1), np.int64),
+        level=spaces.Box(-100, 1000, (2, 1), np.int64),
         mask=spaces.Box(0, 1, (2,), dtype=np.bool_),
         deep=spaces.Dict(last=action_space, number=spaces.Discrete(100)),
     )

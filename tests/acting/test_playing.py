@@ -58,7 +58,7 @@ def test_an_episode_is_what_a_plain_loop_plays() -> None:
             key = jax.random.fold_in(jax.random.fold_in(KEY, np.uint32(request.seed)), len(actions))
             memory, action = act(params, key, memory, steps[-1])
             actions.append(np.asarray(action))
-            observation, reward, terminated, truncated, info = env.step(np.clip(actions[-1], -1, 1))
+            observation, reward, terminated, truncated, _ = env.step(np.clip(actions[-1], -1, 1))
             over = terminated or truncated
             steps.append(Step(observation, np.float32(reward), False, over, terminated and not truncated))
         episode = expected()[number]
@@ -170,7 +170,9 @@ def test_rounded_actions_are_within_bounds_and_what_half_the_bytes_store() -> No
         np.testing.assert_array_equal(whole.action.astype(np.float16).astype(np.float32), whole.action)
         assert np.abs(whole.action).max() <= 1
         # The reward of `Ragged` shows which action was really taken.
-        np.testing.assert_array_equal(whole.step.reward[1:], np.float32(episode.seed % 64 + whole.action[:-1].astype(float)))
+        np.testing.assert_array_equal(
+            whole.step.reward[1:], np.float32(episode.seed % 64 + whole.action[:-1].astype(float))
+        )
         np.testing.assert_allclose(whole.action[0], np.clip(exact.action[0], -1, 1), atol=1e-3)
 
 
@@ -202,7 +204,7 @@ def test_requests_may_depend_on_what_was_played() -> None:
     with Pool(Ragged) as pool:
         for episode in play(pool, AGENT, PARAMS, KEY, requests()):
             totals.append(episode.total)
-    assert 5 <= len(totals) <= 6
+    assert len(totals) == 5
 
 
 @pytest.mark.parametrize("workers", [0, 2])

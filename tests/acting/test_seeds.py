@@ -1,5 +1,7 @@
 """Seeds of different purposes never meet."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,7 +15,7 @@ ENTROPY = st.lists(st.integers(0, 2**40), min_size=1, max_size=4)
 
 def test_the_ranges_are_disjoint_and_are_seeds_of_every_engine() -> None:
     ends = [(one.start, one.stop) for one in RANGES]
-    assert all(stop <= start for (_, stop), (start, _) in zip(ends, ends[1:], strict=False))
+    assert all(stop <= start for (_, stop), (start, _) in pairwise(ends))
     assert all(len(one) >= 2**28 and one.step == 1 for one in RANGES)
     assert ends[0][0] == 0 and ends[-1][1] == 2**31
 
