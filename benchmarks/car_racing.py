@@ -21,9 +21,9 @@ import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
+from dreamjax.acting.collect import random_network_actions
 from gymnasium.envs.box2d import car_racing
 
-from dreamjax.acting.collect import random_network_actions
 from dreamjax.acting.pool import GamePool, population_returns
 from dreamjax.envs.car_racing import MAX_STEPS, CarRacing
 from dreamjax.reporting.results import result_row, write_result

@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from dreamjax.envs.lanes import Lanes, make_lanes
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dreamjax.dreamerv3 import experience, loop
@@ -28,7 +29,6 @@ from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs import probes
 from dreamjax.envs.dmc import ControlSuite
 from dreamjax.envs.gymnasium import to_gymnasium_vector
-from dreamjax.envs.lanes import Lanes, make_lanes
 from dreamjax.reporting.results import result_row, write_result
 from dreamjax.reporting.timing import measure
 from dreamjax.storage.folder import RunFolder
@@ -45,7 +45,7 @@ class HostLoop:
     """A run of the host loop that is taken further and further."""
 
     def __init__(self, agent: DreamerConfig, lanes: Lanes, cfg: HostConfig) -> None:
-        self.dreamer = Dreamer.of(agent, lanes.spec.observation, lanes.spec.action)
+        self.dreamer = Dreamer.of(agent, lanes.spec)
         self._lanes, self._cfg, self._steps = lanes, cfg, cfg.steps
         self._folder = tempfile.TemporaryDirectory()
         self._run = RunFolder(self._folder.name, agent)
@@ -61,7 +61,7 @@ class HostLoop:
 
 def jitted(environment: Environment, agent: DreamerConfig, cfg: LoopConfig, iterations: int) -> Any:
     """Return a function that runs so many iterations of the jitted loop, in one call."""
-    dreamer = loop.bind(agent, environment)
+    dreamer = Dreamer.of(agent, environment.spec)
 
     @partial(jax.jit, donate_argnums=0)
     def run(state: loop.LoopState, key: jax.Array) -> tuple[loop.LoopState, loop.Progress]:

@@ -28,7 +28,7 @@ from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.reporting.results import result_row, write_result
 from dreamjax.reporting.timing import matrix_flops, measure
 from dreamjax.training.devices import keep_freed_memory
-from dreamjax.types import Space
+from dreamjax.types import EnvSpec, Space
 
 RESULTS = Path(__file__).parent / "results" / "dreamerv3_update.json"
 SPACES = {
@@ -58,7 +58,7 @@ def draw(dreamer: Dreamer, batch: int, length: int) -> Experience:
 
 def rows_of(name: str, cfg: DreamerConfig, kind: str, batch: int, length: int, repeats: int) -> list[dict[str, Any]]:
     """Measure one configuration."""
-    dreamer = Dreamer.of(cfg, *SPACES[kind])
+    dreamer = Dreamer.of(cfg, EnvSpec(*SPACES[kind], 1))
     key = jax.random.key(0)
     state = jax.jit(partial(learner.init, dreamer))(key)
     drawn = jax.device_put(draw(dreamer, batch, cfg.context + length))

@@ -6,42 +6,65 @@ Everything goes round one loop::
      ^                                                                |
      +--- policy <--- evolution.tell <--- returns <--- dream(model, policy)
 
-`types` holds the contracts that the rest is written against. `rollout` acts in an environment, `dream` in a
-world model, which is itself an environment; `worldmodels` and `dreamerv3` each build a `LatentModel` and a `Policy` for
-them. `nets`, `distributions`, `returns` and `optim` are the mathematics, `replay` the data, `evolution` CMA-ES over the
-parameters of any policy, `envs` the games. The rest touches disk and screen: `storage`,
-`acting`, `training`, `reporting`.
+`types` holds the contracts that the rest is written against. `rollout` acts in an environment, `dream` in a world
+model, which is itself an environment; `worldmodels` and `dreamerv3` each make an `Agent`: a `LatentModel` and a policy.
+`nets`, `distributions`, `returns` and `optim` are the mathematics, `replay` the data, `evolution` CMA-ES over the
+parameters of any policy, `envs` the games. The rest touches disk and screen: `storage` keeps what survives a kill,
+`acting` acts in host environments, `training` runs for hours, `reporting` is what a person looks at.
 
-Modules are imported when they are first used: `import dreamjax` alone does not start JAX.
+Names are imported when they are first used: `import dreamjax` alone starts neither JAX nor a game.
 """
 
-from importlib import import_module
-from types import ModuleType
+from typing import TYPE_CHECKING
+
+from dreamjax._exports import exports
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "acting",
-    "distributions",
-    "dream",
-    "dreamerv3",
-    "envs",
-    "evolution",
-    "nets",
-    "optim",
-    "replay",
-    "reporting",
-    "returns",
-    "rollout",
-    "storage",
-    "training",
-    "types",
-    "worldmodels",
-]
+if TYPE_CHECKING:
+    from dreamjax import (
+        acting as acting,
+        distributions as distributions,
+        dream as dream,
+        dreamerv3 as dreamerv3,
+        envs as envs,
+        evolution as evolution,
+        nets as nets,
+        optim as optim,
+        replay as replay,
+        reporting as reporting,
+        returns as returns,
+        rollout as rollout,
+        storage as storage,
+        training as training,
+        types as types,
+        worldmodels as worldmodels,
+    )
+    from dreamjax.acting.evaluation import evaluate as evaluate
+    from dreamjax.reporting.films import film as film
+    from dreamjax.rollout import act as act, start as start, unroll as unroll
+    from dreamjax.storage.agents import load as load, save_agent as save_agent
+    from dreamjax.training.dreamer import train as train
+    from dreamjax.types import (
+        Action as Action,
+        Agent as Agent,
+        AgentParams as AgentParams,
+        AnyPolicy as AnyPolicy,
+        Array as Array,
+        Environment as Environment,
+        EnvSpec as EnvSpec,
+        Key as Key,
+        LatentModel as LatentModel,
+        Metrics as Metrics,
+        Outcome as Outcome,
+        Params as Params,
+        Policy as Policy,
+        PyTree as PyTree,
+        RecurrentPolicy as RecurrentPolicy,
+        Space as Space,
+        State as State,
+        Step as Step,
+        StepPolicy as StepPolicy,
+    )
 
-
-def __getattr__(name: str) -> ModuleType:
-    """Imports a module of the list above. Raises AttributeError for any other name."""
-    if name not in __all__:
-        raise AttributeError(f"dreamjax has no module {name!r}; it has {', '.join(__all__)}")
-    return import_module(f"dreamjax.{name}")
+__getattr__, __dir__, __all__ = exports(__name__, __file__)

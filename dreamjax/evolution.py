@@ -164,11 +164,6 @@ def tell(
     return state, _metrics(state, fitness)
 
 
-def mean(cfg: EvolutionConfig, state: EvolutionState) -> Params:
-    """Return the mean of the distribution, the policy to evaluate and deploy: less noisy than any one individual."""
-    return state.mean
-
-
 def _metrics(state: EvolutionState, fitness: Array) -> Metrics:
     return {
         "fitness_mean": jnp.nanmean(fitness),

@@ -1,6 +1,6 @@
-"""The optimiser of DreamerV3 as an optax chain.
+"""The optimisers of both systems as optax chains: Adam of World Models, LaProp of DreamerV3.
 
-Source: Hafner et al. 2023, and its published code.
+Sources: Ha & Schmidhuber 2018, Hafner et al. 2023, and their published code.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,33 @@ import jax.numpy as jnp
 import optax
 
 from dreamjax.types import Array, Params
+
+
+@dataclass(frozen=True)
+class AdamConfig:
+    """Adam whose learning rate falls by `decay` a step from `learning_rate` towards `final_learning_rate`."""
+
+    learning_rate: float = 1e-4
+    final_learning_rate: float = 0.0
+    decay: float = 1.0
+    clip: float = float("inf")  # of every single gradient entry
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0 or not 0 < self.decay <= 1 or self.clip <= 0:
+            raise ValueError(f"need learning_rate > 0, 0 < decay <= 1 and clip > 0, got {self}")
+
+
+def adam(cfg: AdamConfig, learning_rate: Array | float | None = None) -> optax.GradientTransformation:
+    """Build the optimiser: clip, then Adam at the rate (learning_rate - final) decay^step + final.
+
+    `learning_rate` [] stands for that of `cfg` and may be traced, so that one program serves, and vmaps over, many.
+    """
+    first = cfg.learning_rate if learning_rate is None else learning_rate
+
+    def rate(step: Array) -> Array:
+        return (first - cfg.final_learning_rate) * cfg.decay**step + cfg.final_learning_rate
+
+    return optax.chain(optax.clip(cfg.clip), optax.adam(rate))
 
 
 @dataclass(frozen=True)
@@ -55,10 +82,13 @@ def adaptive_gradient_clip(clip: float, smallest: float) -> optax.GradientTransf
     return optax.GradientTransformation(init, update)
 
 
-def laprop(cfg: LaPropConfig) -> optax.GradientTransformation:
-    """Build the optimiser: clip, divide by the root mean square, then take momentum (Ziyin et al. 2020)."""
-    constant = optax.constant_schedule(cfg.learning_rate)
-    rate = optax.linear_schedule(0.0, cfg.learning_rate, cfg.warmup) if cfg.warmup else constant
+def laprop(cfg: LaPropConfig, learning_rate: Array | float | None = None) -> optax.GradientTransformation:
+    """Build the optimiser: clip, divide by the root mean square, then take momentum (Ziyin et al. 2020).
+
+    `learning_rate` [] stands in for the configuration's. It may be traced: its state does not depend on it.
+    """
+    highest: Any = cfg.learning_rate if learning_rate is None else learning_rate
+    rate = optax.linear_schedule(0.0, highest, cfg.warmup) if cfg.warmup else optax.constant_schedule(highest)
     return optax.chain(
         adaptive_gradient_clip(cfg.clip, cfg.smallest),
         optax.scale_by_rms(decay=cfg.beta2, eps=cfg.eps, eps_in_sqrt=False, bias_correction=True),

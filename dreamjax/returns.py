@@ -12,7 +12,7 @@ from dreamjax.types import Array
 
 
 def lambda_returns(
-    reward: Array, is_last: Array, is_terminal: Array, bootstrap: Array, discount: float, mix: float
+    reward: Array, is_last: Array, is_terminal: Array, bootstrap: Array, discount: Array | float, mix: float
 ) -> Array:
     """Lambda returns: R_t = r_{t+1} + live_{t+1} [(1 - keep_{t+1}) boot_{t+1} + keep_{t+1} R_{t+1}].
 

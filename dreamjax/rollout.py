@@ -115,16 +115,16 @@ def step_policy(agent: Agent, model_params: Params) -> StepPolicy:
 
     Its parameters are those of the agent's policy alone, so that a population of policies can share one world model.
     """
-    model, judging = agent.model, reactive(agent.policy)
+    model, reacting = agent.model, reactive(agent.policy)
 
     def start(params: Params) -> AgentState:
-        return AgentState(model.start(model_params), zero_action(model.spec.action), judging.start(params))
+        return AgentState(model.start(model_params), zero_action(model.spec.action), reacting.start(params))
 
     def act(params: Params, key: Key, state: AgentState, step: Step) -> tuple[AgentState, Action]:
         key_observe, key_act = jax.random.split(key)
         embedding = model.encode(model_params, step.observation)
         latent = model.observe(model_params, key_observe, state.latent, state.action, embedding, step.is_first)
-        memory, action = judging.act(params, key_act, state.memory, step._replace(observation=model.features(latent)))
+        memory, action = reacting.act(params, key_act, state.memory, step._replace(observation=model.features(latent)))
         return AgentState(latent, action, memory), action
 
     return StepPolicy(start, act)

@@ -101,9 +101,10 @@ class EnvSpec(NamedTuple):
     action: PyTree
     max_steps: int
 
-    def __hash__(self) -> int:  # of whatever the pytrees are made of, so that what holds a spec is hashable
-        leaves, structure = jax.tree.flatten((self.observation, self.action))
-        return hash((tuple(leaves), structure, self.max_steps))
+    def __hash__(self) -> int:
+        """Hash mappings of spaces too, so that jitted functions can take as static what holds a spec."""
+        leaves, structure = jax.tree.flatten(tuple(self))
+        return hash((tuple(leaves), structure))
 
 
 class Step(NamedTuple):
@@ -175,7 +176,7 @@ class Features(Protocol):
         """What a policy reads of a latent state: a float vector [F]."""
 
 
-class Judge(Protocol):
+class PredictOutcome(Protocol):
     def __call__(self, params: Params, state: State, /) -> Outcome:
         """Predict the reward of having arrived in a state [], and the probability that the episode goes on []."""
 
@@ -223,7 +224,7 @@ class LatentModel(NamedTuple):
     observe: Observe
     imagine: Imagine
     features: Features
-    outcome: Judge
+    outcome: PredictOutcome
     decode: Decode
     spec: EnvSpec  # of the environment that it models
 

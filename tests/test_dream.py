@@ -241,15 +241,21 @@ SCRIPT = """
 import json, sys
 import jax, jax.numpy as jnp
 from dreamjax import dream
+from dreamjax.envs.vizdoom import take_cover_spec
 from dreamjax.training.devices import device_mesh
-from dreamjax.types import Agent, AgentParams
+from dreamjax.types import AgentParams
 from dreamjax.worldmodels import controller, memory, model
 from dreamjax.worldmodels.memory import MemoryConfig
 from dreamjax.worldmodels.model import WorldModelConfig, WorldModelParams
 from dreamjax.worldmodels.vision import VisionConfig
 
-world = WorldModelConfig(VisionConfig(4), MemoryConfig(latent_size=4, hidden_size=16, mixtures=2), max_steps=40)
-made, policy = model.make(world), controller.make(controller.ControllerConfig(features=model.feature_size(world)))
+world = WorldModelConfig(
+    VisionConfig(4),
+    MemoryConfig(latent_size=4, hidden_size=16, mixtures=2),
+    controller.ControllerConfig(bias=False),
+    step_reward=1.0,
+)
+agent = model.make(world, take_cover_spec(max_steps=40))
 key_memory, key_starts, key_population, key_dream = jax.random.split(jax.random.key(0), 4)
 params = memory.init(world.memory, key_memory)
 params["output"]["kernel"] = params["output"]["kernel"].at[:, -1].multiply(5.0)  # ends that depend on the state
@@ -257,7 +263,6 @@ params["output"]["bias"] = params["output"]["bias"].at[-1].set(-1.0)
 starts = tuple(jax.random.normal(key_starts, (2, 5, 4)))
 population = {"kernel": jax.random.normal(key_population, (24, model.feature_size(world)))}
 keys = jax.random.split(key_dream, 4)
-agent = Agent(made, policy)
 params = AgentParams(WorldModelParams({}, params), population, starts)
 played = {
     str(count): dream.returns(agent, params, keys, 1.15, mesh).steps.tolist()

@@ -16,6 +16,7 @@ import pytest
 
 from dreamjax import dream, evolution, rollout
 from dreamjax.evolution import EvolutionConfig
+from dreamjax.optim import AdamConfig
 from dreamjax.replay.latents import Latents, chunks, end_to_end
 from dreamjax.rollout import Returns
 from dreamjax.types import (
@@ -34,10 +35,10 @@ from dreamjax.types import (
     StepPolicy,
 )
 from dreamjax.worldmodels import learner, model
-from dreamjax.worldmodels.learner import OptimizerConfig
+from dreamjax.worldmodels.learner import MemoryLearner
 from dreamjax.worldmodels.memory import MemoryConfig
 from dreamjax.worldmodels.model import WorldModelConfig, WorldModelParams
-from dreamjax.worldmodels.vision import VisionConfig
+from dreamjax.worldmodels.vision import FRAME, VisionConfig
 
 SPEED, WIND, CALM = 0.1, 0.06, 0.05  # of the walker, of the wind, and how often the wind turns
 MAX_STEPS = 100
@@ -46,11 +47,11 @@ SCALE, LOG_VARIANCE = 2.0, -6.0  # of the latent, a position that is seen with a
 WORLD = WorldModelConfig(
     vision=VisionConfig(latent_size=1),
     memory=MemoryConfig(latent_size=1, hidden_size=32, mixtures=2),
-    max_steps=MAX_STEPS,
+    step_reward=1.0,
 )
-OPTIMIZER = OptimizerConfig(1e-2, 1e-3, 0.998, clip=1.0)
 EVOLUTION = EvolutionConfig(population_size=8, sigma=0.3)
-STREAMS, LENGTH, UPDATES, GENERATIONS = 32, 32, 600, 25
+LENGTH, UPDATES, GENERATIONS = 32, 600, 25
+LEARNER = MemoryLearner(WORLD.memory, AdamConfig(1e-2, 1e-3, 0.998, clip=1.0), streams=32)
 LANES = 16  # few of them compile quickly, as they are never repacked; so episodes are played in rounds
 FEATURES = model.feature_size(WORLD)
 
@@ -91,7 +92,8 @@ def world_model() -> LatentModel:
     def encode(params: Params, position: Array) -> tuple[Array, Array]:
         return SCALE * position, jnp.full_like(position, LOG_VARIANCE)
 
-    return model.make(WORLD)._replace(encode=encode)
+    pictures = EnvSpec(Space(FRAME, np.uint8, 0, 256), walk().spec.action, MAX_STEPS)
+    return model.make(WORLD, pictures).model._replace(encode=encode)
 
 
 def linear() -> Policy:
@@ -135,9 +137,9 @@ def collect(key: Key, steps: int) -> Latents:
 
 def learn(key: Key, data: Latents) -> WorldModelParams:
     key_init, key_train = jax.random.split(key)
-    state = learner.memory_init(WORLD.memory, OPTIMIZER, key_init, STREAMS)
-    for _, chunk in zip(range(UPDATES), chunks(data, 0, STREAMS, LENGTH), strict=False):
-        state, _ = learner.memory_step(WORLD.memory, OPTIMIZER, jax.random.clone(key_train), state, chunk)
+    state = learner.init(LEARNER, key_init)
+    for _, chunk in zip(range(UPDATES), chunks(data, 0, LEARNER.streams, LENGTH), strict=False):
+        state, _ = learner.train_step(LEARNER, jax.random.clone(key_train), state, chunk)
     return WorldModelParams({}, state.params)
 
 

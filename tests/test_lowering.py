@@ -11,18 +11,16 @@ import pytest
 from dreamjax import dream, rollout
 from dreamjax.envs.probes import dodge
 from dreamjax.replay.latents import Chunk
-from dreamjax.types import Agent, AgentParams
-from dreamjax.worldmodels import controller, learner, model
-from dreamjax.worldmodels.controller import ControllerConfig
-from dreamjax.worldmodels.learner import MEMORY_OPTIMIZER, VISION_OPTIMIZER
+from dreamjax.types import AgentParams
+from dreamjax.worldmodels import learner, model
+from dreamjax.worldmodels.learner import MemoryLearner, VisionLearner
 from dreamjax.worldmodels.memory import MemoryConfig
 from dreamjax.worldmodels.model import WorldModelConfig
 from dreamjax.worldmodels.vision import VisionConfig
 
 WORLD = WorldModelConfig(VisionConfig(latent_size=4), MemoryConfig(latent_size=4, hidden_size=5, mixtures=2))
-MODEL = model.make(WORLD)
-POLICY = controller.make(ControllerConfig("doom", model.feature_size(WORLD)))
 GAME = dodge(observation="pixels")
+AGENT = model.make(WORLD, GAME.spec)
 KEY = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
 B, T = 2, 3
 
@@ -32,17 +30,17 @@ def array(*shape: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
 
 
 def vision_step():
-    state = jax.eval_shape(partial(learner.vision_init, WORLD.vision, VISION_OPTIMIZER), KEY)
-    step = partial(learner.vision_step, WORLD.vision, VISION_OPTIMIZER)
-    return step, (KEY, state, array(B, 64, 64, 3, dtype=jnp.uint8))
+    vision = VisionLearner(WORLD.vision)
+    state = jax.eval_shape(partial(learner.init, vision), KEY)
+    return partial(learner.train_step, vision), (KEY, state, array(B, 64, 64, 3, dtype=jnp.uint8))
 
 
 def memory_step():
-    state = jax.eval_shape(lambda key: learner.memory_init(WORLD.memory, MEMORY_OPTIMIZER, key, B), KEY)
+    memory = MemoryLearner(WORLD.memory, streams=B)
+    state = jax.eval_shape(partial(learner.init, memory), KEY)
     latent = array(T + 1, B, 4, dtype=jnp.float16)
     flags = (array(T + 1, B, dtype=jnp.bool_), array(dtype=jnp.bool_))
-    step = partial(learner.memory_step, WORLD.memory, MEMORY_OPTIMIZER)
-    return step, (
+    return partial(learner.train_step, memory), (
         KEY,
         state,
         Chunk(latent, latent, array(T + 1, B, dtype=jnp.float16), array(T + 1, B), flags[0], flags[0], *flags),
@@ -50,19 +48,19 @@ def memory_step():
 
 
 def dream_returns():
-    params, policy = jax.eval_shape(MODEL.init, KEY), jax.eval_shape(POLICY.init, KEY)
+    params, policy = jax.eval_shape(AGENT.model.init, KEY), jax.eval_shape(AGENT.policy.init, KEY)
     population = jax.tree.map(lambda leaf: array(3, *leaf.shape), policy)
     starts, keys = (array(5, 4), array(5, 4)), jax.ShapeDtypeStruct((2,), KEY.dtype)
-    return partial(dream.returns, Agent(MODEL, POLICY)), (AgentParams(params, population, starts), keys, array())
+    return partial(dream.returns, AGENT), (AgentParams(params, population, starts), keys, array())
 
 
 def real_rollout():
-    """The game, V, M and C in one program."""
+    """The environment, V, M and C in one program."""
 
     def play(model_params, params, key):
-        return rollout.unroll(GAME, rollout.step_policy(Agent(MODEL, POLICY), model_params), params, key, T)[1]
+        return rollout.unroll(GAME, rollout.step_policy(AGENT, model_params), params, key, T)[1]
 
-    return play, (jax.eval_shape(MODEL.init, KEY), jax.eval_shape(POLICY.init, KEY), KEY)
+    return play, (jax.eval_shape(AGENT.model.init, KEY), jax.eval_shape(AGENT.policy.init, KEY), KEY)
 
 
 PROGRAMS = {"vision_step": vision_step, "memory_step": memory_step, "returns": dream_returns, "rollout": real_rollout}

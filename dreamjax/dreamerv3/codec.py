@@ -1,11 +1,13 @@
 """Encoder and decoder: observations of any mixture of pictures, vectors and discrete values, to tokens and back.
 
+Observations are pytrees outside and mappings by name here: see `leaves_by_name`.
+
 Source: Hafner et al. 2023, "World model learning", and its published code, whose parameter names are used.
 """
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,47 +18,68 @@ from dreamjax.distributions import symlog
 from dreamjax.dreamerv3.config import CodecConfig
 from dreamjax.nets.dense import MLP, BlockLinear, Linear, RMSNorm
 from dreamjax.nets.image import DoublingConv, HalvingConv
-from dreamjax.types import Array, Space
+from dreamjax.types import Array, PyTree, Space
 
-Spaces = tuple[tuple[str, Space], ...]  # named spaces in the order of the environment
+Spaces = tuple[tuple[str, Space], ...]  # the leaves of a pytree of spaces with their names, in the order of `jax.tree`
 
 
-def named(spaces: Mapping[str, Space]) -> Spaces:
-    """Check the spaces of observations, by name. Raises ValueError for one that no encoder could read."""
-    for name, space in spaces.items():
+def leaves_by_name(tree: PyTree, lone: str) -> dict[str, Any]:
+    """Name the leaves of a pytree by their paths: "a/b" in nested mappings, "0" in a tuple, `lone` for a single leaf.
+
+    Raises: ValueError if two leaves have the same path, as those of {"a/b": x, "a": {"b": y}}.
+    """
+    leaves: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator="/") or lone
+        if name in leaves:
+            raise ValueError(f"two leaves are named {name!r}; rename one of them")
+        leaves[name] = leaf
+    return leaves
+
+
+def check_observations(spaces: Spaces) -> None:
+    """Raise ValueError, with the name of the space, where the encoder cannot read an observation."""
+    for name, space in spaces:
         if space.dtype == np.uint8 and len(space.shape) > 3:
             raise ValueError(f"observation {name!r} of bytes must be [H, W, C] or have fewer axes, got {space}")
         if not is_image(space) and len(space.shape) == 3 and min(space.shape[:2]) >= 48:
             raise ValueError(f"observation {name!r} must be uint8 to be read as a picture, got {space}")
         if is_image(space) and not all(size % 16 == 0 and 3 <= size // 16 <= 16 for size in space.shape[:2]):
             raise ValueError(f"the sides of {name!r} must be multiples of 16 from 48 to 256, got {space.shape}")
-        if not is_image(space) and space.is_discrete and not np.isfinite([space.low, space.high]).all():
-            raise ValueError(f"discrete observation {name!r} needs finite bounds, got {space}")
-    sizes = {space.shape[:2] for space in spaces.values() if is_image(space)}
+        if not is_image(space) and space.is_discrete:
+            check_discrete("observation", name, space)
+    sizes = {space.shape[:2] for _, space in spaces if is_image(space)}
     if len(sizes) > 1:
         raise ValueError(f"all pictures must have one size, got {sorted(sizes)}")
-    return tuple(spaces.items())
+
+
+def check_discrete(kind: str, name: str, space: Space) -> None:
+    """Raise ValueError unless all entries of a discrete space have the same finite bounds."""
+    if np.ndim(space.low) or np.ndim(space.high) or not np.isfinite([space.low, space.high]).all():
+        raise ValueError(f"discrete {kind} {name!r} needs finite bounds, the same for all its entries, got {space}")
 
 
 def is_image(space: Space) -> bool:
-    """Tell pictures, of bytes, from vectors, which may have any axes."""
+    """Whether a space is a picture, uint8 [H, W, C]; everything else is a vector, whatever its axes."""
     return len(space.shape) == 3 and space.dtype == np.uint8
 
 
 def classes(space: Space) -> int:
-    """Count the values of a discrete space."""
+    """Count the values of a discrete space, whose bounds are numbers."""
     return 2 if np.dtype(space.dtype) == np.bool_ else int(space.high - space.low)
 
 
 def flat_size(space: Space) -> int:
-    """Features that a vector or discrete value becomes."""
+    """Count the features that `flatten` makes of a vector or discrete value."""
     return math.prod(space.shape) * (classes(space) if space.is_discrete else 1)
 
 
 def flatten(space: Space, x: Array, squash: bool) -> Array:
-    """One value as features: discrete ones one-hot, continuous ones through symlog if `squash`.
+    """Turn a vector or discrete value into features: one-hot if discrete, else as it is, or its symlog if `squash`.
 
-    A value that is missing, -inf or, where integers are signed, -1, becomes all zeros.
+    A missing value becomes zeros. Missing is -inf, or -1 where the integers are signed and the space starts at 0 or
+    above.
+
     Shapes: x [..., *space.shape] -> [..., flat_size] float32.
     """
     lead = x.shape[: x.ndim - len(space.shape)]
@@ -72,8 +95,23 @@ def flatten(space: Space, x: Array, squash: bool) -> Array:
     return jnp.where(present, features.reshape(*lead, -1), 0.0)
 
 
+def flatten_actions(spaces: Spaces, actions: Mapping[str, Array], dtype: str) -> Array:
+    """Concatenate actions, sorted by name, as the RSSM reads them; discrete ones are one-hot.
+
+    Shapes: [..., *space.shape] of each -> [..., A] in `dtype`.
+    """
+    parts = []
+    for name, space in sorted(spaces, key=lambda pair: pair[0]):
+        x = actions[name]
+        lead = x.shape[: x.ndim - len(space.shape)]
+        if space.is_discrete:
+            x = jax.nn.one_hot(x.astype(jnp.int32) - int(space.low), classes(space))
+        parts.append(x.reshape(*lead, -1).astype(dtype))
+    return jnp.concatenate(parts, -1)
+
+
 class Encoder(nn.Module):
-    """Tokens of an observation: features of vectors, then features of pictures."""
+    """Encode an observation as one vector of tokens: features of its vectors, then features of its pictures."""
 
     cfg: CodecConfig
     spaces: Spaces
@@ -81,7 +119,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, observation: Mapping[str, Array]) -> Array:
-        """Shapes: [..., *space.shape] of each -> [..., E]."""
+        """Shapes: observation [..., *space.shape] of each name -> [..., E] in the compute dtype."""
         cfg, tokens = self.cfg, []
         ordered = sorted(self.spaces, key=lambda pair: pair[0])
         vectors = [flatten(s, observation[name], cfg.symlog) for name, s in ordered if not is_image(s)]
@@ -103,22 +141,22 @@ class Encoder(nn.Module):
 
 
 class Reconstruction(NamedTuple):
-    """What the decoder makes of a latent state, by name."""
+    """What the decoder predicts from a latent state, by name."""
 
     images: dict[str, Array]  # [..., H, W, C] in (0, 1)
-    vectors: dict[str, Array]  # [..., *shape], squashed as the encoder reads them
+    vectors: dict[str, Array]  # [..., *shape], their symlog where the encoder reads that
     logits: dict[str, Array]  # [..., *shape, classes]
 
 
 class Decoder(nn.Module):
-    """Observation of a latent state."""
+    """Predict the observation from a latent state."""
 
     cfg: CodecConfig
     spaces: Spaces
 
     @nn.compact
     def __call__(self, deter: Array, stoch: Array) -> Reconstruction:
-        """Shapes: deter [..., D], stoch [..., S, K]."""
+        """Shapes: deter [..., D], stoch [..., S, K] -> one array [..., *space.shape] per name, see `Reconstruction`."""
         out = Reconstruction({}, {}, {})
         stoch = stoch.reshape(*stoch.shape[:-2], -1)
         if vectors := [pair for pair in self.spaces if not is_image(pair[1])]:
@@ -130,12 +168,12 @@ class Decoder(nn.Module):
                     out.vectors[name] = Linear(space.shape, name=f"vec/{name}/pred")(x)
         if images := [pair for pair in self.spaces if is_image(pair[1])]:
             channels = [space.shape[-1] for _, space in images]
-            x = self._paint(deter, stoch, images[0][1].shape[:2], sum(channels))
+            x = self._pictures(deter, stoch, images[0][1].shape[:2], sum(channels))
             parts = jnp.split(x, np.cumsum(channels)[:-1], -1)
             out.images.update({name: part for (name, _), part in zip(images, parts, strict=True)})
         return out
 
-    def _paint(self, deter: Array, stoch: Array, size: tuple[int, ...], channels: int) -> Array:
+    def _pictures(self, deter: Array, stoch: Array, size: tuple[int, ...], channels: int) -> Array:
         cfg, lead = self.cfg, deter.shape[:-1]
         deepest = cfg.depth * cfg.multipliers[-1]
         h, w = (side // 2 ** len(cfg.multipliers) for side in size)
@@ -155,10 +193,11 @@ class Decoder(nn.Module):
 def reconstruction_losses(
     cfg: CodecConfig, spaces: Spaces, reconstruction: Reconstruction, observation: Mapping[str, Array]
 ) -> dict[str, Array]:
-    """Negative log likelihood of each part of an observation, up to constants, in float32.
+    """Negative log likelihood of each part of an observation, in nats up to constants, float32.
 
-    Squared error, summed over pixels or (squashed) dimensions; cross entropy of discrete values.
-    Shapes: [..., *shape] of each -> [...] of each.
+    Pictures and vectors: squared error, summed over all entries. Discrete values: cross entropy, summed likewise.
+
+    Shapes: observation [..., *space.shape] of each name -> [...] of each.
     """
     losses = {}
     for name, space in spaces:
@@ -179,11 +218,12 @@ def reconstruction_losses(
 def distances(
     cfg: CodecConfig, spaces: Spaces, predicted: Mapping[str, Array], seen: Mapping[str, Array]
 ) -> dict[str, Array]:
-    """How far observations are from others, in float32: to be compared, no loss.
+    """Measure, in float32, how far predicted observations are from real ones: to report, not to train on.
 
-    The mean squared difference of pictures in [0, 1] and of vectors (squashed, where the encoder reads them so), the
-    share of discrete values that differ.
-    Shapes: [..., *shape] of each -> [...] of each.
+    Pictures: mean squared error of values in [0, 1]. Vectors: mean squared error, of their symlog where the encoder
+    reads that. Discrete values: the share of entries that differ.
+
+    Shapes: [..., *space.shape] of each name -> [...] of each.
     """
     found = {}
     for name, space in spaces:

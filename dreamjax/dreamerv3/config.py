@@ -1,4 +1,4 @@
-"""Every setting of DreamerV3's agent, with the published value as the default.
+"""Settings of DreamerV3, with the published values as defaults.
 
 Source: Hafner et al. 2023, tables 4 and W.1, and the published code, which is followed where the two differ: it has
 max-pooling encoders, upsampling decoders and no uniform mixture in a discrete actor.
@@ -14,14 +14,14 @@ from dreamjax.optim import LaPropConfig
 class RSSMConfig:
     """The recurrent state-space model."""
 
-    deter: int = 8192  # D, features of the recurrent state
+    deter: int = 8192  # D, size of the recurrent state
     hidden: int = 1024  # units of hidden layers
-    stoch: int = 32  # S, categorical latents
-    classes: int = 64  # K, classes of each
+    stoch: int = 32  # S, number of categorical latents
+    classes: int = 64  # K, of each latent
     blocks: int = 8  # of the block-diagonal recurrent layers
     prior_layers: int = 2
     posterior_layers: int = 1
-    unimix: float = 0.01  # share of the uniform distribution in every latent; 0 switches it off
+    unimix: float = 0.01  # share of a uniform distribution mixed into every latent; 0 switches it off
 
     def __post_init__(self) -> None:
         if min(self.deter, self.hidden, self.stoch, self.classes, self.blocks, self.prior_layers) < 1:
@@ -36,14 +36,14 @@ class RSSMConfig:
 class CodecConfig:
     """Encoder and decoder of observations."""
 
-    depth: int = 64  # channels, times the multiplier of each stage
+    depth: int = 64  # channels of a stage whose multiplier is 1
     multipliers: tuple[int, ...] = (2, 3, 4, 4)
     kernel: int = 5  # width of the convolutions
     encoder_layers: int = 3  # of the vector branch
     decoder_layers: int = 3
     units: int = 1024
     blocks: int = 8  # of the decoder's first layer
-    symlog: bool = True  # squash continuous vectors; off: read and predict them as they are
+    symlog: bool = True  # read and predict the symlog of continuous vectors; off: the vectors as they are
 
     def __post_init__(self) -> None:
         layers = self.encoder_layers, self.decoder_layers
@@ -55,7 +55,7 @@ class CodecConfig:
 
 @dataclass(frozen=True)
 class HeadsConfig:
-    """Reward, continue, actor and critic."""
+    """Networks of reward, continue, actor and critic."""
 
     units: int = 1024
     bins: int = 255  # of the two-hot distributions
@@ -64,7 +64,7 @@ class HeadsConfig:
     policy_layers: int = 3
     value_layers: int = 3
     twohot: bool = True  # off: reward and value are regressed with squared error in symlog space
-    zero_init: bool = True  # outputs of reward and value begin at exactly zero
+    zero_init: bool = True  # predicted rewards and values are exactly zero at first
     min_std: float = 0.1  # of a continuous action
     max_std: float = 1.0
     policy_unimix: float = 0.0  # of a discrete action; the paper has 0.01, the published code ignores its setting
@@ -78,7 +78,7 @@ class HeadsConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Scales of the losses, and what belongs to the world model's."""
+    """Scales of all losses, and settings of the world model's."""
 
     reconstruction: float = 1.0
     reward: float = 1.0
@@ -88,27 +88,27 @@ class LossConfig:
     policy: float = 1.0
     value: float = 1.0
     replay_value: float = 0.3  # 0 switches it off
-    free_nats: float = 1.0  # KL below which neither loss pulls; 0 switches it off
-    kl_balance: bool = True  # off: one KL loss that trains both sides alike, at the scale `dynamics`
-    reconstruction_gradient: bool = True  # off: the decoder learns from features that learn nothing from it
-    reward_value_gradient: bool = True  # off: the same for reward, continue and the replayed value
+    free_nats: float = 1.0  # below this KL, neither KL loss has a gradient; 0 switches it off
+    kl_balance: bool = True  # off: one KL loss trains both sides alike, at the scale `dynamics`
+    reconstruction_gradient: bool = True  # off: the decoder's gradient stops at the latent states
+    reward_value_gradient: bool = True  # off: so do those of reward, continue and replayed value
 
 
 @dataclass(frozen=True)
 class BehaviourConfig:
-    """Imagination, and how actor and critic learn from it."""
+    """Imagination, and how actor and critic learn from it. Entropy and discount are traced: see `learner.Hyper`."""
 
     horizon: int = 15  # H, imagined steps
-    discount_horizon: float = 333.0  # steps; the discount is 1 - 1 / this
+    discount_horizon: float = 333.0  # steps; the discount is 1 - 1 / discount_horizon
     mix: float = 0.95  # lambda of the returns
     entropy: float = 3e-4  # scale of the actor's entropy
     normalize_returns: bool = True
     return_rate: float = 0.01  # of the running percentiles
-    return_low: float = 5.0  # per cent
+    return_low: float = 5.0  # percentile, in per cent
     return_high: float = 95.0
     return_limit: float = 1.0  # smallest range that returns are divided by
-    slow_rate: float = 0.02  # at which the slow critic follows
-    slow_regularizer: float = 1.0  # scale of the critic's loss towards the slow one; 0 switches it off
+    slow_rate: float = 0.02  # at which the slow critic moves towards the critic, per update
+    slow_regularizer: float = 1.0  # scale at which the critic is regularised towards the slow one; 0 switches it off
 
     @property
     def discount(self) -> float:
@@ -121,7 +121,7 @@ class BehaviourConfig:
 
 @dataclass(frozen=True)
 class DreamerConfig:
-    """The whole agent."""
+    """World model, actor, critic and their training."""
 
     rssm: RSSMConfig = field(default_factory=RSSMConfig)
     codec: CodecConfig = field(default_factory=CodecConfig)
@@ -130,8 +130,8 @@ class DreamerConfig:
     behaviour: BehaviourConfig = field(default_factory=BehaviourConfig)
     optimizer: LaPropConfig = field(default_factory=LaPropConfig)
     compute_dtype: str = "bfloat16"  # of activations; parameters, norms, losses and returns are float32
-    rematerialize: bool = False  # encoder, decoder, actor and critic again for the gradient: less memory, more time
-    context: int = 1  # replayed steps before the trained ones, of which the last one's stored latent is the start
+    rematerialize: bool = False  # compute encoder, decoder, actor and critic again for the gradient, to save memory
+    context: int = 1  # replayed steps before the trained ones; training starts from the stored latent of the last
 
     def __post_init__(self) -> None:
         if self.compute_dtype not in ("float32", "bfloat16"):
@@ -150,7 +150,7 @@ def sized(width: int, base: DreamerConfig | None = None) -> DreamerConfig:
 
 
 def debug(base: DreamerConfig | None = None) -> DreamerConfig:
-    """Scale every layer down until only the code is tried, as the published preset of this name does."""
+    """Scale every layer down to try the code, not to learn, as the published preset of this name does."""
     base = base or DreamerConfig()
     return replace(
         base,
@@ -166,7 +166,7 @@ SIZES = {name: sized(width) for name, width in WIDTHS.items()}
 
 
 def scaled(agent: DreamerConfig, size: Size) -> DreamerConfig:
-    """Give all layers the sizes of a preset; "custom" leaves them as they are."""
+    """Set the sizes of all layers to those of a preset; "custom" leaves them as they are."""
     if size == "custom":
         return agent
     return debug(agent) if size == "debug" else sized(WIDTHS[size], agent)

@@ -1,6 +1,5 @@
-"""What is stored of each step, and how an agent acts on it and learns from it."""
+"""What is stored of each step, and how an agent acts and learns from it."""
 
-from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,50 +13,54 @@ from dreamjax.dreamerv3.learner import Batch, TrainState
 from dreamjax.dreamerv3.model import Dreamer, DreamerParams
 from dreamjax.dreamerv3.rssm import RSSMState
 from dreamjax.rollout import AgentState
-from dreamjax.types import Action, Agent, Array, EnvSpec, Key, Metrics, Space, Step
+from dreamjax.types import Action, Array, EnvSpec, Key, Metrics, PyTree, Step
 
 
 class Latent(NamedTuple):
     """A latent state as it is stored, without loss."""
 
-    deter: Array  # [..., D] in the dtype of the computation
-    stoch: Array  # [..., S] uint8, which class is the hot one
+    deter: Array  # [..., D] in the compute dtype
+    stoch: Array  # [..., S] uint8, index of the class
 
 
 class Experience(NamedTuple):
-    """What is stored of one step."""
+    """What is stored of one step. Observation and action are the environment's own pytrees."""
 
     step: Step
     action: Action  # chosen after it
-    latent: Latent | None  # the agent's posterior state, from which a replayed sequence can begin; None in a recording
+    latent: Latent | None  # the agent's posterior state, where replayed sequences start; None in a recording
 
 
 class Learned(NamedTuple):
-    """What an update leaves besides the new state."""
+    """What an update gives besides the new state."""
 
     latent: Latent  # [B, T, ...] of the trained steps, to be stored in place of the old ones
-    priority: Array  # [B, T] float32, losses of the world model: what it has not understood yet
+    priority: Array  # [B, T] float32, losses of the world model
     metrics: Metrics
 
 
 def pack(state: RSSMState) -> Latent:
-    """Store a latent state."""
+    """Make a latent state small enough to store. Shapes: [..., S, K] -> [..., S]."""
     return Latent(state.deter, state.stoch.argmax(-1).astype(jnp.uint8))
 
 
 def unpack(dreamer: Dreamer, latent: Latent) -> RSSMState:
-    """Take a latent state out of storage."""
+    """Undo `pack`. Shapes: [..., S] -> [..., S, K]."""
     classes = dreamer.cfg.rssm.classes
     dtype = dreamer.cfg.compute_dtype
     return RSSMState(latent.deter.astype(dtype), jax.nn.one_hot(latent.stoch, classes, dtype=dtype))
 
 
-def recorded(observation: Iterable[tuple[str, Space]], action: Iterable[tuple[str, Space]]) -> Experience:
-    """Shapes and dtypes of one step of named spaces, as `jax.ShapeDtypeStruct`s, without a latent state."""
+def recorded(spec: EnvSpec) -> Experience:
+    """Shapes and dtypes of one step of an environment, as `jax.ShapeDtypeStruct`s, without a latent state."""
     described: Any = jax.ShapeDtypeStruct
-    seen, done = ({name: described(space.shape, space.dtype) for name, space in x} for x in (observation, action))
+
+    def like(spaces: PyTree) -> PyTree:
+        return jax.tree.map(lambda space: described(space.shape, space.dtype), spaces)
+
     flag = described((), bool)
-    return Experience(Step(seen, described((), np.float32), flag, flag, flag), done, None)
+    step = Step(like(spec.observation), described((), np.float32), flag, flag, flag)
+    return Experience(step, like(spec.action), None)
 
 
 def example(dreamer: Dreamer) -> Experience:
@@ -65,31 +68,41 @@ def example(dreamer: Dreamer) -> Experience:
     described: Any = jax.ShapeDtypeStruct
     cfg = dreamer.cfg.rssm
     latent = Latent(described((cfg.deter,), dreamer.cfg.compute_dtype), described((cfg.stoch,), np.uint8))
-    return recorded(dreamer.observation, dreamer.action)._replace(latent=latent)
+    step, action, _ = recorded(dreamer.spec)
+    return Experience(step, action, latent)
+
+
+def refreshed(dreamer: Dreamer, latent: Latent) -> Experience:
+    """Latent states as an update of stored steps, where None is what stays as it is. Shapes: [B, T, ...]."""
+    step, action, _ = jax.tree.map(lambda _: None, recorded(dreamer.spec))
+    return Experience(step, action, latent)
 
 
 def start(dreamer: Dreamer, environments: int) -> AgentState:
-    """What the agent remembers of E environments before their first step."""
-    action = {name: jnp.zeros((environments, *space.shape), space.dtype) for name, space in dreamer.action}
-    return AgentState(rssm.start(dreamer.cfg.rssm, (environments,), dreamer.cfg.compute_dtype), action)
+    """State of an agent in E environments before their first step."""
+    state = rssm.start(dreamer.cfg.rssm, (environments,), dreamer.cfg.compute_dtype)
+    action = jax.tree.map(lambda space: jnp.zeros((environments, *space.shape), space.dtype), dreamer.spec.action)
+    return AgentState(state, action)
 
 
 @partial(jax.jit, static_argnums=0)
-def act(dreamer: Dreamer, params: DreamerParams, key: Key, memory: AgentState, step: Step) -> tuple[AgentState, Latent]:
-    """Act once in E environments: what is remembered, with the actions, and what is to be stored with the step.
+def act(dreamer: Dreamer, params: DreamerParams, key: Key, state: AgentState, step: Step) -> tuple[AgentState, Latent]:
+    """Act once in E environments. The new state holds the actions; the latent state is to be stored with the step.
 
-    Shapes: memory and step [E, ...] -> [E, ...]; observations and actions are by name.
+    Shapes: state and step [E, ...] -> [E, ...].
     """
-    spec = EnvSpec(dict(dreamer.observation), dict(dreamer.action), 0)
     # All layers take leading axes, so the agent of one environment is that of many.
-    agent = rollout.step_policy(Agent(model.make(dreamer, spec), model.policy(dreamer, spec)), params)
-    memory, _ = agent.act(params.pol, key, memory, step)
-    return memory, pack(memory.latent)
+    acting = rollout.step_policy(model.agent(dreamer), params.model)
+    state, _ = acting.act(params.policy, key, state, step)
+    return state, pack(state.latent)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def learn(dreamer: Dreamer, key: Key, state: TrainState, drawn: Experience) -> tuple[TrainState, Learned]:
-    """Update everything on replayed sequences, as `learner.train_step` does. Shapes: drawn [B, C+T, ...]."""
+    """Update everything on replayed sequences, by `learner.train_step`; `state` is donated.
+
+    Shapes: drawn [B, C+T, ...].
+    """
     state, trained = learner.train_step(dreamer, key, state, as_batch(dreamer, drawn))
     return state, Learned(pack(trained.latents), trained.surprise, trained.metrics)
 
@@ -97,8 +110,10 @@ def learn(dreamer: Dreamer, key: Key, state: TrainState, drawn: Experience) -> t
 def as_batch(dreamer: Dreamer, drawn: Experience) -> Batch:
     """Make a batch of replayed sequences.
 
-    The first step of each opens an episode, as far as the sequence shows; the step before the first of another episode
-    was the last of its own, also where that episode was abandoned.
+    The first step of each sequence is marked as the first of an episode, since what came before is unknown. A step
+    before the first of another episode is marked as the last of its own, even if that episode was abandoned.
+
+    Shapes: drawn [B, C+T, ...].
     """
     context, step = dreamer.cfg.context, drawn.step
     is_first = step.is_first.at[:, 0].set(True)

@@ -1,9 +1,8 @@
-"""Learning: one pure update of world model, actor and critic together.
+"""Training: one pure update of world model, actor and critic together.
 
 Source: Hafner et al. 2023, and its published code, which minimises one sum of losses with one optimiser.
 """
 
-from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -13,11 +12,13 @@ import optax
 
 from dreamjax import dream, optim, returns
 from dreamjax.distributions import categorical_entropy, categorical_kl, unimix
-from dreamjax.dreamerv3 import behaviour, codec, heads, model, rssm
-from dreamjax.dreamerv3.model import Dreamer, DreamerParams
+from dreamjax.dreamerv3 import actor_critic, codec, heads, model, rssm
+from dreamjax.dreamerv3.actor_critic import Replayed, Trajectory
+from dreamjax.dreamerv3.config import DreamerConfig
+from dreamjax.dreamerv3.model import Dreamer, DreamerParams, ModelParams
 from dreamjax.dreamerv3.rssm import RSSMState
 from dreamjax.returns import ReturnRange
-from dreamjax.types import Agent, AgentParams, Array, EnvSpec, Key, Metrics, Params, Step
+from dreamjax.types import Action, Array, Key, Metrics, Params, Step
 
 stop = jax.lax.stop_gradient
 
@@ -27,9 +28,23 @@ UNROLL = 3  # imagined steps compiled as one: on two cores 6 % faster for the wh
 class Batch(NamedTuple):
     """Replayed sequences: C context steps, then T to train on."""
 
-    steps: Step  # [B, C+T, ...], observations by name
-    actions: Mapping[str, Array]  # [B, C+T, ...], each taken after the step of the same index
+    steps: Step  # [B, C+T, ...]
+    actions: Action  # [B, C+T, ...], each taken after the step of the same index
     start: RSSMState  # [B, ...] latent state at the last context step, as stored; unused without context
+
+
+class Hyper(NamedTuple):
+    """Settings that are traced, so that one compiled program serves all values, also several at once by `vmap`."""
+
+    learning_rate: Array  # [] float32, at the end of the warmup
+    entropy: Array  # [] float32, scale of the actor's entropy
+    discount: Array  # [] float32; the continue head learns it, and `Outcome.continues` is divided by the config's
+
+    @classmethod
+    def of(cls, cfg: DreamerConfig) -> "Hyper":
+        """Take the values of a configuration."""
+        values = cfg.optimizer.learning_rate, cfg.behaviour.entropy, cfg.behaviour.discount
+        return cls(*map(jnp.float32, values))
 
 
 class TrainState(NamedTuple):
@@ -37,62 +52,70 @@ class TrainState(NamedTuple):
 
     step: Array  # [] int32, updates so far
     params: DreamerParams
-    slow: Params  # the critic that follows slowly
+    slow: Params  # moving average of the critic's parameters
     opt_state: optax.OptState
     range: ReturnRange  # of imagined returns
+    hyper: Hyper  # never changed by an update
 
 
 class Trained(NamedTuple):
-    """What an update leaves besides the new state."""
+    """What an update gives besides the new state."""
 
-    latents: RSSMState  # [B, T, ...] of the trained steps, to be stored in place of the old ones
+    latents: RSSMState  # [B, T, ...] posteriors of the trained steps, to be stored in place of the old ones
     surprise: Array  # [B, T] float32, losses of the world model
     metrics: Metrics
 
 
-def init(dreamer: Dreamer, key: Key) -> TrainState:
-    """Start training; the slow critic begins as a copy of the critic."""
+def init(dreamer: Dreamer, key: Key, hyper: Hyper | None = None) -> TrainState:
+    """Start training, with the configuration's learning rate, entropy scale and discount where `hyper` is None."""
     params = model.init(dreamer, key)
-    slow = jax.tree.map(jnp.array, params.val)  # buffers of its own: the state is donated
+    # Buffers of their own, as the state is donated.
+    slow, hyper = jax.tree.map(jnp.array, (params.value, hyper or Hyper.of(dreamer.cfg)))
     opt_state = optim.laprop(dreamer.cfg.optimizer).init(params)
-    return TrainState(jnp.int32(0), params, slow, opt_state, returns.range_init())
+    return TrainState(jnp.int32(0), params, slow, opt_state, returns.range_init(), hyper)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def train_step(dreamer: Dreamer, key: Key, state: TrainState, batch: Batch) -> tuple[TrainState, Trained]:
-    """Update everything on one batch. The same key may be passed at every step; `state` is given up."""
-    gradient = jax.grad(partial(loss, dreamer), has_aux=True)
+    """Update everything on one batch. The same key may be passed at every step; `state` is donated."""
     key = jax.random.fold_in(key, state.step)
-    grads, (range_, trained) = gradient(state.params, state.slow, state.range, key, batch)
-    updates, opt_state = optim.laprop(dreamer.cfg.optimizer).update(grads, state.opt_state, state.params)
+    grads, (range_, trained) = jax.grad(partial(loss, dreamer), has_aux=True)(state.params, key, state, batch)
+    optimizer = optim.laprop(dreamer.cfg.optimizer, state.hyper.learning_rate)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    slow = optax.incremental_update(params.val, state.slow, dreamer.cfg.behaviour.slow_rate)
+    slow = optax.incremental_update(params.value, state.slow, dreamer.cfg.behaviour.slow_rate)
     metrics = trained.metrics | {"gradient_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
-    return TrainState(state.step + 1, params, slow, opt_state, range_), trained._replace(metrics=metrics)
+    state = TrainState(state.step + 1, params, slow, opt_state, range_, state.hyper)
+    return state, trained._replace(metrics=metrics)
 
 
 def loss(
-    dreamer: Dreamer, params: DreamerParams, slow: Params, range_: ReturnRange, key: Key, batch: Batch
+    dreamer: Dreamer, params: DreamerParams, key: Key, state: TrainState, batch: Batch
 ) -> tuple[Array, tuple[ReturnRange, Trained]]:
-    """Sum of all losses. Shapes: -> [], (range of returns, what was trained)."""
-    cfg, scales = dreamer.cfg, dreamer.cfg.loss
+    """Sum of all losses at `params`; of `state`, the slow critic, the range of returns and `hyper` are read.
+
+    Shapes: -> [], (the new range of returns, what else the update gives).
+    """
+    cfg, scales, hyper = dreamer.cfg, dreamer.cfg.loss, state.hyper
     key_observe, key_imagine = jax.random.split(key)
     steps = jax.tree.map(lambda x: x[:, cfg.context :], batch.steps)
 
-    tokens = heads.apply(dreamer.encoder, params.enc, steps.observation)
-    states, posterior = _observe(dreamer, params, key_observe, batch, tokens)
-    losses = _model_losses(dreamer, params, states, posterior, steps)
+    tokens = model.agent(dreamer).model.encode(params.model, steps.observation)
+    states, posterior = _observe(dreamer, params.model, key_observe, batch, tokens)
+    losses = _model_losses(dreamer, params.model, states, posterior, steps, hyper.discount)
     surprise = sum(getattr(scales, name.split("/")[0]) * x for name, x in losses.items())
 
     lead = steps.reward.shape
     starts = jax.tree.map(lambda x: stop(x).reshape(-1, *x.shape[2:]), states)
-    features, actions = _imagine(dreamer, stop(params), key_imagine, starts)
-    imagined = behaviour.imagined_losses(dreamer, params, slow, features, actions, range_)
+    trajectory = _imagine(dreamer, stop(params), key_imagine, starts)
+    actors, critics = dreamer.actor_critic, (params.value, state.slow)
+    imagined = actor_critic.imagined_losses(actors, (params.policy, *critics), state.range, trajectory, hyper.entropy)
     losses["policy"], losses["value"] = imagined.policy_loss, imagined.value_loss
     if scales.replay_value:
         seen = rssm.features(states if scales.reward_value_gradient else stop(states))
-        recorded = (steps.reward, steps.is_last, steps.is_terminal, imagined.returns[0].reshape(lead))
-        losses["replay_value"] = behaviour.replayed_value_loss(dreamer, params, slow, seen, *recorded)[0]
+        bootstrap = imagined.returns[0].reshape(lead)
+        replayed = Replayed(seen, steps.reward, steps.is_last, steps.is_terminal, bootstrap)
+        losses["replay_value"] = actor_critic.replayed_value_loss(actors, critics, replayed, hyper.discount)[0]
 
     means = {name: x.mean() for name, x in losses.items()}
     total = sum(getattr(scales, name.split("/")[0]) * x for name, x in means.items())
@@ -101,10 +124,10 @@ def loss(
     return total, (imagined.range, Trained(stop(states), stop(surprise), metrics))
 
 
-def _observe(dreamer: Dreamer, params: DreamerParams, key: Key, batch: Batch, tokens: Array) -> tuple[RSSMState, Array]:
-    """Follow the recorded actions. Shapes: tokens [B, T, E] -> states [B, T, ...], posterior logits [B, T, S, K]."""
+def _observe(dreamer: Dreamer, params: ModelParams, key: Key, batch: Batch, tokens: Array) -> tuple[RSSMState, Array]:
+    """Filter the replayed steps. Shapes: tokens [B, T, E] -> states [B, T, ...], posterior logits [B, T, S, K]."""
     cfg, dtype = dreamer.cfg, dreamer.cfg.compute_dtype
-    taken = heads.flatten_actions(dreamer.action, batch.actions, dtype)
+    taken = codec.flatten_actions(dreamer.action, dreamer.action_by_name(batch.actions), dtype)
     if cfg.context:
         previous, is_first = taken[:, cfg.context - 1 : -1], batch.steps.is_first[:, cfg.context :]
         state = jax.tree.map(lambda x: x.astype(dtype), batch.start)
@@ -114,23 +137,24 @@ def _observe(dreamer: Dreamer, params: DreamerParams, key: Key, batch: Batch, to
         state = rssm.start(cfg.rssm, tokens.shape[:1], dtype)
 
     swap = partial(jnp.swapaxes, axis1=0, axis2=1)
-    seen = rssm.observe_sequence(cfg.rssm, params.dyn, key, state, swap(previous), swap(tokens), swap(is_first))
-    return jax.tree.map(swap, seen)
+    filtered = rssm.observe_sequence(cfg.rssm, params.dyn, key, state, swap(previous), swap(tokens), swap(is_first))
+    return jax.tree.map(swap, filtered)
 
 
 def _model_losses(
-    dreamer: Dreamer, params: DreamerParams, states: RSSMState, posterior: Array, steps: Step
+    dreamer: Dreamer, params: ModelParams, states: RSSMState, posterior: Array, steps: Step, discount: Array
 ) -> dict[str, Array]:
-    """Losses of the world model, [B, T] each."""
+    """Losses of the world model, [B, T] each. Source: Hafner et al. 2023, equations 4 and 5."""
     cfg, scales = dreamer.cfg, dreamer.cfg.loss
-    painted = heads.apply(dreamer.decoder, params.dec, *(states if scales.reconstruction_gradient else stop(states)))
-    errors = codec.reconstruction_losses(cfg.codec, dreamer.observation, painted, steps.observation)
+    decoded = heads.apply(dreamer.decoder, params.dec, *(states if scales.reconstruction_gradient else stop(states)))
+    observation = dreamer.observation_by_name(steps.observation)
+    errors = codec.reconstruction_losses(cfg.codec, dreamer.observation, decoded, observation)
     losses = {f"reconstruction/{name}": error for name, error in errors.items()}
 
     seen = rssm.features(states if scales.reward_value_gradient else stop(states))
     losses["reward"] = heads.scalar_loss(cfg.heads, heads.apply(dreamer.reward, params.rew, seen), steps.reward)
-    goes_on = (1.0 - steps.is_terminal.astype(jnp.float32)) * cfg.behaviour.discount
-    losses["continues"] = heads.continue_loss(heads.apply(dreamer.continues, params.con, seen), goes_on)
+    continues = (1.0 - steps.is_terminal.astype(jnp.float32)) * discount
+    losses["continues"] = heads.continue_loss(heads.apply(dreamer.continues, params.con, seen), continues)
 
     prior = unimix(rssm.prior(cfg.rssm, params.dyn, states.deter), cfg.rssm.unimix)
     posterior = unimix(posterior, cfg.rssm.unimix)
@@ -143,13 +167,12 @@ def _model_losses(
     return losses
 
 
-def _imagine(dreamer: Dreamer, params: DreamerParams, key: Key, starts: RSSMState) -> tuple[Array, Mapping[str, Array]]:
-    """Dream from every replayed state. Shapes: starts [N, ...] -> features [H+1, N, F], actions [H, N, ...]."""
-    spec = EnvSpec(dict(dreamer.observation), dict(dreamer.action), 0)
-    bound, actor = model.make(dreamer, spec), model.policy(dreamer, spec)
+def _imagine(dreamer: Dreamer, params: DreamerParams, key: Key, starts: RSSMState) -> Trajectory:
+    """Dream from every replayed state. Shapes: starts [N, ...]."""
     # All layers take leading axes, so the dream of many starts is the dream of one.
-    horizon = dreamer.cfg.behaviour.horizon
-    states, actions = dream.imagine(
-        Agent(bound, actor), AgentParams(params, params.pol), key, starts, horizon, unroll=UNROLL
-    )
-    return rssm.features(states), actions
+    agent, horizon = model.agent(dreamer), dreamer.cfg.behaviour.horizon
+    states, actions = dream.imagine(agent, model.agent_params(params), key, starts, horizon, unroll=UNROLL)
+    features = rssm.features(states)
+    reward = heads.scalar_mean(dreamer.cfg.heads, heads.apply(dreamer.reward, params.model.rew, features))
+    continues = jax.nn.sigmoid(heads.apply(dreamer.continues, params.model.con, features))
+    return Trajectory(features, dreamer.action_by_name(actions), reward, continues)

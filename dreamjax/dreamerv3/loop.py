@@ -1,9 +1,8 @@
 """Collecting and learning as one pure program, for environments written in JAX.
 
-Everything is a function of its state: jit it, `vmap` it over seeds, or scan it.
+`init` and `iterate` are pure: jit them, scan them, or `vmap` them over seeds and over `Hyper`.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
@@ -12,10 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from dreamjax.dreamerv3 import experience, learner
-from dreamjax.dreamerv3.config import DreamerConfig
 from dreamjax.dreamerv3.experience import Experience
-from dreamjax.dreamerv3.learner import TrainState
-from dreamjax.dreamerv3.model import Dreamer, by_name
+from dreamjax.dreamerv3.learner import Hyper, TrainState
+from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.replay import ring
 from dreamjax.replay.ring import Ring
 from dreamjax.rollout import AgentState
@@ -44,31 +42,30 @@ class LoopConfig:
 
 
 class LoopState(NamedTuple):
-    """Where the loop stands."""
+    """State of the loop, for E environments."""
 
     learner: TrainState
     environment: State  # [E, ...]
-    step: Step  # [E, ...] that is to be acted on next
-    memory: AgentState  # [E, ...]
+    step: Step  # [E, ...] to act on next
+    agent: AgentState  # [E, ...]
     replay: Ring  # of `Experience`
-    total: Array  # [E] float32, rewards of the episode under way
+    total: Array  # [E] float32, sum of the rewards of the current episode
 
 
 class Progress(NamedTuple):
-    """What one iteration came to."""
+    """Results of one iteration."""
 
     finished: Array  # [] int32, episodes that ended
     returns: Array  # [] float32, sum of their returns
     metrics: Metrics  # of the last update
 
 
-def bind(cfg: DreamerConfig, environment: Environment) -> Dreamer:
-    """Make the agent of an environment."""
-    return Dreamer.of(cfg, environment.spec.observation, environment.spec.action)
+def init(
+    dreamer: Dreamer, environment: Environment, cfg: LoopConfig, key: Key, hyper: Hyper | None = None
+) -> LoopState:
+    """Start a new agent, reset the environments, and collect enough steps to draw the first batch.
 
-
-def init(dreamer: Dreamer, environment: Environment, cfg: LoopConfig, key: Key) -> LoopState:
-    """Begin: a fresh agent, environments at their first step, and a replay that holds one batch of steps.
+    `hyper` holds the traced settings, by default those of the agent's configuration.
 
     Raises: ValueError if the capacity cannot hold a sequence of every environment.
     """
@@ -77,17 +74,17 @@ def init(dreamer: Dreamer, environment: Environment, cfg: LoopConfig, key: Key) 
     fill = max(dreamer.cfg.context + cfg.batch_length, -(-cfg.batch_size * cfg.batch_length // cfg.envs))
     if size < fill:
         raise ValueError(f"a capacity of {cfg.capacity} steps holds {size} of each environment, but {fill} are needed")
-    game, step = jax.vmap(environment.reset)(jax.random.split(key_environment, cfg.envs))
+    environments, step = jax.vmap(environment.reset)(jax.random.split(key_environment, cfg.envs))
     replay = ring.init(experience.example(dreamer), cfg.envs, size)
-    memory = experience.start(dreamer, cfg.envs)
-    state = LoopState(learner.init(dreamer, key_learner), game, step, memory, replay, jnp.zeros(cfg.envs))
+    trained, agent = learner.init(dreamer, key_learner, hyper), experience.start(dreamer, cfg.envs)
+    state = LoopState(trained, environments, step, agent, replay, jnp.zeros(cfg.envs))
     return _collect(dreamer, environment, key_fill, state, fill)[0]
 
 
 def iterate(
     dreamer: Dreamer, environment: Environment, cfg: LoopConfig, key: Key, state: LoopState
 ) -> tuple[LoopState, Progress]:
-    """Collect and learn one round, as the train ratio says."""
+    """Collect a few steps and make the updates that the train ratio allows for them: see `LoopConfig.rhythm`."""
     updates, steps = cfg.rhythm
     key_collect, key_sample, key_learn = jax.random.split(key, 3)
     state, finished, returns = _collect(dreamer, environment, key_collect, state, steps)
@@ -96,10 +93,9 @@ def iterate(
     def update(carry: tuple[TrainState, Ring], key: Key) -> tuple[tuple[TrainState, Ring], Metrics]:
         trained, replay = carry
         drawn, address = ring.sample(replay, key, cfg.batch_size, context + cfg.batch_length)
-        # Keyed by the number of the update, as everywhere.
+        # `learn` folds in the number of the update.
         trained, learned = experience.learn(dreamer, key_learn, trained, drawn)
-        nothing: Experience = jax.tree.map(lambda _: None, drawn)
-        replay = ring.update(replay, address, context, nothing._replace(latent=learned.latent))
+        replay = ring.update(replay, address, context, experience.refreshed(dreamer, learned.latent))
         return (trained, replay), learned.metrics
 
     carry, metrics = jax.lax.scan(update, (state.learner, state.replay), jax.random.split(key_sample, updates))
@@ -110,23 +106,23 @@ def iterate(
 def _collect(
     dreamer: Dreamer, environment: Environment, key: Key, state: LoopState, steps: int
 ) -> tuple[LoopState, Array, Array]:
-    def arrive(key: Key, game: State, step: Step, action: Action) -> tuple[State, Step]:
+    """Act for some steps in every environment; also the number of episodes that ended, and the sum of their returns."""
+
+    def arrive(key: Key, state: State, step: Step, action: Action) -> tuple[State, Step]:
         key_reset, key_step = jax.random.split(key)
         return jax.lax.cond(
-            step.is_last, lambda: environment.reset(key_reset), lambda: environment.step(key_step, game, action)
+            step.is_last, lambda: environment.reset(key_reset), lambda: environment.step(key_step, state, action)
         )
 
     def advance(state: LoopState, key: Key) -> tuple[LoopState, tuple[Array, Array]]:
         key_act, key_arrive = jax.random.split(key)
         now = state.step
-        named = now._replace(observation=by_name(now.observation, "observation"))
-        memory, latent = experience.act(dreamer, state.learner.params, key_act, state.memory, named)
-        replay = ring.add(state.replay, Experience(named, memory.action, latent))
-        action = memory.action if isinstance(environment.spec.action, Mapping) else memory.action["action"]
+        agent, latent = experience.act(dreamer, state.learner.params, key_act, state.agent, now)
+        replay = ring.add(state.replay, Experience(now, agent.action, latent))
         keys = jax.random.split(key_arrive, len(now.reward))
-        game, step = jax.vmap(arrive)(keys, state.environment, now, action)
+        environments, step = jax.vmap(arrive)(keys, state.environment, now, agent.action)
         total = jnp.where(now.is_first, 0.0, state.total) + now.reward
-        state = LoopState(state.learner, game, step, memory, replay, total)
+        state = LoopState(state.learner, environments, step, agent, replay, total)
         return state, (now.is_last.sum(), jnp.where(now.is_last, total, 0.0).sum())
 
     state, (finished, returns) = jax.lax.scan(advance, state, jax.random.split(key, steps))

@@ -20,7 +20,7 @@ from dreamjax.types import Array, Key, Params, PyTree
 class RSSMState(NamedTuple):
     """Latent state at time t."""
 
-    deter: Array  # [..., D] h_t, what is remembered
+    deter: Array  # [..., D] h_t, recurrent
     stoch: Array  # [..., S, K] z_t, one-hot
 
 
@@ -50,12 +50,12 @@ def init(cfg: RSSMConfig, key: Key, actions: int, tokens: int) -> Params:
 
 
 def start(cfg: RSSMConfig, batch: tuple[int, ...] = (), dtype: str = "float32") -> RSSMState:
-    """State before the first step of an episode: zero."""
+    """State before the first step of an episode: zeros. Shapes: -> deter [*batch, D], stoch [*batch, S, K]."""
     return RSSMState(jnp.zeros((*batch, cfg.deter), dtype), jnp.zeros((*batch, cfg.stoch, cfg.classes), dtype))
 
 
 def reset(state: PyTree, is_first: Array) -> PyTree:
-    """Forget what came before an episode. Shapes: is_first [...], leaves of state [..., *]."""
+    """Set to zero what came before an episode. Shapes: is_first [...], leaves of state [..., *] -> the same."""
 
     def mask(x: Array) -> Array:
         return jnp.where(is_first.reshape(is_first.shape + (1,) * (x.ndim - is_first.ndim)), jnp.zeros((), x.dtype), x)
@@ -64,19 +64,22 @@ def reset(state: PyTree, is_first: Array) -> PyTree:
 
 
 def core(cfg: RSSMConfig, params: Params, state: RSSMState, action: Array) -> Array:
-    """Remember one step. Shapes: state at t-1, action [..., A] at t-1 -> deter [..., D] at t."""
+    """Recurrent step h_t = f(h, z, a)_{t-1}. Shapes: state, action [..., A] at t-1 -> deter [..., D] at t."""
     embedded = _embed(params, action.astype(state.deter.dtype))
     return _core(cfg, _affine(_weights(cfg, params, state.deter.dtype)), params, state, embedded)
 
 
 def posterior(cfg: RSSMConfig, params: Params, deter: Array, tokens: Array) -> Array:
-    """Logits of z, before the uniform share. Shapes: deter [..., D], tokens [..., E] -> [..., S, K]."""
+    """Logits of z given h and the observation, before unimix.
+
+    Shapes: deter [..., D], tokens [..., E] -> [..., S, K].
+    """
     affine = _affine(_weights(cfg, params, deter.dtype))
     return _posterior(cfg, affine, params, deter, _read(cfg, params, tokens))
 
 
 def prior(cfg: RSSMConfig, params: Params, deter: Array) -> Array:
-    """Logits of z, given only what is remembered. Shapes: deter [..., D] -> [..., S, K]."""
+    """Logits of z given h alone, before unimix. Shapes: deter [..., D] -> [..., S, K]."""
     for i in range(cfg.prior_layers):
         deter = _hidden(params, f"prior{i}", _layer(params, f"prior{i}", deter))
     return _latent(cfg, _layer(params, "priorlogit", deter))
@@ -97,19 +100,19 @@ def sample(cfg: RSSMConfig, uniform: Array, logits: Array, temperature: Array | 
 def observe(
     cfg: RSSMConfig, params: Params, key: Key, state: RSSMState, action: Array, tokens: Array, is_first: Array
 ) -> tuple[RSSMState, Array]:
-    """Take in one step of experience; also the posterior's logits.
+    """Step with the observation: z is drawn from the posterior, whose logits are returned too.
 
     Shapes: action [..., A] at t-1, tokens [..., E] and is_first [...] at t -> state at t, logits [..., S, K].
     """
     deter = core(cfg, params, *reset((state, action), is_first))
     logits = posterior(cfg, params, deter, tokens)
-    return RSSMState(deter, sample(cfg, _chance(key, logits), logits)), logits
+    return RSSMState(deter, sample(cfg, _uniform(key, logits), logits)), logits
 
 
 def observe_sequence(
     cfg: RSSMConfig, params: Params, key: Key, state: RSSMState, actions: Array, tokens: Array, is_first: Array
 ) -> tuple[RSSMState, Array]:
-    """`observe` T steps of B sequences, with all that does not depend on the state done at once.
+    """`observe` T steps of B sequences, with everything that does not depend on the state computed at once.
 
     Shapes: state [B, ...] before the first step, actions [T, B, A], each taken before the step of the same
     index, tokens [T, B, E], is_first [T, B] -> states [T, B, ...], logits [T, B, S, K].
@@ -118,24 +121,27 @@ def observe_sequence(
     scales = {name: leaf for name, leaf in params.items() if name.endswith("norm")}
     weights = _weights(cfg, params, state.deter.dtype)
     uniform = jax.random.uniform(key, (*is_first.shape, cfg.stoch))
-    return _follow(cfg, weights, scales, state, embedded, _read(cfg, params, tokens), uniform, is_first)
+    return _scan_steps(cfg, weights, scales, state, embedded, _read(cfg, params, tokens), uniform, is_first)
 
 
 def imagine(
     cfg: RSSMConfig, params: Params, key: Key, state: RSSMState, action: Array, temperature: Array | float = 1.0
 ) -> RSSMState:
-    """Take one step without experience: z comes from the prior, whose log probabilities the temperature divides."""
+    """Step without the observation: z is drawn from the prior, whose log probabilities the temperature divides.
+
+    Shapes: state, action [..., A] at t-1 -> state at t.
+    """
     deter = core(cfg, params, state, action)
     logits = prior(cfg, params, deter)
-    return RSSMState(deter, sample(cfg, _chance(key, logits), logits, temperature))
+    return RSSMState(deter, sample(cfg, _uniform(key, logits), logits, temperature))
 
 
-def _chance(key: Key, logits: Array) -> Array:
+def _uniform(key: Key, logits: Array) -> Array:
     return jax.random.uniform(key, logits.shape[:-1])
 
 
 def features(state: RSSMState) -> Array:
-    """What heads and policies read: h and z. Shapes: -> [..., D + S K]."""
+    """Concatenate h and z, which heads and policies read. Shapes: -> [..., D + S K]."""
     return jnp.concatenate([state.deter, state.stoch.reshape(*state.stoch.shape[:-2], -1)], -1)
 
 
@@ -150,10 +156,10 @@ class _Weights(NamedTuple):
 
 
 def _weights(cfg: RSSMConfig, params: Params, dtype: Any) -> dict[str, _Weights]:
-    """Lay out what the recurrent step multiplies with.
+    """Prepare the weights of the recurrent step.
 
-    A kernel that reads several things is cut into one for each, so that what all blocks share, and what is known
-    before the recurrence, is multiplied once.
+    A kernel with several inputs is split by input, so that inputs which all blocks share, or which are known before
+    the recurrence, are multiplied once.
     """
     kernel, bias = ({name: leaf[kind] for name, leaf in params.items() if kind in leaf} for kind in ("kernel", "bias"))
     block, hid, g = cfg.deter // cfg.blocks, kernel["dynhid0"], cfg.blocks
@@ -194,13 +200,13 @@ def _latent(cfg: RSSMConfig, x: Array) -> Array:
 
 
 def _embed(params: Params, action: Array) -> Array:
-    """Limit every entry of the action to [-1, 1] and read it. Shapes: [..., A] -> [..., hidden]."""
+    """Limit every entry of the action to [-1, 1] and embed it. Shapes: [..., A] -> [..., hidden]."""
     action = action / jax.lax.stop_gradient(jnp.maximum(1.0, jnp.abs(action)))
     return _hidden(params, "dynin2", _layer(params, "dynin2", action))
 
 
 def _read(cfg: RSSMConfig, params: Params, tokens: Array) -> Array:
-    """What the tokens add to the first layer of the posterior. Shapes: [..., E] -> [..., hidden]."""
+    """Contribution of the tokens to the first layer of the posterior. Shapes: [..., E] -> [..., hidden]."""
     return tokens @ params["obs0"]["kernel"][cfg.deter :].astype(tokens.dtype)
 
 
@@ -232,7 +238,7 @@ def _step(cfg: RSSMConfig, affine: Affine, scales: Params, state: RSSMState, dat
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _follow(
+def _scan_steps(
     cfg: RSSMConfig,
     weights: dict[str, _Weights],
     scales: Params,
@@ -242,7 +248,7 @@ def _follow(
     uniform: Array,
     is_first: Array,
 ) -> tuple[RSSMState, Array]:
-    """Scan `_step`. Its gradient multiplies for all kernels after the scan: one product, not a sum of T small ones."""
+    """Scan `_step`. The gradient of each kernel is one product after the scan, not a sum of T small ones."""
 
     def step(state: RSSMState, data: Any) -> tuple[RSSMState, tuple[RSSMState, Array]]:
         state, logits = _step(cfg, _affine(weights), scales, state, data)
@@ -251,7 +257,7 @@ def _follow(
     return jax.lax.scan(step, state, (embedded, read, uniform, is_first))[1]
 
 
-def _follow_fwd(cfg, weights, scales, state, embedded, read, uniform, is_first):  # type: ignore[no-untyped-def]
+def _scan_steps_fwd(cfg, weights, scales, state, embedded, read, uniform, is_first):  # type: ignore[no-untyped-def]
     def run(added, scales, state, embedded, read):  # type: ignore[no-untyped-def]
         def step(state, data):  # type: ignore[no-untyped-def]
             added, *data = data
@@ -266,14 +272,14 @@ def _follow_fwd(cfg, weights, scales, state, embedded, read, uniform, is_first):
 
         return jax.lax.scan(step, state, (added, embedded, read, uniform, is_first))[1]
 
-    # Nothing is added to the outputs of the layers; it is there because its gradient is theirs.
+    # Zeros are added to the outputs of the layers, because their gradient is that of the outputs.
     lead = embedded.shape[:-1]
     added = {name: jnp.zeros((*lead, *pair.bias.shape), embedded.dtype) for name, pair in weights.items()}
     seen, back, inputs = jax.vjp(run, added, scales, state, embedded, read, has_aux=True)
     return seen, (back, inputs)
 
 
-def _follow_bwd(cfg, saved, cotangents):  # type: ignore[no-untyped-def]
+def _scan_steps_bwd(cfg, saved, cotangents):  # type: ignore[no-untyped-def]
     del cfg
     back, inputs = saved
     outputs, *others = back(cotangents)
@@ -289,4 +295,4 @@ def _kernel_like(x: Array, y: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((*x.shape[2:], y.shape[-1]), x.dtype)
 
 
-_follow.defvjp(_follow_fwd, _follow_bwd)
+_scan_steps.defvjp(_scan_steps_fwd, _scan_steps_bwd)

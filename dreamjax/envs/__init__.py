@@ -1,0 +1,32 @@
+"""Environments: games written in JAX, adapters of other suites, and Gymnasium both ways."""
+
+from typing import TYPE_CHECKING
+
+from dreamjax._exports import exports
+
+if TYPE_CHECKING:
+    from dreamjax.envs import (
+        atari as atari,
+        brax as brax,
+        car_racing as car_racing,
+        craftax as craftax,
+        crafter as crafter,
+        dmc as dmc,
+        gymnasium as gymnasium,
+        gymnax as gymnax,
+        host as host,
+        pixels as pixels,
+        probes as probes,
+        suites as suites,
+        swingup as swingup,
+        vizdoom as vizdoom,
+    )
+    from dreamjax.envs.gymnasium import (
+        spec_from_gymnasium as spec_from_gymnasium,
+        spec_from_spaces as spec_from_spaces,
+        to_gymnasium as to_gymnasium,
+        to_gymnasium_vector as to_gymnasium_vector,
+    )
+    from dreamjax.envs.host import rescaled as rescaled
+
+__getattr__, __dir__, __all__ = exports(__name__, __file__)

@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -22,6 +22,9 @@ try:
 except (ModuleNotFoundError, gymnasium.error.DependencyNotInstalled) as error:
     raise ModuleNotFoundError("CarRacing is an extra: pip install 'dreamjax[suites]'") from error
 
+if TYPE_CHECKING:
+    from dreamjax.types import EnvSpec
+
 MAX_STEPS = 1000  # 20 seconds of 50 frames
 ROWS = 84  # of 96; below them is the bar with the speed, which would tell a model what it is to remember
 _SEEDS = 2**31
@@ -30,6 +33,14 @@ _MARGIN = 2.0  # pixels of the window that an anti-aliased edge may reach beyond
 
 
 Engine = Literal["dreamjax", "gymnasium", "envpool"]
+
+
+def car_racing_spec(max_steps: int = MAX_STEPS) -> "EnvSpec":
+    """What `CarRacing` emits and takes, in the terms of `dreamjax.types`."""
+    from dreamjax.types import EnvSpec, Space  # here, because it imports JAX and worker processes need none
+
+    frame = Space((pixels.SIZE, pixels.SIZE, 3), np.uint8, 0, 256)
+    return EnvSpec(frame, Space((3,), np.float32, _LOW, _HIGH), max_steps)
 
 
 class CarRacing(gymnasium.Env[np.ndarray, np.ndarray]):

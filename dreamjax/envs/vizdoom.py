@@ -43,7 +43,7 @@ class GameCrashed(RuntimeError):
 
 def take_cover_spec(max_steps: int = MAX_STEPS) -> "EnvSpec":
     """What `TakeCover` emits and takes, in the terms of `dreamjax.types`."""
-    from dreamjax.types import EnvSpec, Space  # here, because it imports JAX and the workers need none
+    from dreamjax.types import EnvSpec, Space  # here, because it imports JAX and worker processes need none
 
     return EnvSpec(Space((pixels.SIZE, pixels.SIZE, 3), np.uint8, 0, 256), Space((), np.float32, -1.0, 1.0), max_steps)
 

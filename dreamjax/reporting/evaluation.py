@@ -14,12 +14,12 @@ from gymnasium.wrappers import TimeLimit
 from dreamjax import dream, rollout
 from dreamjax.acting.play import Played, play, returns
 from dreamjax.dreamerv3 import codec, learner, model
-from dreamjax.dreamerv3.model import Dreamer, DreamerParams, by_name
+from dreamjax.dreamerv3.model import Dreamer, DreamerParams, ModelParams
 from dreamjax.reporting import curves, films
 from dreamjax.rollout import AgentState, Transition
 from dreamjax.storage.checkpoints import Checkpoints
 from dreamjax.storage.progress import progress
-from dreamjax.types import Agent, Array, EnvSpec, Key
+from dreamjax.types import Array, Key
 
 FIRST_SEED = 2**31 - 10**6  # of the episodes to evaluate in; training draws its own below 2 ** 30
 OBSERVED, LENGTH = 5, 50  # steps of an open-loop prediction that are seen, and all of them
@@ -33,7 +33,6 @@ class Trained(NamedTuple):
     dreamer: Dreamer
     params: DreamerParams
     make: Callable[[], gymnasium.Env]
-    spec: EnvSpec
 
 
 class Predictions(NamedTuple):
@@ -82,8 +81,8 @@ def predict(trained: Trained, key: Key) -> Predictions | None:
     length, longest = min(LENGTH, lengths[(len(lengths) - 1) // 2]), lengths[-1]
     if length <= OBSERVED:
         return None
-    world = model.make(trained.dreamer, trained.spec)
-    nothing = rollout.step_policy(Agent(world, model.policy(trained.dreamer, trained.spec)), trained.params).start(())
+    agent, params = model.agent(trained.dreamer), model.agent_params(trained.params)
+    world, nothing = agent.model, rollout.start(agent, params)
     follow, look = jax.jit(partial(dream.open_loop, world)), _look(trained)
 
     shown, errors = [], []
@@ -91,13 +90,13 @@ def predict(trained: Trained, key: Key) -> Predictions | None:
         key_follow, key_look = jax.random.split(jax.random.fold_in(key, number))
         steps = len(episode.step.is_first)
         whole = jax.tree.map(lambda x: np.pad(x, [(0, longest - len(x))] + [(0, 0)] * (x.ndim - 1)), episode)
-        memory = AgentState(follow(trained.params, key_follow, nothing, whole, steps), whole.action)
+        memory = AgentState(follow(params.model, key_follow, nothing, whole, steps), whole.action)
         begins = range(0, steps - length + 1, length)
         for begin in begins:
             before = jax.tree.map(lambda x, t=begin: x[max(t - 1, 0)], memory)  # forgotten if the episode begins here
             piece = jax.tree.map(lambda x, t=begin: x[t : t + length], whole)
             seen, predicted, wrong = jax.device_get(
-                look(trained.params, jax.random.fold_in(key_look, begin), before, piece)
+                look(params.model, jax.random.fold_in(key_look, begin), before, piece)
             )
             errors.append(wrong)
             if begin == begins[len(begins) // 2]:
@@ -120,26 +119,25 @@ def write_predictions(folder: Path, dreamer: Dreamer, predictions: Predictions) 
 def _play(
     trained: Trained, key: Key, make: Callable[[], gymnasium.Env], seeds: list[int], **settings: Any
 ) -> Iterator[Played]:
-    dreamer, params, spec = trained.dreamer, trained.params, trained.spec
-    world, actor = model.make(dreamer, spec), model.policy(dreamer, spec)
-    return play(make, world, actor, (params, params.pol), key, seeds, **settings)
+    agent, params = model.agent(trained.dreamer), model.agent_params(trained.params)
+    return play(make, agent.model, agent.policy, (params.model, params.policy), key, seeds, **settings)
 
 
 def _look(trained: Trained) -> Callable:
     """One jitted call that predicts a piece of an episode, and says how far it and a repeated picture are off."""
-    dreamer, world = trained.dreamer, model.make(trained.dreamer, trained.spec)
+    dreamer, world = trained.dreamer, model.agent(trained.dreamer).model
     distances = partial(codec.distances, dreamer.cfg.codec, dreamer.observation)
 
-    def look(params: DreamerParams, key: Key, memory: AgentState, piece: Transition) -> tuple[dict, dict, dict]:
+    def look(params: ModelParams, key: Key, memory: AgentState, piece: Transition) -> tuple[dict, dict, dict]:
         states = dream.open_loop(world, params, key, memory, piece, OBSERVED)
-        seen = by_name(piece.step.observation, "observation")
-        predicted = by_name(jax.vmap(partial(world.decode, params))(states), "observation")
+        seen = dreamer.observation_by_name(piece.step.observation)
+        predicted = dreamer.observation_by_name(jax.vmap(partial(world.decode, params))(states))
         last = jnp.minimum(jnp.arange(len(piece.step.is_first)), OBSERVED - 1)
         repeated = {name: x[last] for name, x in seen.items()}
         ours, still = distances(predicted, seen), distances(repeated, seen)
         errors: dict[str, dict[str, Array]] = {
             name: {"model": ours[name], "repeating the last seen": still[name]} for name in ours
         }
-        return dict(seen), dict(predicted), errors
+        return seen, predicted, errors
 
     return jax.jit(look)

@@ -159,7 +159,7 @@ class RunFolder:
 def _differences(old: Any, new: Any, name: str = "") -> dict[str, str]:
     """Say by the name of each field how it differs."""
     if isinstance(old, dict) and isinstance(new, dict):
-        found = {}
+        found: dict[str, str] = {}
         for part in [*new, *(part for part in old if part not in new)]:
             found |= _differences(old.get(part, _ABSENT), new.get(part, _ABSENT), f"{name}.{part}".lstrip("."))
         return found

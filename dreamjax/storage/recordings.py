@@ -1,6 +1,6 @@
-"""Recorded experience, from which an agent can learn where its environment is not: steps, actions and their spaces.
+"""Recorded experience, from which an agent can learn without the environment: steps, actions and their spaces.
 
-The folder of a DreamerV3 run is a recording. `write_recording` makes one of what anything else has collected.
+The folder of a DreamerV3 run is a recording. `write_recording` makes one from anything else.
 """
 
 import json
@@ -12,56 +12,48 @@ import jax
 import numpy as np
 
 from dreamjax.dreamerv3.experience import Experience, Latent, recorded
-from dreamjax.dreamerv3.model import by_name
 from dreamjax.replay.sequences import Address, ReplayConfig, SequenceReplay
 from dreamjax.storage.atomic import replacing
 from dreamjax.storage.replays import ReplayError, ReplayFolder
-from dreamjax.storage.specs import space_from_json, space_to_json
+from dreamjax.storage.specs import spec_from_json, spec_to_json
 from dreamjax.types import Action, EnvSpec, Step
 
 LATENT = [f".latent.{field}" for field in Latent._fields]  # as a replay names these arrays
 
 
 def write_spec(folder: str | os.PathLike[str], spec: EnvSpec) -> None:
-    """Note in `folder/spec.json` what an environment emits and takes. Spaces are alone, or in a mapping by name."""
-    described = {
-        kind: {name: space_to_json(space) for name, space in getattr(_named(spec), kind).items()}
-        for kind in ("observation", "action")
-    }
+    """Write what an environment emits and takes into `folder/spec.json`: see `spec_to_json`."""
     with replacing(Path(folder) / "spec.json") as temporary:
-        temporary.write_text(json.dumps(described | {"max_steps": spec.max_steps}, indent=2))
+        temporary.write_text(json.dumps(spec_to_json(spec), indent=2))
 
 
 def read_spec(folder: str | os.PathLike[str]) -> EnvSpec:
-    """Read what `write_spec` wrote; spaces are by name. Raises ReplayError where there is none or it is damaged."""
+    """Read what `write_spec` wrote. Raises ReplayError where there is none, or it cannot be read."""
     path = Path(folder) / "spec.json"
     try:
-        found = json.loads(path.read_text())
-        observation, action = (
-            {name: space_from_json(space) for name, space in found[kind].items()} for kind in ("observation", "action")
-        )
-        return EnvSpec(observation, action, found["max_steps"])
+        return spec_from_json(json.loads(path.read_text()))
     except FileNotFoundError as error:
         raise ReplayError(f"{folder} holds no recording, as it has no spec.json: name a recording") from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ReplayError(f"{path} does not say what the environment emits and takes: {error!r}") from error
+    except (OSError, ValueError) as error:
+        raise ReplayError(
+            f"{path} is damaged or was written by an older version of dreamjax, record again: {error}"
+        ) from error
 
 
 def write_recording(
     folder: str | os.PathLike[str], spec: EnvSpec, environments: int, steps: Iterable[tuple[Step, Action]]
 ) -> None:
-    """Write what E environments have done, so that agents can learn from it.
+    """Write the experience of E environments, so that agents can learn from it.
 
-    `steps` yields what arrives at each time and the action taken after it, as numpy arrays [E, ...]; observations and
-    actions as `spec` has them. An episode's last step is followed by the first of the next, and the action between
-    them is ignored. A single long stream of episodes, E = 1, is as good as many.
+    `steps` yields each step and the action taken after it, as numpy arrays [E, ...] in the pytrees of `spec`. The last
+    step of an episode is followed by the first of the next, and the action between them is ignored. A single long
+    stream of episodes, E = 1, is as good as many.
 
     Raises: ValueError if a step is not what the spec says, or if there is none.
     """
-    recording = SequenceReplay(ReplayConfig(2**62, 1, online=False), _example(spec), environments)
+    recording = SequenceReplay(ReplayConfig(2**62, 1, online=False), recorded(spec), environments)
     for step, action in steps:
-        step = step._replace(observation=by_name(step.observation, "observation"))
-        recording.add(Experience(step, by_name(action, "action"), None))
+        recording.add(Experience(step, action, None))
     if not recording.written:
         raise ValueError("a recording of no steps teaches nothing")
     ReplayFolder(Path(folder) / "replay").save(recording, 0)
@@ -76,7 +68,7 @@ def open_recording(folder: str | os.PathLike[str]) -> SequenceReplay:
     newest = saved.steps()[-1]
     shape = saved.shape(newest)
     kinds = {name: jax.ShapeDtypeStruct(tuple(size), dtype) for name, (size, dtype) in shape["steps"].items()}
-    example = _example(spec)
+    example = recorded(spec)
     if set(LATENT) <= kinds.keys():
         example = example._replace(latent=Latent._make(kinds[name] for name in LATENT))
     recording = SequenceReplay(
@@ -87,9 +79,9 @@ def open_recording(folder: str | os.PathLike[str]) -> SequenceReplay:
 
 
 def fill(replay: SequenceReplay, recording: SequenceReplay) -> None:
-    """Add the newest steps of a recording to a replay of as many streams, as many as it can hold.
+    """Add the newest steps of a recording to a replay with the same number of streams, as many as it can hold.
 
-    Latent states are not taken over: they are another agent's. They start at zero, and are refreshed as they are used.
+    Latent states are another agent's and are not copied: they start at zero, and are refreshed when they are drawn.
 
     Raises: ValueError if the recording is of other spaces or streams.
     """
@@ -102,13 +94,3 @@ def fill(replay: SequenceReplay, recording: SequenceReplay) -> None:
     for time in range(max(recording.oldest, first), recording.written):
         step = recording.read(Address(streams, np.full_like(streams, time)), 1)
         replay.add(jax.tree.map(lambda x: x[:, 0], step)._replace(latent=latent))
-
-
-def _example(spec: EnvSpec) -> Experience:
-    named = _named(spec)
-    return recorded(named.observation.items(), named.action.items())
-
-
-def _named(spec: EnvSpec) -> EnvSpec:
-    observation, action = by_name(spec.observation, "observation"), by_name(spec.action, "action")
-    return EnvSpec(dict(observation), dict(action), spec.max_steps)

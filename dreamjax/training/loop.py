@@ -81,4 +81,4 @@ def train(
                 stage.tick()
             if done == steps:
                 return now
-    raise ValueError(f"the data of stage {name!r} ended before step {done + 1} of {steps}")
+        raise ValueError(f"the data of stage {name!r} ended before step {done + 1} of {steps}")

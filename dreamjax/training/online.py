@@ -213,8 +213,7 @@ class Training:
         address, learned = self._waiting
         latent = jax.device_get(learned.latent)
         context = self.dreamer.cfg.context
-        values = jax.tree.map(lambda _: None, experience.example(self.dreamer))._replace(latent=latent)
-        self.replay.update(address, context, values)
+        self.replay.update(address, context, experience.refreshed(self.dreamer, latent))
         if self.replay.priorities:
             self.replay.prioritize(address, context, np.asarray(learned.priority))
         self._waiting = None

@@ -15,8 +15,7 @@ from jax.sharding import Mesh
 
 from dreamjax import evolution
 from dreamjax.acting import random_play, seeds
-from dreamjax.acting.collection import CollectConfig
-from dreamjax.acting.collection import collect as fill
+from dreamjax.acting.collection import CollectConfig, collect as fill
 from dreamjax.acting.playing import Request, evaluate_population, play
 from dreamjax.acting.pool import Pool
 from dreamjax.evolution import EvolutionConfig, EvolutionState
@@ -32,8 +31,7 @@ from dreamjax.training import encode as encoding
 from dreamjax.training.devices import device_mesh
 from dreamjax.training.loop import generations, train, updates
 from dreamjax.types import Agent, AgentParams, EnvSpec, Key, Metrics, Params
-from dreamjax.worldmodels import learner, search
-from dreamjax.worldmodels import vision as vision_module
+from dreamjax.worldmodels import learner, search, vision as vision_module
 from dreamjax.worldmodels.learner import MEMORY_OPTIMIZER, VISION_OPTIMIZER, MemoryLearner, TrainState, VisionLearner
 from dreamjax.worldmodels.memory import MemoryConfig
 from dreamjax.worldmodels.vision import VisionConfig

@@ -1,13 +1,14 @@
 """Weights of V, M and C in the format of the published ones, in both directions.
 
 The published files are JSON. V and M are lists of nested lists of integers, round(10,000 w), without names: the order
-of the arrays says what they are, and for M it differs between the games. C is one flat list of numbers with four
-decimals. The caller reads and writes the files: `json.load` gives what the functions here take, and `json.dump` takes
-what they give.
+of the arrays says what they are, and for M it differs between Doom and CarRacing. C is one flat list of numbers with
+four decimals. The caller reads and writes the files: `json.load` gives what the functions here take, and `json.dump`
+takes what they give.
 
 Source: the repository hardmaru/WorldModelsExperiments, published with Ha & Schmidhuber 2018.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -16,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamjax.types import Array, Key, Params
-from dreamjax.worldmodels import memory, vision
+from dreamjax.types import Array, Key, Params, Space
+from dreamjax.worldmodels import controller, memory, vision
 from dreamjax.worldmodels.controller import ControllerConfig
 from dreamjax.worldmodels.memory import MemoryConfig
 from dreamjax.worldmodels.model import CAR_RACING, DOOM, feature_size
@@ -29,7 +30,7 @@ _VISION_LAYERS = (
     *("enc_conv1", "enc_conv2", "enc_conv3", "enc_conv4", "enc_fc_mu", "enc_fc_log_var"),
     *("dec_fc", "dec_deconv1", "dec_deconv2", "dec_deconv3", "dec_deconv4"),
 )
-_GAMES = {"Doom": DOOM, "CarRacing": CAR_RACING}
+_PUBLISHED = {"Doom": DOOM, "CarRacing": CAR_RACING}
 
 _Layout = dict[tuple[str, str], tuple[int, ...]]  # (layer, kernel or bias) -> shape, in the order of the file
 
@@ -75,32 +76,31 @@ def memory_to_published(cfg: MemoryConfig, params: Params) -> list[Any]:
     ]
 
 
-def controller_from_published(cfg: ControllerConfig, theta: Sequence[float]) -> Params:
+def controller_from_published(cfg: ControllerConfig, features: int, action: Space, theta: Sequence[float]) -> Params:
     """Take C's parameters from the vector of a published best.json, whose content is [theta, score].
 
-    Shapes: theta [features] (Doom), or [3 + 3 * features], biases first (CarRacing).
+    `cfg`, `features` and `action` are those of `controller.make`.
+
+    Shapes: theta [features] (Doom, without bias), or [3 + 3 * features], biases first (CarRacing).
     Raises: ValueError if the vector has another length, or C hidden units.
     """
-    _refuse_hidden(cfg)
+    shapes = _controller_shapes(cfg, features, action)
     values = _array("C's vector", theta).astype(np.float32)
-    size = cfg.features if cfg.game == "doom" else 3 + 3 * cfg.features
+    size = sum(map(math.prod, shapes.values()))
     if values.shape != (size,):
         published = {(feature_size(DOOM),): "Doom", (3 + 3 * feature_size(CAR_RACING),): "CarRacing"}
         guess = f"; this is the shape of C for {published[values.shape]}" if values.shape in published else ""
         raise ValueError(f"C with {cfg} is a vector of shape {[size]}, got {list(values.shape)}{guess}")
-    if cfg.game == "doom":
-        return {"kernel": jnp.asarray(values)}
-    return {"bias": jnp.asarray(values[:3]), "kernel": jnp.asarray(values[3:].reshape(cfg.features, 3))}
+    parts = np.split(values, np.cumsum([math.prod(shape) for shape in shapes.values()])[:-1])
+    return {name: jnp.asarray(part.reshape(shape)) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
-def controller_to_published(cfg: ControllerConfig, params: Params) -> list[float]:
+def controller_to_published(cfg: ControllerConfig, features: int, action: Space, params: Params) -> list[float]:
     """Write C's parameters as the vector of a best.json, to four decimals.
 
-    Raises: ValueError if the shapes of the parameters are not those of `cfg`.
+    Raises: ValueError if the shapes of the parameters are not those of `controller.make(cfg, features, action)`.
     """
-    _refuse_hidden(cfg)
-    doom = {"kernel": (cfg.features,)}
-    expected = doom if cfg.game == "doom" else {"bias": (3,), "kernel": (cfg.features, 3)}
+    expected = _controller_shapes(cfg, features, action)
     shapes = {name: leaf.shape for name, leaf in params.items()}
     if shapes != expected:
         raise ValueError(f"C with {cfg} has the parameters {expected}, got {shapes}")
@@ -108,9 +108,12 @@ def controller_to_published(cfg: ControllerConfig, params: Params) -> list[float
     return np.round(theta, 4).tolist()
 
 
-def _refuse_hidden(cfg: ControllerConfig) -> None:
+def _controller_shapes(cfg: ControllerConfig, features: int, action: Space) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters, in the order of the file: the biases come first."""
     if cfg.hidden:
         raise ValueError("no published C has hidden units; set hidden=0")
+    made = jax.eval_shape(controller.make(cfg, features, action).init, jax.random.key(0))
+    return {name: made[name].shape for name in ("bias", "kernel") if name in made}
 
 
 def starts_from_published(arrays: Sequence[Any]) -> tuple[Array, Array]:
@@ -163,9 +166,9 @@ def _check(what: str, layout: _Layout, shapes: list[tuple[int, ...]]) -> None:
     """Compare shapes with a layout; if they differ, say where, and what the arrays are instead."""
     if shapes == list(layout.values()):
         return
-    known = {f"V for {game}": _vision_layout(world.vision) for game, world in _GAMES.items()}
-    known |= {f"M for {game}": _memory_layout(world.memory) for game, world in _GAMES.items()}
-    guesses = [name for name, other in known.items() if shapes == list(other.values())]
+    known = {f"V for {name}": _vision_layout(world.vision) for name, world in _PUBLISHED.items()}
+    known |= {f"M for {name}": _memory_layout(world.memory) for name, world in _PUBLISHED.items()}
+    guesses = [title for title, other in known.items() if shapes == list(other.values())]
     guess = f"; these are the shapes of {guesses[0]}, which needs that configuration" if guesses else ""
     if len(shapes) != len(layout):
         raise ValueError(f"{what} has {len(layout)} arrays, got {len(shapes)}{guess}")

@@ -1,10 +1,12 @@
-"""V and M together as one `LatentModel`.
+"""V, M and C together as one agent.
 
 Source: Ha & Schmidhuber 2018, figure 8 and appendix A; the order of events is that of the published code.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,42 +14,42 @@ import numpy as np
 
 from dreamjax.distributions import gaussian_sample, mixture_sample
 from dreamjax.nets.lstm import LSTMState
-from dreamjax.types import Action, Array, EnvSpec, Key, LatentModel, Outcome, Params, PyTree, Space
-from dreamjax.worldmodels import memory, vision
+from dreamjax.types import Action, Agent, Array, EnvSpec, Key, LatentModel, Outcome, Params, PyTree, Space
+from dreamjax.worldmodels import controller, memory, vision
+from dreamjax.worldmodels.controller import ControllerConfig
 from dreamjax.worldmodels.memory import MemoryConfig
 from dreamjax.worldmodels.vision import VisionConfig
+
+_PICTURE = (vision.FRAME, np.dtype(np.uint8))
 
 
 @dataclass(frozen=True)
 class WorldModelConfig:
-    """V, M, and what of M's state the controller sees."""
+    """V, M, C, and what of the state of V and M the controller reads. Sizes are by default those of Doom."""
 
     vision: VisionConfig = VisionConfig()
     memory: MemoryConfig = MemoryConfig()
-    sees: Literal["z", "zh", "zch"] = "zch"  # features: [z, c, h] (Doom), [z, h] (CarRacing), or z without memory
-    max_steps: int = 2100  # of an episode, real or dreamed
-    action_low: tuple[float, ...] = ()  # of each action; empty for a scalar action in [-1, 1]
+    controller: ControllerConfig = ControllerConfig()
+    features: Literal["z", "zh", "zch"] = "zch"  # [z, c, h] (Doom), [z, h] (CarRacing), or z without memory
+    step_reward: float = 0.0  # of every dreamed step, where M does not predict rewards; 1 where survival counts
 
     def __post_init__(self) -> None:
-        if self.sees not in ("z", "zh", "zch"):
-            raise ValueError(f"sees must be 'z', 'zh' or 'zch', got {self.sees!r}")
+        if self.features not in ("z", "zh", "zch"):
+            raise ValueError(f"features must be 'z', 'zh' or 'zch', got {self.features!r}")
         if self.vision.latent_size != self.memory.latent_size:
             raise ValueError(
                 f"V has {self.vision.latent_size} latents and M {self.memory.latent_size}; they must be the same"
             )
-        if len(self.action_low or (0,)) != self.memory.action_size:
-            raise ValueError(
-                f"action_low names {len(self.action_low or (0,))} actions, M reads {self.memory.action_size}"
-            )
+        if self.step_reward and self.memory.predict_reward:
+            raise ValueError("M predicts the reward of a step: leave step_reward at 0, or set predict_reward=False")
 
 
-DOOM = WorldModelConfig()
+DOOM = WorldModelConfig(controller=ControllerConfig(bias=False), step_reward=1.0)
 CAR_RACING = WorldModelConfig(
     vision=VisionConfig(latent_size=32),
     memory=MemoryConfig(latent_size=32, action_size=3, hidden_size=256, predict_done=False),
-    sees="zh",
-    max_steps=1000,
-    action_low=(-1.0, 0.0, 0.0),
+    controller=ControllerConfig(clipped=(2,)),
+    features="zh",
 )
 
 
@@ -59,7 +61,7 @@ class WorldModelParams(NamedTuple):
 
 
 class WorldModelState(NamedTuple):
-    """Latent state at time t: the frame as V sees it, and M as it was before it heard of that frame."""
+    """Latent state at time t: the frame as V encodes it, and the state of M before consuming z_t."""
 
     z: Array  # [Z], drawn
     c: Array  # [H]
@@ -67,14 +69,38 @@ class WorldModelState(NamedTuple):
     is_first: Array  # [] bool
 
 
-def make(cfg: WorldModelConfig) -> LatentModel:
-    """Bind a configuration.
+def make(cfg: WorldModelConfig, spec: EnvSpec) -> Agent:
+    """Bind a configuration to the spaces of an environment. Equal arguments return the same agent.
 
-    `observe` and `imagine` first let M take in (z, a) of the step before, then draw the new z: from V's posterior of
-    the real frame or from M's mixture density. So the controller acts on z_t and on the state of M that predicted it.
-    A dreamed step pays what M predicts. Without that head an episode that M can end pays 1 for every step, as Take
-    Cover does, and one that it cannot end pays nothing.
+    The model: `observe` and `imagine` first step M with (z, a) of the step before, then draw the new z: from V's
+    posterior of the real frame or from M's mixture density. So the controller acts on z_t and on the state of M that
+    predicted it. M reads an action as its numbers, a class as its index. A dreamed step pays what M predicts, or
+    `cfg.step_reward` if it predicts no rewards; it ends where M predicts an end, or never if it predicts none.
+
+    V reads the one picture of `spec.observation`: a uint8 `Space` of shape [64, 64, 3], or a mapping that contains
+    exactly one; other observations are not modelled, and `decode` returns what V reads, under its name.
+
+    Raises: ValueError if there is no such picture, if M's action_size is not that of `spec.action`, or if
+        `controller.make` refuses the action space.
     """
+    leaves, structure = jax.tree.flatten(spec)
+    return _make(cfg, tuple(leaves), structure)
+
+
+@lru_cache(maxsize=64)
+def _make(cfg: WorldModelConfig, leaves: tuple[Any, ...], structure: Any) -> Agent:
+    spec = jax.tree.unflatten(structure, leaves)
+    return Agent(_model(cfg, spec), controller.make(cfg.controller, feature_size(cfg), spec.action))
+
+
+def _model(cfg: WorldModelConfig, spec: EnvSpec) -> LatentModel:
+    picture = _picture(spec.observation)
+    size = sum(int(np.prod(space.shape)) for space in jax.tree.leaves(spec.action))
+    if size != cfg.memory.action_size:
+        raise ValueError(
+            f"M reads actions of {cfg.memory.action_size} numbers, those of the environment have {size}: set "
+            f"memory.action_size={size}"
+        )
 
     def init(key: Key) -> WorldModelParams:
         key_vision, key_memory = jax.random.split(key)
@@ -85,44 +111,58 @@ def make(cfg: WorldModelConfig) -> LatentModel:
         lstm = memory.start(cfg.memory)
         return WorldModelState(jnp.zeros(cfg.vision.latent_size), lstm.c, lstm.h, jnp.array(True))
 
-    def encode(params: WorldModelParams, frame: Array) -> PyTree:
-        return vision.encode(cfg.vision, params.vision, frame)
+    def encode(params: WorldModelParams, observation: PyTree) -> PyTree:
+        return vision.encode(cfg.vision, params.vision, observation if picture is None else observation[picture])
 
-    def remember(params: WorldModelParams, state: WorldModelState, action: Action) -> LSTMState:
+    def consume(params: WorldModelParams, state: WorldModelState, action: Action) -> LSTMState:
         lstm = LSTMState(state.c, state.h)
+        if not isinstance(spec.action, Space):
+            action = jnp.concatenate([jnp.ravel(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(action)])
         return memory.step(cfg.memory, params.memory, lstm, state.z, action, state.is_first)
 
     def observe(
         params: WorldModelParams, key: Key, state: WorldModelState, action: Action, posterior: PyTree, is_first: Array
     ) -> WorldModelState:
-        c, h = (jnp.where(is_first, 0.0, x) for x in remember(params, state, action))
+        c, h = (jnp.where(is_first, 0.0, x) for x in consume(params, state, action))
         return WorldModelState(gaussian_sample(key, *posterior), c, h, is_first)
 
     def imagine(
         params: WorldModelParams, key: Key, state: WorldModelState, action: Action, temperature: Array | float
     ) -> WorldModelState:
-        c, h = remember(params, state, action)
+        c, h = consume(params, state, action)
         latent = memory.predict(cfg.memory, params.memory, h).latent
         return WorldModelState(mixture_sample(key, latent, temperature), c, h, jnp.array(False))
 
     def features(state: WorldModelState) -> Array:
-        return jnp.concatenate([getattr(state, name) for name in cfg.sees])
+        return jnp.concatenate([getattr(state, name) for name in cfg.features])
 
     def outcome(params: WorldModelParams, state: WorldModelState) -> Outcome:
         expected = memory.predict(cfg.memory, params.memory, state.h)
-        reward = jnp.float32(cfg.memory.predict_done) if expected.reward is None else expected.reward
+        reward = jnp.float32(cfg.step_reward) if expected.reward is None else expected.reward
         return Outcome(reward, jax.nn.sigmoid(-expected.done))
 
-    def decode(params: WorldModelParams, state: WorldModelState) -> Array:
-        return vision.decode(cfg.vision, params.vision, state.z)
+    def decode(params: WorldModelParams, state: WorldModelState) -> PyTree:
+        frame = vision.decode(cfg.vision, params.vision, state.z)
+        return frame if picture is None else {picture: frame}
 
-    low = np.array(cfg.action_low) if cfg.action_low else -1.0
-    action = Space(np.shape(low), np.float32, float(np.min(low)), 1.0)
-    spec = EnvSpec(Space(vision.FRAME, np.uint8, 0, 256), action, cfg.max_steps)
     return LatentModel(init, start, encode, observe, imagine, features, outcome, decode, spec)
+
+
+def _picture(observation: PyTree) -> str | None:
+    """Name of the one picture in a mapping, None if the observation is the picture. Raises ValueError for others."""
+    named = observation if isinstance(observation, Mapping) else {None: observation}
+    pictures = [
+        name for name, space in named.items() if isinstance(space, Space) and (space.shape, space.dtype) == _PICTURE
+    ]
+    if len(pictures) != 1:
+        raise ValueError(
+            f"V reads exactly one uint8 picture [64, 64, 3], got {len(pictures)} in {observation}; crop and resize "
+            "frames with dreamjax.envs.pixels"
+        )
+    return pictures[0]
 
 
 def feature_size(cfg: WorldModelConfig) -> int:
     """Length of the feature vector that a policy reads."""
     sizes = {"z": cfg.vision.latent_size, "c": cfg.memory.hidden_size, "h": cfg.memory.hidden_size}
-    return sum(sizes[name] for name in cfg.sees)
+    return sum(sizes[name] for name in cfg.features)

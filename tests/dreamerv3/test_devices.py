@@ -16,11 +16,11 @@ from dreamjax.dreamerv3 import experience, learner
 from dreamjax.dreamerv3.config import debug
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.training.devices import device_mesh
-from dreamjax.types import Space
+from dreamjax.types import EnvSpec, Space
 
 observation = {"image": Space((48, 48, 3), np.uint8, 0, 256), "vector": Space((5,))}
 action = {"steer": Space((2,), np.float32, -1, 1), "press": Space((), np.int32, 0, 4)}
-dreamer = Dreamer.of(replace(debug(), compute_dtype="float32"), observation, action)
+dreamer = Dreamer.of(replace(debug(), compute_dtype="float32"), EnvSpec(observation, action, 1))
 rng = np.random.default_rng(0)
 
 

@@ -13,11 +13,12 @@ import optax
 import pytest
 
 from dreamjax import distributions, optim, returns
-from dreamjax.dreamerv3 import behaviour, codec, config, heads, interop, rssm
+from dreamjax.dreamerv3 import actor_critic, codec, config, heads, interop, rssm
+from dreamjax.dreamerv3.actor_critic import Replayed, Trajectory
 from dreamjax.dreamerv3.config import DreamerConfig
 from dreamjax.dreamerv3.model import Dreamer, DreamerParams
 from dreamjax.dreamerv3.rssm import RSSMState
-from dreamjax.types import Params, Space
+from dreamjax.types import EnvSpec, Params, Space
 
 FOLDER = Path(os.environ.get("DREAMJAX_GOLDEN", Path(__file__).resolve().parents[3] / "shared" / "golden"))
 FILES = sorted(FOLDER.glob("*.npz"))
@@ -95,7 +96,7 @@ def dreamer_of(meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> Dreamer:
             action[name] = Space(x.shape[2:], x.dtype, 0, count)
         else:
             action[name] = Space(x.shape[2:], x.dtype, -1.0, 1.0)
-    return Dreamer.of(cfg, observation, action)
+    return Dreamer.of(cfg, EnvSpec(observation, action, 1))
 
 
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"{FOLDER} does not exist")
@@ -131,13 +132,13 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 
 
 def encoder(golden: Golden) -> Found:
-    return {"tokens": heads.apply(golden.dreamer.encoder, golden.params.enc, golden.observed())}
+    return {"tokens": heads.apply(golden.dreamer.encoder, golden.params.model.enc, golden.observed())}
 
 
 def recurrence(golden: Golden) -> Found:
-    given, cfg, params = golden.inputs("rssm"), golden.cfg.rssm, golden.params.dyn
+    given, cfg, params = golden.inputs("rssm"), golden.cfg.rssm, golden.params.model.dyn
     actions = {name: given[f"action/{name}"] for name, _ in golden.dreamer.action}
-    action = heads.flatten_actions(golden.dreamer.action, actions, "float32")
+    action = codec.flatten_actions(golden.dreamer.action, actions, "float32")
     state = RSSMState(given["deter"], given["stoch"])
     deter = rssm.core(cfg, params, state, action)
     tokens = jnp.asarray(golden.arrays["out/enc/tokens"])[:, 0]
@@ -162,7 +163,7 @@ def divergence(golden: Golden) -> Found:
 
 def decoder(golden: Golden) -> Found:
     given = golden.inputs("feat")
-    out = heads.apply(golden.dreamer.decoder, golden.params.dec, given["deter"], given["stoch"])
+    out = heads.apply(golden.dreamer.decoder, golden.params.model.dec, given["deter"], given["stoch"])
     losses = codec.reconstruction_losses(golden.cfg.codec, golden.dreamer.observation, out, golden.observed())
     values = out.images | out.vectors | {name: x.argmax(-1) for name, x in out.logits.items()}
     return {f"loss/{name}": loss for name, loss in losses.items()} | {f"pred/{name}": x for name, x in values.items()}
@@ -170,21 +171,21 @@ def decoder(golden: Golden) -> Found:
 
 def all_heads(golden: Golden) -> Found:
     given, feat, cfg = golden.inputs("heads"), golden.features("feat"), golden.cfg.heads
-    dreamer, params = golden.dreamer, golden.params
-    reward = heads.apply(dreamer.reward, params.rew, feat)
-    value = heads.apply(dreamer.critic, params.val, feat)
-    logit = heads.apply(dreamer.continues, params.con, feat)
-    outputs = {"rew": reward, "val": value, "slowval": heads.apply(dreamer.critic, golden.slow, feat)}
+    dreamer, params, actors = golden.dreamer, golden.params, golden.dreamer.actor_critic
+    reward = heads.apply(dreamer.reward, params.model.rew, feat)
+    value = heads.apply(actors.critic, params.value, feat)
+    logit = heads.apply(dreamer.continues, params.model.con, feat)
+    outputs = {"rew": reward, "val": value, "slowval": heads.apply(actors.critic, golden.slow, feat)}
     found = {f"{name}/pred": heads.scalar_mean(cfg, x) for name, x in outputs.items()}
     found |= {"rew/logits": reward, "rew/loss": heads.scalar_loss(cfg, reward, given["reward"])}
     found |= {"val/loss": heads.scalar_loss(cfg, value, given["reward"])}
     found |= {"con/prob": jax.nn.sigmoid(logit), "con/loss": heads.continue_loss(logit, given["con"])}
-    for name, distribution in heads.apply(dreamer.actor, params.pol, feat).items():
+    for name, distribution in heads.apply(actors.actor, params.policy, feat).items():
         one, key = {name: distribution}, f"pol/{name}"
         spaces = tuple(pair for pair in dreamer.action if pair[0] == name)
-        found[f"{key}/logp"] = heads.log_prob(one, {name: given[f"action/{name}"]}, spaces)
-        found[f"{key}/entropy"] = heads.entropies(one, spaces)[name]
-        if isinstance(distribution, heads.Normal):
+        found[f"{key}/logp"] = actor_critic.log_prob(one, {name: given[f"action/{name}"]}, spaces)
+        found[f"{key}/entropy"] = actor_critic.entropies(one, spaces)[name]
+        if isinstance(distribution, actor_critic.Normal):
             found |= {f"{key}/mean": distribution.mean, f"{key}/stddev": distribution.std}
         else:
             found[f"{key}/logits"] = distribution.log_probs
@@ -194,12 +195,18 @@ def all_heads(golden: Golden) -> Found:
 def imagination(golden: Golden) -> Found:
     given = golden.inputs("imag")
     actions = {name: jnp.swapaxes(given[f"action/{name}"], 0, 1)[:-1] for name, _ in golden.dreamer.action}
-    time_first = jnp.swapaxes(golden.features("imag"), 0, 1)
-    args = (golden.dreamer, golden.params, golden.slow, time_first, actions, returns.range_init())
-    found = behaviour.imagined_losses(*args)
+    features = jnp.swapaxes(golden.features("imag"), 0, 1)
+    dreamer, params, settings = golden.dreamer, golden.params, golden.cfg.behaviour
+    reward = heads.scalar_mean(golden.cfg.heads, heads.apply(dreamer.reward, params.model.rew, features))
+    continues = jax.nn.sigmoid(heads.apply(dreamer.continues, params.model.con, features))
+    trajectory = Trajectory(features, actions, reward, continues)
+    learned = (params.policy, params.value, golden.slow)
+    found = actor_critic.imagined_losses(
+        dreamer.actor_critic, learned, returns.range_init(), trajectory, settings.entropy
+    )
     return {
-        "rew": found.reward.T,
-        "con": found.continues.T,
+        "rew": reward.T,
+        "con": continues.T,
         "ret": found.returns.T,
         "loss/policy": found.policy_loss.T,
         "loss/value": found.value_loss.T,
@@ -211,8 +218,10 @@ def imagination(golden: Golden) -> Found:
 def replayed_value(golden: Golden) -> Found:
     data, boot = golden.inputs("data"), golden.inputs("repl")["boot"]
     recorded = (data[name][:, 1:] for name in ("reward", "is_last", "is_terminal"))
-    args = (golden.dreamer, golden.params, golden.slow, golden.features("feat"), *recorded, boot)
-    loss, ret = behaviour.replayed_value_loss(*args)
+    replayed = Replayed(golden.features("feat"), *recorded, boot)
+    learned = (golden.params.value, golden.slow)
+    discount = golden.cfg.behaviour.discount
+    loss, ret = actor_critic.replayed_value_loss(golden.dreamer.actor_critic, learned, replayed, discount)
     return {"loss/repval": loss, "ret": ret}
 
 

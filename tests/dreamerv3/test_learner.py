@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamjax.dreamerv3 import config, heads, interop, learner, model, rssm
+from dreamjax.dreamerv3 import actor_critic, config, interop, learner, model, rssm
 from dreamjax.dreamerv3.config import DreamerConfig
 from dreamjax.dreamerv3.learner import Batch, TrainState
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.dreamerv3.rssm import RSSMState
 from dreamjax.optim import LaPropConfig
 from dreamjax.returns import ReturnRange
-from dreamjax.types import Space, Step
+from dreamjax.types import EnvSpec, Space, Step
 
 OBSERVATION = {
     "image": Space((64, 64, 3), np.uint8, 0, 256),
@@ -36,7 +36,7 @@ SMALL = DreamerConfig(
     optimizer=LaPropConfig(1e-3, warmup=0),
     compute_dtype="float32",
 )
-DREAMER = Dreamer.of(SMALL, OBSERVATION, ACTION)
+DREAMER = Dreamer.of(SMALL, EnvSpec(OBSERVATION, ACTION, 1))
 
 
 def filled(path: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -110,11 +110,11 @@ def _no_luck(monkeypatch):
 
     def actions(key, found, spaces):
         del key, spaces
-        rule = lambda d: d.mean + 0.3 * d.std if isinstance(d, heads.Normal) else d.log_probs.argmax(-1)  # noqa: E731
+        rule = lambda d: d.mean + 0.3 * d.std if isinstance(d, actor_critic.Normal) else d.log_probs.argmax(-1)  # noqa: E731
         return {name: rule(one) for name, one in found.items()}
 
     monkeypatch.setattr(rssm, "onehot_sample", onehot)
-    monkeypatch.setattr(heads, "sample_actions", actions)
+    monkeypatch.setattr(actor_critic, "sample_actions", actions)
 
 
 LOSSES = {
@@ -158,14 +158,14 @@ GRADIENTS = {
 def test_losses_and_gradients_equal_the_published_ones():
     begun = state()
     gradient = jax.jit(jax.value_and_grad(partial(learner.loss, DREAMER), has_aux=True))
-    (total, (range_, trained)), grads = gradient(begun.params, begun.slow, begun.range, jax.random.key(0), batch())
+    (total, (range_, trained)), grads = gradient(begun.params, jax.random.key(0), begun, batch())
     assert float(total) == pytest.approx(1280.3466, rel=1e-6)
     found = {name: float(trained.metrics[f"loss/{name}"]) for name in LOSSES}
     assert found == pytest.approx(LOSSES, rel=1e-5)
     assert {name: float(trained.metrics[name]) for name in METRICS} == pytest.approx(METRICS, rel=1e-4, abs=1e-6)
     assert (float(range_.low), float(range_.high)) == pytest.approx((-1.9789671, 2.9749419), rel=1e-6)
     norm = lambda tree: math.sqrt(sum(float((x**2).sum()) for x in jax.tree.leaves(tree)))  # noqa: E731
-    assert {name: norm(x) for name, x in grads._asdict().items()} == pytest.approx(GRADIENTS, rel=1e-4)
+    assert {name: norm(x) for name, x in interop.modules(grads).items()} == pytest.approx(GRADIENTS, rel=1e-4)
     some = {
         "dyn/dynhid0/kernel": (19.3727, 34.7412),
         "dyn/dyngru/kernel": (6.28341, 12.0961),
@@ -226,6 +226,6 @@ def test_parameter_counts(task: str):
     spaces, wanted = COUNTS[task]
     found = []
     for cfg in config.SIZES.values():
-        shapes = jax.eval_shape(partial(model.init, Dreamer.of(cfg, *spaces)), jax.random.key(0))
+        shapes = jax.eval_shape(partial(model.init, Dreamer.of(cfg, EnvSpec(*spaces, 1))), jax.random.key(0))
         found.append(sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)))
     assert tuple(found) == wanted

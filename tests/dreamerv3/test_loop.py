@@ -12,7 +12,9 @@ import pytest
 from dreamjax.dreamerv3 import experience, loop
 from dreamjax.dreamerv3.config import CodecConfig, DreamerConfig, HeadsConfig, RSSMConfig
 from dreamjax.dreamerv3.experience import Experience, Latent
+from dreamjax.dreamerv3.learner import Hyper
 from dreamjax.dreamerv3.loop import LoopConfig, LoopState
+from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs import probes
 from dreamjax.optim import LaPropConfig
 from dreamjax.types import Step
@@ -25,7 +27,7 @@ CFG = DreamerConfig(
     optimizer=LaPropConfig(1e-3, warmup=10),
     compute_dtype="float32",
 )
-DREAMER = loop.bind(CFG, GAME)
+DREAMER = Dreamer.of(CFG, GAME.spec)
 QUICK = {"xla_backend_optimization_level": 0}  # compiled in half the time, and run a few times
 LOOP = LoopConfig(envs=2, batch_size=4, batch_length=8, train_ratio=16, capacity=200)
 
@@ -65,25 +67,31 @@ def test_replayed_latents_are_refreshed(begin, iterate):
     # The first update has a learning rate of zero, but draws its own latents.
     assert 0 < (old != new).any(-1).sum() <= LOOP.batch_size * LOOP.batch_length
     np.testing.assert_array_equal(
-        before.replay.data.step.observation["observation"][:, :written],
-        after.replay.data.step.observation["observation"][:, :written],
+        before.replay.data.step.observation[:, :written],
+        after.replay.data.step.observation[:, :written],
     )
 
 
-def test_seeds_in_parallel_are_seeds_one_by_one(begin, iterate):
+def test_seeds_and_settings_in_parallel_are_those_one_by_one(begin, iterate):
     keys = jax.random.split(jax.random.key(0), 2)
+    usual = Hyper.of(CFG)
+    hyper = Hyper(usual.learning_rate * jnp.array([1.0, 3.0]), jnp.array([0.1, 0.3]), jnp.array([0.9, 0.99]))
 
-    def run(begin: Callable, iterate: Callable, key: jax.Array) -> Any:
+    def begin_with(key: jax.Array, hyper: Hyper) -> LoopState:
+        state = begin(key)  # what is collected first does not depend on them
+        return state._replace(learner=state.learner._replace(hyper=hyper))
+
+    def run(begin: Callable, iterate: Callable, key: jax.Array, hyper: Hyper) -> Any:
         key_begin, *key_steps = jax.random.split(key, 3)
-        state, out = begin(key_begin), None
+        state, out = begin(key_begin, hyper), None
         for key_step in key_steps:
             state, out = iterate(key_step, state)
         return state.learner.params, out
 
-    one_by_one = [run(begin, iterate, key) for key in keys]
+    one_by_one = [run(begin_with, iterate, keys[i], jax.tree.map(lambda x, i=i: x[i], hyper)) for i in range(2)]
     with jax.debug_key_reuse(False):  # the check takes keys that are scanned under vmap for used ones
         plain = partial(run, begin.__wrapped__, iterate.__wrapped__)
-        together = jax.jit(jax.vmap(plain), compiler_options=QUICK)(jax.random.clone(keys))
+        together = jax.jit(jax.vmap(plain), compiler_options=QUICK)(jax.random.clone(keys), hyper)
     for i, alone in enumerate(one_by_one):
         jax.tree.map(lambda x, y, i=i: np.testing.assert_allclose(x[i], y, 1e-3, 1e-4), together, alone)
 
@@ -91,9 +99,9 @@ def test_seeds_in_parallel_are_seeds_one_by_one(begin, iterate):
 def test_a_batch_knows_where_episodes_were_abandoned():
     flags = {name: jnp.zeros((1, 5), bool) for name in ("is_first", "is_last", "is_terminal")}
     flags["is_first"] = flags["is_first"].at[0, 3].set(True)
-    step = Step({"observation": jnp.zeros((1, 5, 4))}, jnp.zeros((1, 5)), **flags)
+    step = Step(jnp.zeros((1, 5, 4)), jnp.zeros((1, 5)), **flags)
     latent = Latent(jnp.arange(5.0)[None, :, None], jnp.zeros((1, 5, 4), jnp.uint8))
-    batch = experience.as_batch(DREAMER, Experience(step, {"action": jnp.zeros((1, 5), jnp.int32)}, latent))
+    batch = experience.as_batch(DREAMER, Experience(step, jnp.zeros((1, 5), jnp.int32), latent))
     np.testing.assert_array_equal(batch.steps.is_first[0], [True, False, False, True, False])
     np.testing.assert_array_equal(batch.steps.is_last[0], [False, False, True, False, False])
     assert float(batch.start.deter[0, 0]) == 0.0

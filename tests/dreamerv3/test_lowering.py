@@ -12,7 +12,7 @@ from dreamjax.dreamerv3 import experience, learner
 from dreamjax.dreamerv3.config import SIZES, debug
 from dreamjax.dreamerv3.experience import Experience
 from dreamjax.dreamerv3.model import Dreamer
-from dreamjax.types import Space
+from dreamjax.types import EnvSpec, Space
 
 OBSERVATION = {
     "image": Space((64, 64, 3), np.uint8, 0, 256),
@@ -24,7 +24,7 @@ KEY = jax.eval_shape(lambda: jax.random.key(0))
 
 
 def dreamer_of(cfg, dtype: str = "float32") -> Dreamer:
-    return Dreamer.of(replace(cfg, compute_dtype=dtype), OBSERVATION, ACTION)
+    return Dreamer.of(replace(cfg, compute_dtype=dtype), EnvSpec(OBSERVATION, ACTION, 1))
 
 
 def lead(tree, *shape: int):

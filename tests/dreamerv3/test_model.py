@@ -1,6 +1,7 @@
 """DreamerV3 behind the contracts: it acts, it dreams, and its dream is an environment."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +13,20 @@ from dreamjax.dreamerv3 import codec, experience, heads, model, rssm
 from dreamjax.dreamerv3.config import debug
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs import probes
-from dreamjax.types import Agent, EnvSpec, Space
+from dreamjax.types import AgentParams, EnvSpec, Space, Step
 
 CFG = replace(debug(), compute_dtype="float32")
 GAME = probes.counter()
-DREAMER = Dreamer.of(CFG, GAME.spec.observation, GAME.spec.action)
-WORLD, ACTOR = model.make(DREAMER, GAME.spec), model.policy(DREAMER, GAME.spec)
-PARAMS = jax.jit(WORLD.init)(jax.random.key(0))
+DREAMER = Dreamer.of(CFG, GAME.spec)
+AGENT = model.make(CFG, GAME.spec)
+WORLD = AGENT.model
+ALL = jax.jit(partial(model.init, DREAMER))(jax.random.key(0))
+PARAMS, POLICY, _ = ALL
 
 
 def test_it_acts_in_an_environment():
-    agent = rollout.step_policy(Agent(WORLD, ACTOR), PARAMS)
-    state, seen = jax.jit(lambda key: rollout.unroll(GAME, agent, PARAMS.pol, key, 30))(jax.random.key(1))
+    agent = rollout.step_policy(AGENT, PARAMS)
+    state, seen = jax.jit(lambda key: rollout.unroll(GAME, agent, POLICY, key, 30))(jax.random.key(1))
     assert set(np.unique(seen.action)) == {0, 1}
     assert seen.step.is_first.sum() > 1
     assert state.agent.latent.deter.shape == (CFG.rssm.deter,)
@@ -43,8 +46,8 @@ def test_its_dream_is_an_environment():
 
 
 def unrolled(length: int) -> rollout.Transition:
-    agent = rollout.step_policy(Agent(WORLD, ACTOR), PARAMS)
-    return jax.jit(lambda key: rollout.unroll(GAME, agent, PARAMS.pol, key, length))(jax.random.key(1))[1]
+    agent = rollout.step_policy(AGENT, PARAMS)
+    return jax.jit(lambda key: rollout.unroll(GAME, agent, POLICY, key, length))(jax.random.key(1))[1]
 
 
 def open_loop(recorded: rollout.Transition, observed: int):
@@ -95,28 +98,54 @@ def test_outcomes_and_pictures_of_the_mind():
     assert WORLD.decode(PARAMS, latent).shape == (5,)
 
 
-def test_mixed_spaces_are_read_and_imagined_by_name():
-    observation = {
-        "image": Space((48, 64, 1), np.uint8, 0, 256),
-        "vector": Space((2, 3)),
-        "word": Space((2,), np.int32, 1, 5),
-    }
-    action = {"steer": Space((2,), np.float32, -1, 1), "press": Space((2,), np.int32, 3, 5)}
-    dreamer = Dreamer.of(CFG, observation, action)
-    world = model.make(dreamer, EnvSpec(observation, action, 10))
-    params = jax.jit(world.init)(jax.random.key(0))
-    seen = jax.jit(world.decode)(params, world.start(params))
-    for name, space in observation.items():
-        assert seen[name].shape == space.shape
-        assert seen[name].dtype == space.dtype
-    assert seen["word"].min() >= 1
-    features = world.features(world.start(params))
-    drawn = jax.jit(model.policy(dreamer, world.spec).act)(params.pol, jax.random.key(1), features)
-    assert {name: (x.shape, x.dtype) for name, x in drawn.items()} == {
-        "steer": ((2,), np.float32),
-        "press": ((2,), np.int32),
-    }
-    assert set(np.asarray(drawn["press"]).tolist()) <= {3, 4}
+MIXED = EnvSpec(
+    {
+        "camera": {
+            "left": Space((48, 64, 1), np.uint8, 0, 256),
+            "right": Space((48, 64, 3), np.uint8, 0, 256),
+        },
+        "body": (Space((2, 3)), Space((2,), np.int32, 1, 5)),
+    },
+    (Space((2,), np.float32, -1, 1), {"press": Space((2,), np.int32, 3, 5)}),
+    10,
+)
+
+
+def test_leaves_are_named_by_their_paths() -> None:
+    dreamer = Dreamer.of(CFG, MIXED)
+    assert [name for name, _ in dreamer.observation] == ["body/0", "body/1", "camera/left", "camera/right"]
+    assert [name for name, _ in dreamer.action] == ["0", "1/press"]
+    assert [name for name, _ in (*DREAMER.observation, *DREAMER.action)] == ["observation", "action"]
+    assert dreamer.spec == MIXED and DREAMER.spec == GAME.spec
+    with pytest.raises(ValueError, match="'a/b'"):
+        Dreamer.of(CFG, GAME.spec._replace(observation={"a/b": Space(()), "a": {"b": Space(())}}))
+    with pytest.raises(ValueError, match=r"leaves \['0', '1/press'\], got \['action'\]"):
+        dreamer.action_by_name(jnp.zeros(2))
+
+
+def test_observations_and_actions_are_the_pytrees_of_the_environment() -> None:
+    agent = model.make(CFG, MIXED)
+    params = AgentParams(*(jax.jit(part.init)(jax.random.key(0)) for part in agent))
+    empty = jax.tree.map(lambda space: jnp.zeros(space.shape, space.dtype), MIXED.observation)
+    no = jnp.array(False)
+    step = Step(empty, jnp.float32(0), ~no, no, no)
+    state, action = rollout.act(agent, params, jax.random.key(1), rollout.start(agent, params), step)
+    seen = jax.jit(agent.model.decode)(params.model, state.latent)
+    alike = lambda tree: jax.tree.map(lambda x: (x.shape, np.dtype(x.dtype)), tree)  # noqa: E731
+    assert alike(seen) == alike(MIXED.observation)
+    assert alike(action) == alike(MIXED.action)
+    assert seen["body"][1].min() >= 1
+    assert set(np.asarray(action[1]["press"]).tolist()) <= {3, 4}
+    stored = experience.example(Dreamer.of(CFG, MIXED))
+    assert alike((stored.step.observation, stored.action)) == alike((MIXED.observation, MIXED.action))
+
+
+def test_equal_arguments_make_the_same_agent() -> None:
+    again = EnvSpec({name: MIXED.observation[name] for name in ("body", "camera")}, MIXED.action, MIXED.max_steps)
+    assert model.make(replace(CFG), again) is model.make(CFG, MIXED)
+    assert model.make(replace(CFG, context=2), MIXED) is not model.make(CFG, MIXED)
+    assert model.make(CFG, MIXED._replace(max_steps=11)).model.spec.max_steps == 11
+    assert model.make(CFG, GAME.spec._replace(observation={"observation": GAME.spec.observation})) is not AGENT
 
 
 @pytest.mark.parametrize(
@@ -129,21 +158,24 @@ def test_mixed_spaces_are_read_and_imagined_by_name():
         (Space((), np.int32), GAME.spec.action, "finite bounds"),
         (GAME.spec.observation, Space((2,)), r"\[-1, 1\]"),
         (GAME.spec.observation, Space((), np.int32), "finite bounds"),
+        (GAME.spec.observation, Space((2,), np.float32, (-1, 0), 1), r"\[-1, 1\]"),
+        (GAME.spec.observation, Space((2,), np.int32, 0, (2, 3)), "the same for all its entries"),
+        (Space((2,), np.int32, 0, (2, 3)), GAME.spec.action, "the same for all its entries"),
     ],
 )
 def test_spaces_that_cannot_be_used_are_refused(observation, action, message: str):
     with pytest.raises(ValueError, match=message):
-        Dreamer.of(CFG, observation, action or GAME.spec.action)
+        Dreamer.of(CFG, EnvSpec(observation, action or GAME.spec.action, 10))
 
 
 def test_small_grids_are_read_as_vectors_and_come_back_in_their_shape():
     grid = {"grid": Space((5, 5, 2), np.bool_, 0, 2), "heat": Space((4, 4, 1))}
-    dreamer = Dreamer.of(CFG, grid, GAME.spec.action)
+    dreamer = Dreamer.of(CFG, EnvSpec(grid, GAME.spec.action, 10))
     seen = {"grid": jax.random.bernoulli(jax.random.key(0), 0.5, (3, 5, 5, 2)), "heat": jnp.ones((3, 4, 4, 1))}
     params = model.init(dreamer, jax.random.key(1))
-    tokens = heads.apply(dreamer.encoder, params.enc, seen)
+    tokens = heads.apply(dreamer.encoder, params.model.enc, seen)
     assert tokens.shape == (3, CFG.codec.units)
-    painted = heads.apply(dreamer.decoder, params.dec, *rssm.start(CFG.rssm, (3,), np.float32))
+    painted = heads.apply(dreamer.decoder, params.model.dec, *rssm.start(CFG.rssm, (3,), np.float32))
     losses = codec.reconstruction_losses(CFG.codec, dreamer.observation, painted, seen)
     assert {name: x.shape for name, x in losses.items()} == {"grid": (3,), "heat": (3,)}
 
@@ -153,8 +185,7 @@ def test_stored_latents_come_back_as_they_were():
         dreamer = replace(DREAMER, cfg=replace(CFG, compute_dtype=dtype))
         memory = experience.start(dreamer, 3)
         step = jax.vmap(GAME.reset)(jax.random.split(jax.random.key(0), 3))[1]
-        step = step._replace(observation={"observation": step.observation})
-        memory, latent = experience.act(dreamer, PARAMS, jax.random.key(1), memory, step)
+        memory, latent = experience.act(dreamer, ALL, jax.random.key(1), memory, step)
         again = experience.unpack(dreamer, latent)
         jax.tree.map(np.testing.assert_array_equal, again, memory.latent)
         assert again.deter.dtype == dtype
@@ -177,7 +208,7 @@ def test_distances_are_zero_for_what_is_equal_and_known_for_what_is_not():
         "word": Space((4,), np.int32, 1, 5),
         "flag": Space((), np.bool_, 0, 2),
     }
-    spaces = codec.named(observation)
+    spaces = tuple(observation.items())
     zero = {name: jnp.zeros((2, 7, *space.shape), space.dtype) for name, space in observation.items()}
     same = codec.distances(CFG.codec, spaces, zero, zero)
     assert {name: float(x.max()) for name, x in same.items()} == dict.fromkeys(observation, 0.0)

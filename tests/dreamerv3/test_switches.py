@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamjax.dreamerv3 import experience, heads, learner
+from dreamjax.dreamerv3 import experience, heads, interop, learner
 from dreamjax.dreamerv3.config import DreamerConfig, debug
 from dreamjax.dreamerv3.model import Dreamer
-from dreamjax.types import Space
+from dreamjax.types import EnvSpec, Space
 
-OBSERVATION, ACTION = {"vector": Space((5,))}, {"action": Space((), np.int32, 0, 3)}
+SPEC = EnvSpec({"vector": Space((5,))}, {"action": Space((), np.int32, 0, 3)}, 10)
 BASE = replace(debug(), compute_dtype="float32")
 # So that no loss is flat where it begins.
 BASE = replace(BASE, heads=replace(BASE.heads, zero_init=False), loss=replace(BASE.loss, free_nats=0.0))
@@ -40,12 +40,12 @@ def drawn(dreamer: Dreamer) -> experience.Experience:
 @cache
 def gradients(cfg: DreamerConfig) -> tuple[dict[str, float], dict[str, dict[str, dict[str, float]]]]:
     """Every loss, and the norm of its gradient by module and layer."""
-    dreamer = Dreamer.of(cfg, OBSERVATION, ACTION)
+    dreamer = Dreamer.of(cfg, SPEC)
     state = learner.init(dreamer, jax.random.key(0))
     batch = experience.as_batch(dreamer, drawn(dreamer))
 
     def losses(params):
-        _, (_, trained) = learner.loss(dreamer, params, state.slow, state.range, jax.random.key(1), batch)
+        _, (_, trained) = learner.loss(dreamer, params, jax.random.key(1), state, batch)
         named = {name.removeprefix("loss/"): x for name, x in trained.metrics.items() if name.startswith("loss/")}
         return named, named
 
@@ -53,7 +53,8 @@ def gradients(cfg: DreamerConfig) -> tuple[dict[str, float], dict[str, dict[str,
     norm = lambda tree: float(sum(jnp.abs(leaf).sum() for leaf in jax.tree.leaves(tree)))  # noqa: E731
     reached = {
         loss: {
-            module: {layer: norm(leaves) for layer, leaves in part.items()} for module, part in grads._asdict().items()
+            module: {layer: norm(leaves) for layer, leaves in part.items()}
+            for module, part in interop.modules(grads).items()
         }
         for loss, grads in found.items()
     }
@@ -132,9 +133,9 @@ def test_regression_in_symlog_space_instead_of_two_hot():
 
 def test_zero_initialisation():
     for zero in (True, False):
-        dreamer = Dreamer.of(changed("heads", zero_init=zero), OBSERVATION, ACTION)
+        dreamer = Dreamer.of(changed("heads", zero_init=zero), SPEC)
         params = learner.init(dreamer, jax.random.key(0)).params
-        kernels = [params.rew["head/logits"]["kernel"], params.val["head/logits"]["kernel"]]
+        kernels = [params.model.rew["head/logits"]["kernel"], params.value["head/logits"]["kernel"]]
         assert all(bool((kernel == 0).all()) == zero for kernel in kernels)
 
 
@@ -160,7 +161,7 @@ def test_rematerialisation_changes_nothing_but_the_memory():
     again_values, again_reached = gradients(replace(BASE, rematerialize=True))
     assert again_values == pytest.approx(values, rel=1e-5)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), again_reached, reached)
-    dreamer = Dreamer.of(replace(BASE, rematerialize=True), OBSERVATION, ACTION)
+    dreamer = Dreamer.of(replace(BASE, rematerialize=True), SPEC)
     state = jax.eval_shape(partial(learner.init, dreamer), jax.random.key(0))
     program = jax.make_jaxpr(partial(experience.learn, dreamer))(jax.random.key(1), state, drawn(dreamer))
     assert str(program).count("remat") >= 4

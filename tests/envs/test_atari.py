@@ -6,12 +6,12 @@ import ale_py
 import numpy as np
 import pytest
 from ale_py import roms
+from dreamjax.envs.lanes import make_lanes
 from gymnasium.utils import seeding
 from gymnasium.utils.env_checker import check_env
 
 from dreamjax.envs import atari, pixels
 from dreamjax.envs.atari import Atari
-from dreamjax.envs.lanes import make_lanes
 
 FEW = {"size": 64, "grey": False, "sticky": False, "all_actions": False}  # the settings of Atari 100k
 

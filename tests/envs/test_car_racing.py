@@ -6,10 +6,10 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+from dreamjax.acting.collect import collect, random_network_actions
 from gymnasium.envs.box2d import car_racing
 from gymnasium.utils.env_checker import check_env
 
-from dreamjax.acting.collect import collect, random_network_actions
 from dreamjax.envs import pixels
 from dreamjax.envs.car_racing import CarRacing
 

@@ -3,11 +3,11 @@
 import crafter
 import numpy as np
 import pytest
+from dreamjax.envs.lanes import make_lanes
 from gymnasium.error import ResetNeeded
 from gymnasium.utils import seeding
 
 from dreamjax.envs.crafter import ACHIEVEMENTS, Crafter, score
-from dreamjax.envs.lanes import make_lanes
 
 NOTHING = crafter.constants.actions.index("noop")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dm_control import suite
+from dreamjax.envs.lanes import make_lanes
 from gymnasium.utils.env_checker import check_env
 
 from dreamjax.envs.dmc import ControlSuite
-from dreamjax.envs.lanes import make_lanes
 
 
 @pytest.mark.filterwarnings("ignore")

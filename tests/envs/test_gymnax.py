@@ -13,6 +13,7 @@ from dreamjax import rollout
 from dreamjax.dreamerv3 import loop
 from dreamjax.dreamerv3.config import DreamerConfig, debug
 from dreamjax.dreamerv3.loop import LoopConfig
+from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs.gymnax import from_gymnax, make
 from dreamjax.types import Space, StepPolicy
 
@@ -108,7 +109,7 @@ def test_a_time_limit_is_not_terminal_but_a_fall_at_it_is(gymnax: Any) -> None:
 
 def test_dreamerv3_learns_in_it(gymnax: Any) -> None:
     environment, cfg = make("CartPole-v1"), LoopConfig(2, batch_size=2, batch_length=4, train_ratio=4, capacity=100)
-    dreamer = loop.bind(debug(DreamerConfig()), environment)
+    dreamer = Dreamer.of(debug(DreamerConfig()), environment.spec)
     with jax.debug_key_reuse(False):  # as above
         state = jax.jit(partial(loop.init, dreamer, environment, cfg), compiler_options=QUICK)(jax.random.key(0))
         iterate = jax.jit(partial(loop.iterate, dreamer, environment, cfg), compiler_options=QUICK)

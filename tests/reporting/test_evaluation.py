@@ -11,12 +11,12 @@ import imageio.v2 as imageio
 import jax
 import numpy as np
 import pytest
+from dreamjax.envs.lanes import rescaled
 
 from dreamjax.dreamerv3 import learner, model
 from dreamjax.dreamerv3.config import debug
 from dreamjax.dreamerv3.model import Dreamer, DreamerParams
 from dreamjax.envs.gymnasium import spec_from_gymnasium
-from dreamjax.envs.lanes import rescaled
 from dreamjax.reporting.evaluation import (
     FILMED,
     FIRST_SEED,
@@ -66,8 +66,8 @@ class Drift(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 def trained(shortest: int, taken: list[float] | None = None) -> Trained:
     make = lambda: rescaled(Drift(shortest, [] if taken is None else taken))  # noqa: E731
     spec = spec_from_gymnasium(make(), 100)
-    dreamer = Dreamer.of(replace(debug(), compute_dtype="float32"), spec.observation, spec.action)
-    return Trained(dreamer, parameters(dreamer), make, spec)
+    dreamer = Dreamer.of(replace(debug(), compute_dtype="float32"), spec)
+    return Trained(dreamer, parameters(dreamer), make)
 
 
 @cache

@@ -1,5 +1,6 @@
 """A recording is read back as it was made, by agents of any size."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -24,17 +25,36 @@ def steps(count: int, environments: int = 2):
 
 
 def replay(streams: int = 2, capacity: int = 1000) -> SequenceReplay:
-    dreamer = Dreamer.of(debug(), SPEC.observation, SPEC.action)
+    dreamer = Dreamer.of(debug(), SPEC)
     return SequenceReplay(ReplayConfig(capacity, 4), experience.example(dreamer), streams)
 
 
-def test_spaces_come_back(tmp_path: Path):
-    spec = EnvSpec({"image": Space((8, 8, 3), np.uint8, 0, 256), "x": Space((2,))}, Space((3,), np.float32, -1, 1), 7)
-    write_spec(tmp_path, spec)
-    assert read_spec(tmp_path) == spec._replace(action={"action": spec.action})
+def test_a_spec_comes_back(tmp_path: Path) -> None:
+    write_spec(tmp_path, SPEC)
+    assert read_spec(tmp_path) == SPEC
+
+
+def test_specs_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     (tmp_path / "spec.json").write_text("{}")
-    with pytest.raises(ReplayError, match="observation"):
+    with pytest.raises(ReplayError, match="not a description"):
         read_spec(tmp_path)
+    space = {"shape": [2], "dtype": "float32", "low": None, "high": None}
+    older = {"observation": {"observation": space}, "action": {"action": space}, "max_steps": 3}
+    (tmp_path / "spec.json").write_text(json.dumps(older))
+    with pytest.raises(ReplayError, match=r"older version of dreamjax, record again"):
+        read_spec(tmp_path)
+    with pytest.raises(ValueError, match="dicts, tuples and Space"):
+        write_spec(tmp_path, SPEC._replace(action=[SPEC.action]))
+
+
+def test_a_nested_observation_is_recorded_as_it_is(tmp_path: Path) -> None:
+    spec = EnvSpec({"a": (Space((2,)), Space(()))}, {"b": {"c": Space((), np.int32, 0, 3)}}, 9)
+    no = np.zeros(1, bool)
+    step = Step({"a": (np.ones((1, 2), np.float32), np.full(1, 7, np.float32))}, np.zeros(1, np.float32), no, no, no)
+    write_recording(tmp_path, spec, 1, [(step, {"b": {"c": np.array([2], np.int32)}})])
+    read = open_recording(tmp_path).read(Address(np.array([0]), np.array([0])), 1)
+    assert read.step.observation["a"][1].tolist() == [[7]]
+    assert read.action["b"]["c"].tolist() == [[2]]
 
 
 def test_what_was_recorded_fills_a_replay(tmp_path: Path):
@@ -44,7 +64,7 @@ def test_what_was_recorded_fills_a_replay(tmp_path: Path):
     assert (filled.written, filled.steps) == (500, 1000)
     read = filled.read(Address(np.array([1]), np.array([499])), 1)
     assert read.step.observation["x"].tolist() == [[[2499, 2499]]]
-    assert read.action["action"].tolist() == [[2499 % 3]]
+    assert read.action.tolist() == [[2499 % 3]]
     assert not read.latent.deter.any()
 
 

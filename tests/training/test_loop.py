@@ -14,7 +14,7 @@ import pytest
 
 from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.metrics import MetricsLog, read_metrics
-from dreamjax.training.loop import train
+from dreamjax.training.loop import train, updates
 from dreamjax.types import Array, Metrics, Params
 
 UPDATES = 13
@@ -62,7 +62,8 @@ def run(
 ) -> Learner:
     with MetricsLog(folder) as log:
         run = RunFolder(folder, Config())
-        return train(run, log, "learn", fresh(), update, batches, UPDATES, checkpoint_every=4, log_every=3)
+        loop = updates(update, batches)
+        return train(run, log, "learn", fresh(), loop, UPDATES, checkpoint_every=4, log_every=3)
 
 
 def killed_at(count: int) -> Callable[[Learner, np.ndarray], tuple[Learner, Metrics]]:
@@ -163,8 +164,9 @@ def test_a_damaged_checkpoint_costs_only_time(count: int, reference: tuple[Learn
 
 
 def test_data_that_end_too_early_are_reported(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="data of stage 'learn' ended before update 6 of 13"):
+    with pytest.raises(ValueError, match="data of stage 'learn' ended before step 6 of 13"):
         run(tmp_path, batches=lambda begin: iter([np.zeros(5, np.float32)] * 5))
+    assert not RunFolder(tmp_path, Config()).stage_done("learn")
 
 
 def test_its_time_is_recorded(reference: tuple[Learner, Path]) -> None:

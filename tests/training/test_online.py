@@ -9,12 +9,12 @@ import gymnasium
 import jax
 import numpy as np
 import pytest
+from dreamjax.envs.lanes import Lanes, make_lanes
 
 from dreamjax.dreamerv3.config import DreamerConfig, HeadsConfig, RSSMConfig
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs import probes
 from dreamjax.envs.gymnasium import to_gymnasium, to_gymnasium_vector
-from dreamjax.envs.lanes import Lanes, make_lanes
 from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.metrics import MetricsLog, read_metrics
 from dreamjax.storage.recordings import write_spec
@@ -72,7 +72,7 @@ def test_what_environments_tell_about_an_episode_is_written_down(tmp_path):
 
 def run(folder: Path, cfg: HostConfig, made: Lanes | None = None):
     made = made or lanes()
-    dreamer = Dreamer.of(TINY, made.spec.observation, made.spec.action)
+    dreamer = Dreamer.of(TINY, made.spec)
     with MetricsLog(folder) as log, jax.debug_key_reuse(False):
         return train_on_host(RunFolder(folder, TINY), log, dreamer, made, cfg, 0)
 
@@ -80,7 +80,7 @@ def run(folder: Path, cfg: HostConfig, made: Lanes | None = None):
 def learn(folder: Path, updates: int, recording: Path | None = None, agent: DreamerConfig = TINY):
     spec = lanes().spec
     with MetricsLog(folder) as log, jax.debug_key_reuse(False):
-        dreamer = Dreamer.of(agent, spec.observation, spec.action)
+        dreamer = Dreamer.of(agent, spec)
         return train_offline(RunFolder(folder, agent), log, dreamer, CFG, 0, updates, recording)
 
 
@@ -143,7 +143,7 @@ def test_a_damaged_replay_is_refused_with_a_way_on(tmp_path):
 def test_what_is_not_finite_stops_the_run(tmp_path):
     broken = replace(TINY, optimizer=replace(TINY.optimizer, learning_rate=1e30, warmup=0))
     made = lanes()
-    dreamer = Dreamer.of(broken, made.spec.observation, made.spec.action)
+    dreamer = Dreamer.of(broken, made.spec)
     with MetricsLog(tmp_path) as log, jax.debug_key_reuse(False), pytest.raises(FloatingPointError, match="learn"):
         train_on_host(RunFolder(tmp_path, broken), log, dreamer, made, CFG, 0)
 

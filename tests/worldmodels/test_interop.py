@@ -12,15 +12,17 @@ import pytest
 
 from dreamjax import dream
 from dreamjax.distributions import mixture_log_prob
-from dreamjax.types import Agent, AgentParams
+from dreamjax.envs.car_racing import car_racing_spec
+from dreamjax.envs.vizdoom import take_cover_spec
+from dreamjax.types import AgentParams
 from dreamjax.worldmodels import controller, interop, memory, vision
 from dreamjax.worldmodels.controller import ControllerConfig
 from dreamjax.worldmodels.memory import MemoryConfig
 from dreamjax.worldmodels.model import CAR_RACING, DOOM, WorldModelParams, make
 from dreamjax.worldmodels.vision import VisionConfig
 
-DRIVER = ControllerConfig("carracing", 288)
-DODGER = ControllerConfig("doom", 1088)
+DRIVER = (CAR_RACING.controller, 288, car_racing_spec().action)  # as `controller.make` takes it
+DODGER = (DOOM.controller, 1088, take_cover_spec().action)
 CONTROLLERS = {
     "carracing": (DRIVER, "carracing/log/carracing.cma.16.64.best.json"),
     "doom": (DODGER, "doomrnn/log/doomrnn.cma.16.64.best.json"),
@@ -93,18 +95,18 @@ def test_published_memory_comes_back_as_it_was(driver_memory):
 
 def test_published_memory_dreams(driver_memory, world_models_data):
     """M, C and the start, all published, drive together; the latents stay where V would have put them."""
-    model, policy = make(CAR_RACING), controller.make(DRIVER)
+    agent = make(CAR_RACING, car_racing_spec())
     starts = interop.starts_from_published(load(world_models_data / "carracing/initial_z/initial_z.json"))
     theta, _ = load(world_models_data / CONTROLLERS["carracing"][1])
-    driver = interop.controller_from_published(DRIVER, theta)
+    driver = interop.controller_from_published(*DRIVER, theta)
     # The published V is not at hand; a dream does not ask for it.
     params = WorldModelParams({}, interop.memory_from_published(CAR_RACING.memory, driver_memory))
 
     @jax.jit
     def drive(params, driver, key):
         key_reset, key_imagine = jax.random.split(key)
-        state, _ = dream.environment(model, params, starts).reset(key_reset)
-        return dream.imagine(Agent(model, policy), AgentParams(params, driver), key_imagine, state.latent, 200)
+        state, _ = dream.environment(agent.model, params, starts).reset(key_reset)
+        return dream.imagine(agent, AgentParams(params, driver), key_imagine, state.latent, 200)
 
     trajectory = drive(params, driver, jax.random.key(0))
     z = np.asarray(trajectory.states.z)
@@ -207,20 +209,20 @@ def test_wrong_vision_files_say_what_they_are(driver_memory):
 def test_published_controller_comes_back_as_it_was(game, world_models_data):
     cfg, path = CONTROLLERS[game]
     theta, _ = load(world_models_data / path)
-    params = interop.controller_from_published(cfg, theta)
-    expected = jax.eval_shape(controller.make(cfg).init, jax.random.key(0))
+    params = interop.controller_from_published(*cfg, theta)
+    expected = jax.eval_shape(controller.make(*cfg).init, jax.random.key(0))
     chex.assert_trees_all_equal_shapes_and_dtypes(params, expected)
-    assert interop.controller_to_published(cfg, params) == theta
+    assert interop.controller_to_published(*cfg, params) == theta
 
 
 def test_published_driver_acts_as_published(world_models_data):
     theta, score = load(world_models_data / CONTROLLERS["carracing"][1])
     assert score == 900.460571875 and sum(theta) == pytest.approx(27.3998)
     assert np.linalg.norm(theta) == pytest.approx(18.756538)
-    params = interop.controller_from_published(DRIVER, theta)
+    params = interop.controller_from_published(*DRIVER, theta)
     chex.assert_trees_all_close(params["bias"], jnp.array([0.4248, 0.1779, -2.3252]), atol=1e-6)
     features = jnp.concatenate([jnp.sin(jnp.arange(32.0)), jnp.zeros(256)])
-    action = controller.make(DRIVER).act(params, jax.random.key(0), features)
+    action = controller.make(*DRIVER).act(params, jax.random.key(0), features)
     chex.assert_trees_all_close(action, jnp.array([-0.990587, 0.464168, 0.0]), atol=1e-5)
 
 
@@ -228,8 +230,8 @@ def test_published_dodger_acts_as_published(world_models_data):
     theta, score = load(world_models_data / CONTROLLERS["doom"][1])
     assert score == 958.505859375 and sum(theta) == pytest.approx(-0.9931)
     assert np.linalg.norm(theta) == pytest.approx(24.977518)
-    params = interop.controller_from_published(DODGER, theta)
-    act = controller.make(DODGER).act
+    params = interop.controller_from_published(*DODGER, theta)
+    act = controller.make(*DODGER).act
     z, memory_size = 0.1 * jnp.sin(jnp.arange(64.0)), jnp.arange(512.0)
     features = jnp.concatenate([z, 0.1 * jnp.cos(memory_size), 0.05 * jnp.sin(2 * memory_size)])
     assert float(jnp.dot(params["kernel"], features)) == pytest.approx(-2.0756473, abs=1e-5)
@@ -241,15 +243,15 @@ def test_published_dodger_acts_as_published(world_models_data):
 
 def test_wrong_controllers_say_what_they_are():
     with pytest.raises(ValueError, match=r"shape \[1088\], got \[867\]; this is the shape of C for CarRacing"):
-        interop.controller_from_published(DODGER, [0.0] * 867)
+        interop.controller_from_published(*DODGER, [0.0] * 867)
     with pytest.raises(ValueError, match=r"shape \[867\], got \[1088\]; this is the shape of C for Doom"):
-        interop.controller_from_published(DRIVER, [0.0] * 1088)
+        interop.controller_from_published(*DRIVER, [0.0] * 1088)
     with pytest.raises(ValueError, match=r"got \[99\]$"):
-        interop.controller_from_published(DRIVER, [0.0] * 99)
+        interop.controller_from_published(*DRIVER, [0.0] * 99)
     with pytest.raises(ValueError, match=r"C's vector should be evenly nested"):  # the whole file
-        interop.controller_from_published(DRIVER, [[0.0] * 867, 900.46])
+        interop.controller_from_published(*DRIVER, [[0.0] * 867, 900.46])
     with pytest.raises(ValueError, match=r"has the parameters \{'bias': .*, got \{'kernel': \(1088,\)\}"):
-        interop.controller_to_published(DRIVER, {"kernel": jnp.zeros(1088)})
+        interop.controller_to_published(*DRIVER, {"kernel": jnp.zeros(1088)})
 
 
 # Where dreams begin
@@ -282,4 +284,4 @@ def test_heads_that_no_published_m_has_are_refused() -> None:
     with pytest.raises(ValueError, match="no published M predicts rewards or actions"):
         interop.memory_from_published(replace(SMALL_RACING, predict_reward=True), [])
     with pytest.raises(ValueError, match="no published C has hidden units"):
-        interop.controller_from_published(ControllerConfig(hidden=40), [])
+        interop.controller_from_published(ControllerConfig(hidden=40), *DODGER[1:], [])

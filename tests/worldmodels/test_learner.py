@@ -9,29 +9,31 @@ import numpy as np
 import optax
 import pytest
 
+from dreamjax import optim
+from dreamjax.optim import AdamConfig
 from dreamjax.replay.latents import Chunk
 from dreamjax.worldmodels import learner
-from dreamjax.worldmodels.learner import MEMORY_OPTIMIZER, VISION_OPTIMIZER, OptimizerConfig
+from dreamjax.worldmodels.learner import MEMORY_OPTIMIZER, VISION_OPTIMIZER, MemoryLearner, TrainState, VisionLearner
 from dreamjax.worldmodels.memory import MemoryConfig
 from dreamjax.worldmodels.vision import VisionConfig
 
-VISION = VisionConfig(latent_size=4)
-MEMORY = MemoryConfig(latent_size=3, action_size=1, hidden_size=8, mixtures=2)
-OPTIMIZER = OptimizerConfig(3e-3, 1e-5, 0.999, clip=1.0)
+OPTIMIZER = AdamConfig(3e-3, 1e-5, 0.999, clip=1.0)
 B, T = 4, 10
+MEMORY = MemoryConfig(latent_size=3, action_size=1, hidden_size=8, mixtures=2)
+V_LEARNER = VisionLearner(VisionConfig(latent_size=4), OPTIMIZER)
+M_LEARNER = MemoryLearner(MEMORY, OPTIMIZER, B)
 
-vision_step = partial(learner.vision_step, VISION, OPTIMIZER)
-memory_step = partial(learner.memory_step, MEMORY, OPTIMIZER)
-vision_init = jax.jit(learner.vision_init, static_argnums=(0, 1))
-memory_init = jax.jit(learner.memory_init, static_argnums=(0, 1, 3))
-
-
-def new_vision() -> learner.VisionState:
-    return vision_init(VISION, OPTIMIZER, jax.random.key(0))
+vision_step = partial(learner.train_step, V_LEARNER)
+memory_step = partial(learner.train_step, M_LEARNER)
+init = jax.jit(learner.init, static_argnums=0)
 
 
-def new_memory() -> learner.MemoryState:
-    return memory_init(MEMORY, OPTIMIZER, jax.random.key(0), B)
+def new_vision() -> TrainState:
+    return init(V_LEARNER, jax.random.key(0))
+
+
+def new_memory() -> TrainState:
+    return init(M_LEARNER, jax.random.key(0))
 
 
 def draw_frames(seed: int = 0) -> np.ndarray:
@@ -124,7 +126,7 @@ def test_m_remembers_where_its_streams_stand():
     chunk = draw_chunk(1)
     assert not chunk.reset
     state, _ = memory_step(jax.random.key(0), new_memory(), chunk)
-    lstm = jax.tree.map(np.array, state.lstm)
+    lstm = jax.tree.map(np.array, state.carry)
     chex.assert_shape(lstm, (B, MEMORY.hidden_size))
     assert (abs(lstm.h).max(1) > 0).all()
     # The next chunk begins there: another memory gives another loss, and one that begins new streams ignores it.
@@ -133,7 +135,7 @@ def test_m_remembers_where_its_streams_stand():
         data = following._replace(reset=np.array(reset))
         one, other = (
             float(
-                memory_step(jax.random.key(0), new_memory()._replace(lstm=jax.tree.map(jnp.array, start)), data)[1][
+                memory_step(jax.random.key(0), new_memory()._replace(carry=jax.tree.map(jnp.array, start)), data)[1][
                     "nll"
                 ]
             )
@@ -142,12 +144,36 @@ def test_m_remembers_where_its_streams_stand():
         assert (one == other) == reset
 
 
+@each
+def test_learning_rates_are_swept_by_one_program(case):
+    """The first step of Adam moves what has a gradient by the learning rate."""
+    step, new, draw = case
+    begun, rates = new(), np.array([1e-3, 3e-3], np.float32)
+    states = jax.vmap(lambda rate: begun._replace(learning_rate=rate))(rates)
+    swept, _ = jax.vmap(lambda state: step(jax.random.key(1), state, draw(0)))(states)
+    moved = jax.tree.map(lambda many, one: abs(many - one[None]).reshape(2, -1).max(1), swept.params, begun.params)
+    np.testing.assert_allclose(np.max(jax.tree.leaves(moved), 0), rates, rtol=1e-2)
+    step(jax.random.key(1), new(), draw(0))
+    size = step.func._cache_size()
+    step(jax.random.key(1), new()._replace(learning_rate=jnp.float32(1e-4)), draw(0))
+    assert step.func._cache_size() == size
+
+
+def test_a_traced_rate_decays_as_that_of_the_configuration():
+    for updates in (0, 7):
+        own = optim.adam(MEMORY_OPTIMIZER)
+        given = optim.adam(AdamConfig(1.0, 1e-5, 0.99999, clip=1.0), jnp.float32(1e-3))
+        state = optax.tree_utils.tree_set(own.init(jnp.zeros(1)), count=jnp.int32(updates))
+        one, two = (optimizer.update(jnp.ones(1), state, jnp.zeros(1))[0] for optimizer in (own, given))
+        np.testing.assert_allclose(one, two, rtol=3e-7)
+
+
 # The optimiser
 
 
-def constant_gradient_update(cfg: OptimizerConfig, updates_before: int, gradient: float = 0.5) -> float:
+def constant_gradient_update(cfg: AdamConfig, updates_before: int, gradient: float = 0.5) -> float:
     """What Adam adds to a parameter whose gradient has always been the same: minus the learning rate."""
-    optimizer = learner.optimizer(cfg)
+    optimizer = optim.adam(cfg)
     params = jnp.zeros(1)
     grads = jnp.full(1, gradient)
     state = optimizer.init(params)
@@ -161,7 +187,7 @@ def constant_gradient_update(cfg: OptimizerConfig, updates_before: int, gradient
 
 @pytest.mark.parametrize("count", [0, 1, 2, 10])
 def test_the_learning_rate_decays_towards_the_final_one(count):
-    cfg = OptimizerConfig(1e-2, 1e-3, 0.5)
+    cfg = AdamConfig(1e-2, 1e-3, 0.5)
     expected = (1e-2 - 1e-3) * 0.5**count + 1e-3
     assert constant_gradient_update(cfg, count) == pytest.approx(-expected, rel=1e-4)
 
@@ -176,7 +202,7 @@ def test_published_learning_rates():
 def test_every_gradient_entry_is_clipped_by_itself():
     gradient = jnp.array([100.0, -3.0, 0.5, -0.25])
     for cfg, expected in ((MEMORY_OPTIMIZER, [1.0, -1.0, 0.5, -0.25]), (VISION_OPTIMIZER, gradient)):
-        optimizer = learner.optimizer(cfg)
+        optimizer = optim.adam(cfg)
         _, state = optimizer.update(gradient, optimizer.init(jnp.zeros(4)), jnp.zeros(4))
         np.testing.assert_allclose(optax.tree_utils.tree_get(state, "mu"), 0.1 * np.asarray(expected), rtol=1e-5)
 
@@ -184,4 +210,4 @@ def test_every_gradient_entry_is_clipped_by_itself():
 @pytest.mark.parametrize("wrong", [{"learning_rate": 0}, {"decay": 0}, {"decay": 1.1}, {"clip": 0}])
 def test_wrong_optimizers_are_refused(wrong):
     with pytest.raises(ValueError, match="need learning_rate > 0, 0 < decay <= 1 and clip > 0"):
-        OptimizerConfig(**wrong)
+        AdamConfig(**wrong)

@@ -11,23 +11,27 @@ import pytest
 
 from dreamjax import dream
 from dreamjax.distributions import mixture_sample
+from dreamjax.envs.car_racing import car_racing_spec
+from dreamjax.envs.vizdoom import take_cover_spec
 from dreamjax.nets.lstm import LSTMState
-from dreamjax.types import Space
+from dreamjax.types import Agent, EnvSpec, LatentModel, Space
 from dreamjax.worldmodels import memory, model, vision
+from dreamjax.worldmodels.controller import ControllerConfig
 from dreamjax.worldmodels.memory import MemoryConfig
 from dreamjax.worldmodels.model import CAR_RACING, DOOM, WorldModelConfig, WorldModelParams, WorldModelState
 from dreamjax.worldmodels.vision import VisionConfig
 
-DODGER = WorldModelConfig(
+DODGER = replace(
+    DOOM,
     vision=VisionConfig(latent_size=4),
     memory=MemoryConfig(latent_size=4, action_size=1, hidden_size=5, mixtures=2),
 )
-DRIVER = WorldModelConfig(
+DRIVER = replace(
+    CAR_RACING,
     vision=VisionConfig(latent_size=4),
     memory=MemoryConfig(latent_size=4, action_size=3, hidden_size=5, mixtures=2, predict_done=False),
-    sees="zh",
-    action_low=(-1.0, 0.0, 0.0),
 )
+SPECS = {1: take_cover_spec(), 3: car_racing_spec()}  # by the size of the action
 both = pytest.mark.parametrize("cfg", [DODGER, DRIVER], ids=["doom", "carracing"])
 YES, NO = jnp.array(True), jnp.array(False)
 
@@ -42,11 +46,15 @@ def draw_params(cfg: WorldModelConfig) -> WorldModelParams:
     return WorldModelParams({}, jax.tree.map(lambda x: 2 * x, memory.init(cfg.memory, jax.random.key(0))))
 
 
+def bind(cfg: WorldModelConfig) -> LatentModel:
+    return model.make(cfg, SPECS[cfg.memory.action_size]).model
+
+
 def normals(cfg: WorldModelConfig, seed: int):
     """A posterior and an action."""
     rng = np.random.default_rng(seed)
     mean, log_variance = jnp.asarray(rng.normal(size=(2, cfg.vision.latent_size)), jnp.float32)
-    shape = model.make(cfg).spec.action.shape
+    shape = bind(cfg).spec.action.shape
     return (mean, log_variance), jnp.asarray(rng.uniform(-1, 1, shape), jnp.float32)
 
 
@@ -63,16 +71,49 @@ def advanced(cfg: WorldModelConfig, params: WorldModelParams, state: WorldModelS
 # What an environment sees
 
 
-def test_specs_are_those_of_the_games():
-    doom, carracing = model.make(DOOM).spec, model.make(CAR_RACING).spec
+def test_the_specs_are_those_of_the_environments():
+    doom, carracing = take_cover_spec(), car_racing_spec()
     assert doom.observation == carracing.observation == Space((64, 64, 3), np.uint8, 0, 256)
     assert doom.action == Space((), np.float32, -1.0, 1.0) and doom.max_steps == 2100
-    assert carracing.action == Space((3,), np.float32, -1.0, 1.0) and carracing.max_steps == 1000
+    assert carracing.action == Space((3,), np.float32, (-1, 0, 0), 1.0) and carracing.max_steps == 1000
+    assert bind(DODGER).spec == doom and bind(DRIVER).spec == carracing
+
+
+def test_equal_arguments_make_the_same_agent():
+    """So that what was compiled for it is found again."""
+    spec = EnvSpec({"picture": Space((64, 64, 3), np.uint8, 0, 256)}, take_cover_spec().action, 9)
+    same = spec._replace(observation={"picture": Space((64, 64, 3), "uint8", 0, 256)})
+    agent = model.make(DODGER, spec)
+    assert isinstance(agent, Agent) and model.make(replace(DODGER), same) is agent
+    assert model.make(DODGER, spec._replace(max_steps=10)) is not agent
+
+
+def test_v_reads_the_one_picture_of_a_mapping(vision_params):
+    frame = jnp.asarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3)), jnp.uint8)
+    spaces = {"health": Space((), np.int32, 0, 101), "picture": Space((64, 64, 3), np.uint8, 0, 256)}
+    bound = model.make(DODGER, EnvSpec(spaces, take_cover_spec().action, 9)).model
+    params = WorldModelParams(vision_params, {})
+    expected = bind(DODGER).encode(params, frame)
+    chex.assert_trees_all_equal(bound.encode(params, {"health": jnp.int32(7), "picture": frame}), expected)
+    chex.assert_trees_all_equal(
+        bound.decode(params, somewhere(DODGER)), {"picture": bind(DODGER).decode(params, somewhere(DODGER))}
+    )
+
+
+def test_m_reads_the_numbers_of_a_tree_of_actions():
+    action = {"class": Space((), np.int32, 0, 4), "move": Space((2,), np.float32, -1.0, 1.0)}
+    cfg = replace(DRIVER, controller=ControllerConfig())
+    bound = model.make(cfg, EnvSpec(take_cover_spec().observation, action, 9)).model
+    params, whole = draw_params(DRIVER), bind(DRIVER)
+    taken = {"class": jnp.int32(3), "move": jnp.array([0.5, -0.5])}
+    one = bound.imagine(params, jax.random.key(0), somewhere(DRIVER), taken, 1.0)
+    two = whole.imagine(params, jax.random.key(0), somewhere(DRIVER), jnp.array([3, 0.5, -0.5]), 1.0)
+    chex.assert_trees_all_equal(one, two)
 
 
 @pytest.mark.parametrize(("cfg", "size"), [(DOOM, 1088), (CAR_RACING, 288)])
 def test_features_have_the_published_length(cfg, size):
-    bound = model.make(cfg)
+    bound = bind(cfg)
     features = jax.eval_shape(lambda key: bound.features(bound.start(bound.init(key))), jax.random.key(0))
     assert model.feature_size(cfg) == size and features.shape == (size,)
 
@@ -80,17 +121,29 @@ def test_features_have_the_published_length(cfg, size):
 def test_features_are_z_then_c_then_h():
     state = WorldModelState(jnp.arange(4.0), jnp.arange(10.0, 15), jnp.arange(20.0, 25), NO)
     doom = [0, 1, 2, 3, 10, 11, 12, 13, 14, 20, 21, 22, 23, 24]
-    np.testing.assert_array_equal(model.make(DODGER).features(state), doom)
-    np.testing.assert_array_equal(model.make(DRIVER).features(state), doom[:4] + doom[9:])
+    np.testing.assert_array_equal(bind(DODGER).features(state), doom)
+    np.testing.assert_array_equal(bind(DRIVER).features(state), doom[:4] + doom[9:])
 
 
 def test_configurations_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="V has 32 latents and M 64; they must be the same"):
         WorldModelConfig(vision=VisionConfig(latent_size=32))
-    with pytest.raises(ValueError, match="action_low names 1 actions, M reads 3"):
-        replace(DRIVER, action_low=())
-    with pytest.raises(ValueError, match="action_low names 2 actions, M reads 1"):
-        replace(DODGER, action_low=(0.0, 0.0))
+    with pytest.raises(ValueError, match="features must be"):
+        replace(DRIVER, features="zz")
+    with pytest.raises(ValueError, match="leave step_reward at 0"):
+        replace(DODGER, memory=replace(DODGER.memory, predict_reward=True))
+    with pytest.raises(
+        ValueError, match=r"actions of 1 numbers, those of the environment have 3: set memory\.action_size=3"
+    ):
+        model.make(DODGER, car_racing_spec())
+    picture = take_cover_spec().observation
+    for observation in (
+        Space((96, 96, 3), np.uint8, 0, 256),
+        {"left": picture, "right": picture},
+        {"seen": Space((3,))},
+    ):
+        with pytest.raises(ValueError, match=r"exactly one uint8 picture \[64, 64, 3\], got [02] in"):
+            model.make(DODGER, take_cover_spec()._replace(observation=observation))
 
 
 # The order of events
@@ -98,24 +151,24 @@ def test_configurations_that_do_not_fit_are_refused():
 
 @both
 def test_the_controller_sees_the_frame_and_the_memory_from_before_it(cfg):
-    bound, params = model.make(cfg), draw_params(cfg)
+    bound, params = bind(cfg), draw_params(cfg)
     zero = jnp.zeros(cfg.memory.hidden_size)
     state, c, h, first = bound.start(params), zero, zero, YES
     for t in range(4):
         posterior, action = normals(cfg, t)
         key = jax.random.key(t)
         state = bound.observe(params, jax.random.clone(key), state, action, posterior, first)
-        if t > 0:  # M heard of frame t-1 and of the action after it
+        if t > 0:  # M has consumed frame t-1 and the action after it
             c, h = memory.step(cfg.memory, params.memory, LSTMState(c, h), z, action, jnp.array(t == 1))  # noqa: F821
         z = posterior[0] + jnp.exp(posterior[1] / 2) * jax.random.normal(key, posterior[0].shape)
-        expected = jnp.concatenate([z, c, h] if cfg.sees == "zch" else [z, h])
+        expected = jnp.concatenate([z, c, h] if cfg.features == "zch" else [z, h])
         chex.assert_trees_all_close(bound.features(state), expected, atol=1e-6)
         first = NO
 
 
 @both
-def test_what_memory_knows_does_not_depend_on_the_frame_it_is_about_to_see(cfg):
-    bound, params = model.make(cfg), draw_params(cfg)
+def test_memory_does_not_depend_on_the_frame_that_it_predicts(cfg):
+    bound, params = bind(cfg), draw_params(cfg)
     posterior, action = normals(cfg, 0)
     other, _ = normals(cfg, 1)
     one, two = (bound.observe(params, jax.random.key(0), somewhere(cfg), action, p, NO) for p in (posterior, other))
@@ -126,7 +179,7 @@ def test_what_memory_knows_does_not_depend_on_the_frame_it_is_about_to_see(cfg):
 @both
 @pytest.mark.parametrize("was_first", [YES, NO], ids=["first", "later"])
 def test_observing_and_imagining_advance_memory_alike(cfg, was_first):
-    bound, params, state = model.make(cfg), draw_params(cfg), somewhere(cfg, was_first)
+    bound, params, state = bind(cfg), draw_params(cfg), somewhere(cfg, was_first)
     posterior, action = normals(cfg, 0)
     seen = bound.observe(params, jax.random.key(0), state, action, posterior, NO)
     dreamt = bound.imagine(params, jax.random.key(1), state, action, 1.0)
@@ -136,7 +189,7 @@ def test_observing_and_imagining_advance_memory_alike(cfg, was_first):
 
 @both
 def test_a_dreamt_latent_is_what_memory_expects_after_the_action(cfg):
-    bound, params = model.make(cfg), draw_params(cfg)
+    bound, params = bind(cfg), draw_params(cfg)
     _, action = normals(cfg, 0)
     lstm = advanced(cfg, params, somewhere(cfg), action)
     expected = mixture_sample(jax.random.key(0), memory.predict(cfg.memory, params.memory, lstm.h).latent, 1.3)
@@ -144,8 +197,8 @@ def test_a_dreamt_latent_is_what_memory_expects_after_the_action(cfg):
     chex.assert_trees_all_close(dreamt.z, expected, atol=1e-5)
 
 
-def test_memory_hears_that_the_episode_has_just_begun():
-    bound, params = model.make(DODGER), draw_params(DODGER)
+def test_memory_reads_that_the_episode_has_just_begun():
+    bound, params = bind(DODGER), draw_params(DODGER)
     after = [
         bound.imagine(params, jax.random.key(0), somewhere(DODGER, flag), jnp.float32(0), 1.0) for flag in (YES, NO)
     ]
@@ -154,7 +207,7 @@ def test_memory_hears_that_the_episode_has_just_begun():
 
 @both
 def test_the_first_frame_of_an_episode_finds_memory_empty(cfg):
-    bound, params = model.make(cfg), draw_params(cfg)
+    bound, params = bind(cfg), draw_params(cfg)
     posterior, action = normals(cfg, 0)
     state = bound.observe(params, jax.random.key(0), somewhere(cfg), action, posterior, YES)
     assert not state.c.any() and not state.h.any() and state.is_first
@@ -166,7 +219,7 @@ def test_the_first_frame_of_an_episode_finds_memory_empty(cfg):
 
 @both
 def test_vmap_equals_a_loop(cfg):
-    bound, params = model.make(cfg), draw_params(cfg)
+    bound, params = bind(cfg), draw_params(cfg)
     data = [normals(cfg, seed) for seed in range(3)]
     posteriors, actions = jax.tree.map(lambda *leaves: jnp.stack(leaves), *data)
     states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[somewhere(cfg, flag) for flag in (YES, NO, NO)])
@@ -192,7 +245,7 @@ def test_vmap_equals_a_loop(cfg):
 
 
 def test_real_latents_are_drawn_from_the_posterior():
-    bound, params = model.make(DODGER), draw_params(DODGER)
+    bound, params = bind(DODGER), draw_params(DODGER)
     (mean, log_variance), action = normals(DODGER, 0)
     observe = jax.vmap(lambda key: bound.observe(params, key, somewhere(DODGER), action, (mean, log_variance), NO).z)
     z = jax.jit(observe)(jax.random.split(jax.random.key(0), 20_000))
@@ -203,7 +256,7 @@ def test_real_latents_are_drawn_from_the_posterior():
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.15, 2.0])
 def test_temperature_flattens_the_weights_and_widens_the_components(temperature):
     """Weights to the power 1/temperature, deviations times its root; the end of the episode is as likely as before."""
-    bound, params = model.make(DODGER), jax.tree.map(jnp.zeros_like, draw_params(DODGER))
+    bound, params = bind(DODGER), jax.tree.map(jnp.zeros_like, draw_params(DODGER))
     weights, means, stds = np.array([0.8, 0.2]), np.array([-50.0, 50.0]), np.array([0.5, 2.0])
     columns = np.concatenate([np.repeat(x, 4) for x in (np.log(weights), means, np.log(stds))] + [[-3.0]])
     params.memory["output"]["bias"] = jnp.asarray(columns, jnp.float32)
@@ -232,7 +285,7 @@ def test_temperature_flattens_the_weights_and_widens_the_components(temperature)
 
 @pytest.mark.parametrize(("logit", "over"), [(-0.01, False), (0.01, True), (30.0, True)])
 def test_a_dream_of_doom_ends_where_the_done_logit_is_positive(logit, over):
-    bound, params = model.make(DODGER), jax.tree.map(jnp.zeros_like, draw_params(DODGER))
+    bound, params = bind(DODGER), jax.tree.map(jnp.zeros_like, draw_params(DODGER))
     params.memory["output"]["bias"] = params.memory["output"]["bias"].at[-1].set(logit)
     outcome = bound.outcome(params, somewhere(DODGER))
     assert outcome.reward == 1 and float(outcome.continues) == pytest.approx(1 / (1 + np.exp(logit)), abs=1e-6)
@@ -248,12 +301,17 @@ def test_a_dream_pays_what_m_predicts():
     cfg = replace(DRIVER, memory=replace(DRIVER.memory, predict_reward=True))
     params = jax.tree.map(jnp.zeros_like, draw_params(cfg))
     params.memory["output"]["bias"] = params.memory["output"]["bias"].at[-1].set(-0.1)
-    outcome = model.make(cfg).outcome(params, somewhere(cfg))
+    outcome = bind(cfg).outcome(params, somewhere(cfg))
     assert float(outcome.reward) == pytest.approx(-0.1) and outcome.continues == 1
 
 
+def test_a_dream_pays_the_reward_of_a_step_where_m_predicts_none():
+    cfg = replace(DRIVER, step_reward=-0.25)
+    assert bind(cfg).outcome(draw_params(cfg), somewhere(cfg)).reward == -0.25
+
+
 def test_a_dream_of_carracing_pays_nothing_and_has_no_end():
-    outcome = model.make(DRIVER).outcome(draw_params(DRIVER), somewhere(DRIVER))
+    outcome = bind(DRIVER).outcome(draw_params(DRIVER), somewhere(DRIVER))
     assert outcome.reward == 0 and outcome.continues == 1
 
 
@@ -261,7 +319,7 @@ def test_a_dream_of_carracing_pays_nothing_and_has_no_end():
 
 
 def test_encoding_and_decoding_are_vs(vision_params):
-    bound, params = model.make(DODGER), draw_params(DODGER)._replace(vision=vision_params)
+    bound, params = bind(DODGER), draw_params(DODGER)._replace(vision=vision_params)
     frame = jnp.asarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3)), jnp.uint8)
     expected = vision.encode(DODGER.vision, vision_params, frame)
     chex.assert_trees_all_equal(bound.encode(params, frame), expected)
@@ -272,6 +330,6 @@ def test_encoding_and_decoding_are_vs(vision_params):
 
 
 def test_parameters_of_v_and_m_are_drawn_apart():
-    params = jax.eval_shape(model.make(DOOM).init, jax.random.key(0))
+    params = jax.eval_shape(bind(DOOM).init, jax.random.key(0))
     counts = [vision.parameter_count(part) for part in (params.vision, params.memory)]
     assert counts == [4_446_915, 1_678_785]

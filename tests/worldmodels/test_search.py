@@ -5,22 +5,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreamjax import dream, evolution
+from dreamjax.envs.vizdoom import take_cover_spec
 from dreamjax.evolution import EvolutionConfig
-from dreamjax.types import Agent, AgentParams
-from dreamjax.worldmodels import controller, model, search
+from dreamjax.types import AgentParams
+from dreamjax.worldmodels import model, search
 from dreamjax.worldmodels.controller import ControllerConfig
 from dreamjax.worldmodels.memory import MemoryConfig
 from dreamjax.worldmodels.model import WorldModelConfig
 from dreamjax.worldmodels.vision import VisionConfig
 
 MEMORY = MemoryConfig(latent_size=4, hidden_size=8, mixtures=2, predict_done=False, predict_reward=True)
-WORLD = WorldModelConfig(VisionConfig(4), MEMORY, max_steps=12)
-POLICY = controller.make(ControllerConfig(features=model.feature_size(WORLD)))
+WORLD = WorldModelConfig(VisionConfig(4), MEMORY, ControllerConfig(bias=False))
+AGENT = model.make(WORLD, take_cover_spec(max_steps=12))
 EVOLUTION = EvolutionConfig(population_size=16, sigma=0.5)
-NOTHING = POLICY.init(jax.random.key(0))
+NOTHING = AGENT.policy.init(jax.random.key(0))
 
 
-AGENT = Agent(model.make(WORLD), POLICY)
 STARTS = jnp.zeros((3, 4)), jnp.zeros((3, 4))
 PARAMS = AgentParams(AGENT.model.init(jax.random.key(1)), NOTHING, STARTS)
 
