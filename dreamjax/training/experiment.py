@@ -60,6 +60,7 @@ def run_folder(experiment: str, cfg: Any, options: Options, variant: str = "") -
 
 
 def command(experiment: str, cfg: Any, presets: Mapping[str, Any]) -> str:
-    """Return the command that makes this configuration."""
-    flags = command_line(cfg, presets[cfg.preset])
-    return " ".join([f"python experiments/{experiment}.py --preset {cfg.preset}", *flags])
+    """Return the command that makes this configuration: from its own preset, if it names one, or from the first."""
+    named = [f"--preset {cfg.preset}"] if cfg.preset in presets else []
+    flags = command_line(cfg, presets[cfg.preset] if named else next(iter(presets.values())))
+    return " ".join([f"python experiments/{experiment}.py", *named, *flags])
