@@ -21,7 +21,6 @@ committed runs measured, with commands, commits and machines: results/swingup_it
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +56,7 @@ class Config:
     seed: int = 0
     iterations: int = 20
     iterate: bool = True  # otherwise all episodes are random play, and everything else is the same
-    collected: int = 32  # episodes per iteration
+    episodes: int = 32  # collected per iteration
     noise: float = 0.3  # standard deviation of what is added to the actions of C
     first_vision_updates: int = 1500  # in the first; V finds the pole after some 700
     vision_updates: int = 300  # per iteration
@@ -76,13 +75,10 @@ class Config:
     real_episodes: int = 64
 
 
-CPU = Config()
-_FEW = replace(CPU, preset="smoke", iterations=2, collected=2, generations=2, dream_episodes=1, real_episodes=2)
+_FEW = replace(Config(), preset="smoke", iterations=2, episodes=2, generations=2, dream_episodes=1, real_episodes=2)
 _FAST = replace(_FEW, first_vision_updates=3, vision_updates=2, vision_batch=4, memory_updates=2, streams=2, length=8)
 SMOKE = replace(_FAST, evolution=EvolutionConfig(population_size=8, sigma=0.1))
-PRESETS = {config.preset: config for config in (CPU, SMOKE)}
-Learned = dict[str, PyTree]  # carried from iteration to iteration: the states of "vision", "memory" and "search"
-
+PRESETS = {"cpu": Config(), "smoke": SMOKE}
 act = jax.jit(partial(recorded.act, ENVIRONMENT), static_argnums=(0, 3, 4))
 act_upright = jax.jit(partial(recorded.act, UPRIGHT), static_argnums=(0, 3, 4))
 
@@ -93,40 +89,35 @@ def world(cfg: Config) -> wm.WorldModelConfig:
     return wm.WorldModelConfig(VISION, MEMORY, recurrent if cfg.units else wm.ControllerConfig(bias=False), "zh")
 
 
-def iterate(
-    cfg: Config, run: RunFolder, log: MetricsLog, key: Key, agent: Agent, learned: Learned, number: int
-) -> Learned:
-    """Do iteration `number`, or what is left of it. V and M learn on; CMA-ES begins anew, around the last C."""
+def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, agent: Agent, learned: PyTree, n: int) -> PyTree:
+    """Do iteration n, or what is left of it: V and M learn on, CMA-ES begins anew around the last C."""
     key_collect, key_vision, key_memory, key_evolve, key_evaluate, key_film, key_curious = jax.random.split(key, 7)
     before = wm.WorldModelParams(learned["vision"].params, learned["memory"].params)
-
     with run.stage("collect"):
-        paths = [run.path / "episodes" / f"{i:02}.npz" for i in range(number + 1)]
-        explorer = agent._replace(policy=rollout.noisy(agent.policy, ENVIRONMENT.spec.action))
-        exploring = explorer, AgentParams(before, (learned["search"].mean, cfg.noise))
-        acting = exploring if cfg.iterate and number else RANDOM
+        paths = [run.path / "episodes" / f"{i:02}.npz" for i in range(n + 1)]
+        noisy = Agent(agent.model, rollout.noisy(agent.policy, ENVIRONMENT.spec.action))
+        exploring = noisy, AgentParams(before, (learned["search"].mean, cfg.noise))
+        acting = exploring if cfg.iterate and n else RANDOM
         if not paths[-1].exists():
-            recorded.write(paths[-1], act(*acting, key_collect, cfg.collected, STEPS + 1))
+            recorded.write(paths[-1], act(*acting, key_collect, cfg.episodes, STEPS + 1))
         seen = [recorded.read(path) for path in paths]
-
     see = partial(learner.train_step, wm.VisionLearner(VISION, cfg.vision_optimizer), key_vision)
     frames = partial(recorded.batches, recorded.observed(seen, "image"), cfg.seed, cfg.vision_batch)
-    end = cfg.first_vision_updates + number * cfg.vision_updates
+    end = cfg.first_vision_updates + n * cfg.vision_updates
     vision_state = train(run, log, "vision", learned["vision"], updates(see, frames), end)
-
     with run.stage("encode"):
         data = recorded.encode(seen, partial(jax.jit(vision.encode, static_argnums=0), VISION, vision_state.params))
-        if cfg.curiosity and number:  # of M as it was; one that has learned nothing is surprised by everything
+        if cfg.curiosity and n:  # of M as it was; one that has learned nothing is surprised by everything
             surprise = partial(curiosity.intrinsic_reward, MEMORY, before.memory, key_curious, data)
-            added = cfg.curiosity * recorded.once(run.path / "surprise" / f"{number:02}.npy", surprise)
+            added = cfg.curiosity * recorded.once(run.path / "surprise" / f"{n:02}.npy", surprise)
             data = data._replace(reward=data.reward + added)
     remember = partial(learner.train_step, wm.MemoryLearner(MEMORY, cfg.memory_optimizer, cfg.streams), key_memory)
-    first, end = (i * cfg.memory_updates for i in (number, number + 1))
-    chunks = lambda step: latents.chunks(data, 1000 * cfg.seed + number, cfg.streams, cfg.length, step - first)  # noqa: E731
+    first, end = (i * cfg.memory_updates for i in (n, n + 1))
+    chunks = lambda step: latents.chunks(data, 1000 * cfg.seed + n, cfg.streams, cfg.length, step - first)  # noqa: E731
     memory_state = train(run, log, "memory", learned["memory"], updates(remember, chunks), end)
 
-    starts = data.first_frames(len(data.length))
-    params = AgentParams(wm.WorldModelParams(vision_state.params, memory_state.params), (), starts)
+    model = wm.WorldModelParams(vision_state.params, memory_state.params)
+    params = AgentParams(model, (), starts=data.first_frames(len(data.length)))
 
     def generation(state: EvolutionState, count: int) -> tuple[EvolutionState, Metrics]:
         if count % cfg.generations == 0:
@@ -134,34 +125,31 @@ def iterate(
         key = jax.random.fold_in(key_evolve, count)
         return search.generation(cfg.evolution, agent, params, key, state, cfg.dream_episodes, cfg.temperature)
 
-    end = (number + 1) * cfg.generations
-    often = {"checkpoint_every": cfg.generations, "log_every": 1}
-    found = train(run, log, "search", learned["search"], generations(generation), end, show="fitness_mean", **often)
+    often = {"checkpoint_every": cfg.generations, "log_every": 1, "show": "fitness_mean"}
+    found = train(run, log, "search", learned["search"], generations(generation), (n + 1) * cfg.generations, **often)
     params = params._replace(policy=found.mean)
-
     with run.stage("evaluate"):
-        if number in (0, cfg.iterations - 1):
-            save_agent(run.path / f"agent-{number + 1:02}.npz", world(cfg), agent, params)
-            key_dream, key_real = jax.random.split(key_film)
-            real = np.asarray(act(agent, params, key_real, 1, STEPS + 1).step.observation["image"][0])
-            dreamed = films.film_dream(agent, params, key_dream, STEPS)
-            films.write_films(run.path / f"iteration-{number + 1:02}", dreamed, real, FPS)
+        if n in (0, cfg.iterations - 1):
+            save_agent(run.path / f"agent-{n + 1:02}.npz", world(cfg), agent, params)
+            real = np.asarray(act(agent, params, key_film, 1, STEPS + 1).step.observation["image"][0])
+            dreamed = films.film_dream(agent, params, key_film, STEPS)
+            films.write_films(run.path / f"iteration-{n + 1:02}", dreamed, real, FPS)
         scores = evaluate(cfg, key_evaluate, agent, params)
         scores["visited"] = swingup.visited(recorded.observed(seen, "state"))
-    log.write("iteration", number + 1, {name: np.mean(score) for name, score in scores.items()})
-    run.finish_stage(f"iteration-{number + 1:02}", scores)
+    log.write("iteration", n + 1, {name: np.mean(score) for name, score in scores.items()})
+    run.finish_stage(f"iteration-{n + 1:02}", scores)
     return {"vision": vision_state, "memory": memory_state, "search": found}
 
 
-def evaluate(cfg: Config, key: Key, agent: Agent, params: AgentParams) -> dict[str, Any]:
+def evaluate(cfg: Config, key: Key, agent: Agent, params: AgentParams) -> dict[str, PyTree]:
     """Score C in the real environment, without noise, and M on what it must know to hold the pole up."""
     key_real, key_upright = jax.random.split(key)
     returns, held = swingup.score(act(agent, params, key_real, cfg.real_episodes, STEPS + 1).step)
     key_act, *keys = jax.random.split(key_upright, 3)
     fall = act_upright(*RANDOM, key_act, cfg.real_episodes, UPRIGHT_STEPS)  # random actions let it fall sooner
     stands = swingup.is_upright(fall.step.observation["state"][:, 1:]) & ~fall.step.is_first[:, 1:]
-    error = one_step_error(agent, params, jnp.stack(keys), fall, "image", stands)
-    return {"returns": returns.tolist(), "held": held.tolist(), "upright_error": float(error)}
+    error = float(one_step_error(agent, params, jnp.stack(keys), fall, "image", stands))
+    return {"returns": returns.tolist(), "held": held.tolist(), "upright_error": error}
 
 
 def train_agent(cfg: Config, run: RunFolder) -> None:
@@ -169,7 +157,7 @@ def train_agent(cfg: Config, run: RunFolder) -> None:
     key_begin, key_iterations = jax.random.split(jax.random.key(cfg.seed))
     key_vision, key_memory, key_policy = jax.random.split(key_begin, 3)
     agent = wm.make(world(cfg), ENVIRONMENT.spec)
-    learned: Learned = {
+    learned = {
         "vision": learner.init(wm.VisionLearner(VISION, cfg.vision_optimizer), key_vision),
         "memory": learner.init(wm.MemoryLearner(MEMORY, cfg.memory_optimizer, cfg.streams), key_memory),
         "search": evolution.init(cfg.evolution, agent.policy.init(key_policy)),
@@ -199,7 +187,7 @@ def report(cfg: Config, run: RunFolder) -> None:
 
 def main() -> None:
     """Train and report, or aggregate finished runs."""
-    cfg, options = read_command_line(NAME, __doc__, PRESETS)
+    cfg, options = read_command_line(NAME, __doc__, PRESETS, without=("evaluate", "episodes"))
     if options.aggregate:
         show_rows(aggregate.aggregate_repeats(options.into, NAME, "iteration", options.aggregate), "runs")
     else:

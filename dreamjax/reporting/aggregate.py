@@ -39,6 +39,12 @@ def read_run(
     return Run(task, size, seed, frames.tolist(), rounded, read_result(folder / "result.json"), variant)
 
 
+def episode_returns(folder: Path, repeat: int = 1) -> curves.Series:
+    """Frames before the end of each training episode of a run, and its return; `repeat` is the frames of an action."""
+    steps, returns = read_metrics(folder / "metrics.jsonl").get("episode", {}).get("return", ([], []))
+    return np.asarray(steps) * repeat, np.asarray(returns)
+
+
 def aggregate_runs(into: Path | None, experiment: str, runs: Iterable[Run]) -> list[dict[str, Any]]:
     """Write `curves.jsonl`, and from it `result.json` and `curves.png`; return the rows of the result.
 

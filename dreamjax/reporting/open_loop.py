@@ -22,6 +22,7 @@ from dreamjax.types import Agent, AgentParams, Array, Key, Space
 
 OBSERVED, LENGTH = 5, 50  # steps of a prediction that are filtered, and all of them
 EPISODES = 6  # that are predicted
+CAPTION = f"The model filters {OBSERVED} steps (green); from there on it predicts open-loop, from actions alone."
 MAX_STEPS = 250  # of an episode
 
 
@@ -99,9 +100,9 @@ def one_step_error(agent: Agent, params: AgentParams, keys: Key, recorded: Trans
     def expect(key_observe: Key, key_imagine: Key, episode: Transition) -> Array:
         begin = rollout.start(agent, params)
         states = dream.open_loop(model, params.model, key_observe, begin, episode, length)
-        imagine = partial(model.imagine, params.model, temperature=0.01)
-        following = jax.vmap(imagine)(jax.random.split(key_imagine, length), states, episode.action)
-        return jax.vmap(partial(model.decode, params.model))(following)[:-1]
+        imagine = jax.vmap(model.imagine, (None, 0, 0, 0, None))
+        following = imagine(params.model, jax.random.split(key_imagine, length), states, episode.action, 0.01)
+        return jax.vmap(partial(model.decode, params.model))(following)[name][:-1]
 
     each = [jax.random.split(key, episodes) for key in keys]
     expected = jax.lax.map(lambda data: expect(*data), (*each, recorded))
