@@ -39,8 +39,8 @@ def read_command_line(
 ) -> tuple[Config, Chosen]:
     """Read `--preset NAME`, every field of its configuration, and the options; `--help` lists them all.
 
-    The first preset is the default. `options` is `Options`, or a dataclass derived from it; those named in `without` are not offered.
-    Exits, as command lines do, where something is wrong or help was asked for.
+    The first preset is the default. `options` is `Options`, or a dataclass derived from it; those named in
+    `without` are not offered. Exits, as command lines do, where something is wrong or help was asked for.
     """
     keep_freed_memory()
     given = list(sys.argv[1:] if arguments is None else arguments)
