@@ -162,7 +162,7 @@ def main() -> None:
     names = [f"{cfg.task}, seed {seed}" for seed in range(cfg.seeds)] if cfg.seeds > 1 else [cfg.task]
     rows = [result_row(name, scores, "return") for name, scores in zip(names, returns, strict=True)]
     curves.learning_curves(read_metrics(run.path / "metrics.jsonl"), run.path / "learning.png")
-    section = Section("Learning", "Over calls of `per_call` iterations each; returns are of training episodes.", ["learning.png"])
+    section = Section("Learning", "By call; returns are of training episodes.", ["learning.png"])
     pages.report(run, NAME, command(NAME, cfg, PRESETS), rows, f"DreamerV3: {cfg.task}", [section])
 
 

@@ -53,8 +53,9 @@ def read_command_line(
     kinds = get_type_hints(options, include_extras=True)
     hidden: list[Any] = [(one, Annotated[kinds[one], tyro.conf.Suppress], getattr(options(), one)) for one in without]
     options = make_dataclass(options.__name__, hidden, bases=(options,), frozen=True)
+    as_dataclass: Any = config
     parts = [("config", flat(type(config)), config), ("options", flat(options), options())]
-    if "preset" not in {field.name for field in fields(config)}:
+    if "preset" not in {field.name for field in fields(as_dataclass)}:
         parts.append(("preset", str, name))
     both = make_dataclass("Arguments", parts)
     parsed: Any = tyro.cli(both, args=given, description=description, prog=f"{experiment}.py")

@@ -284,4 +284,5 @@ class Training:
         first = agents.read_starts(self._folder, self.dreamer.spec)
         if first is not None:
             leaves, structure = jax.tree.flatten(first)
-            self._starts.extend(structure.unflatten(one) for one in zip(*map(np.asarray, leaves), strict=True))
+            rows = zip(*map(np.asarray, leaves), strict=True)
+            self._starts.extend(jax.tree.unflatten(structure, row) for row in rows)
