@@ -85,8 +85,8 @@ act_upright = jax.jit(partial(recorded.act, UPRIGHT), static_argnums=(0, 3, 4))
 
 def world(cfg: Config) -> wm.WorldModelConfig:
     """Describe V, M and C, which reads z and h: c is many times larger, and drowns them in a search of equal steps."""
-    recurrent = wm.ControllerConfig(hidden=cfg.units, recurrent=True, bias=False)
-    return wm.WorldModelConfig(VISION, MEMORY, recurrent if cfg.units else wm.ControllerConfig(bias=False), "zh")
+    controller = wm.ControllerConfig(hidden=cfg.units, recurrent=cfg.units > 0, bias=False)
+    return wm.WorldModelConfig(VISION, MEMORY, controller, features="zh")
 
 
 def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, agent: Agent, learned: PyTree, n: int) -> PyTree:
