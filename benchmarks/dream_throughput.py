@@ -23,24 +23,21 @@ import torch
 from dreamjax import dream, rollout
 from dreamjax.reporting.results import result_row, write_result
 from dreamjax.reporting.timing import Timing, measure
-from dreamjax.storage.agents import load_agent
+from dreamjax.storage.agents import load
 from dreamjax.training.devices import keep_freed_memory
 from dreamjax.types import Array, Key, Params, PyTree
-from dreamjax.worldmodels import controller, model
 
-MODEL = model.make(model.DOOM)
-POLICY = controller.make(controller.ControllerConfig("doom", model.feature_size(model.DOOM)))
 TEMPERATURE = 1.5  # as in the experiment's preset for a CPU
 RESULTS = Path(__file__).parent / "results" / "dream_throughput.json"
-AGENT = Path(__file__).parents[1] / "experiments" / "results" / "doom_take_cover" / "agent.npz"
+AGENT, STORED = load(Path(__file__).parents[1] / "experiments" / "results" / "doom_take_cover")
 FLOPS = 2 * (578 * 2048 + 512 * 961)  # of M's two matrix products, per step
 
 
 @partial(jax.jit, static_argnames="steps")
 def imagine(params: Params, starts: PyTree, kernels: Array, key: Key, steps: int) -> Array:
     """Step L dreams side by side, each with its own controller; returns what depends on every step."""
-    environment = dream.environment(MODEL, params, starts, TEMPERATURE)
-    acting = rollout.reactive(POLICY)
+    environment = dream.environment(AGENT.model, params, starts, TEMPERATURE)
+    acting = rollout.reactive(AGENT.policy)
 
     def lane(kernel: Array, key: Key) -> Array:
         key_reset, key_steps = jax.random.split(key)
@@ -114,11 +111,10 @@ def lanes_rows(params: Params, starts: PyTree, lanes: int, steps: int, repeats: 
 
 def generation_rows() -> list[dict]:
     """Time a generation of the published size, once after the call that compiles it."""
-    stored = load_agent(AGENT, MODEL, POLICY)
     noise = 0.1 * jax.random.normal(jax.random.key(1), (64, 1088))
-    population = {"kernel": stored.controller["kernel"] + noise}
+    population = STORED._replace(policy={"kernel": STORED.policy["kernel"] + noise})
     keys = jax.random.split(jax.random.key(2), 16)
-    run = partial(dream.returns, MODEL, POLICY, stored.model, stored.starts, population, keys, TEMPERATURE)
+    run = partial(dream.returns, AGENT, population, keys, TEMPERATURE)
     steps = np.zeros(0)
 
     def generation() -> np.ndarray:
@@ -139,7 +135,7 @@ def main(smoke: bool) -> None:
     begun = time.monotonic()
     keep_freed_memory()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    params = MODEL.init(jax.random.key(0))
+    params = AGENT.model.init(jax.random.key(0))
     starts = (jnp.zeros((10, 64)), jnp.zeros((10, 64)))
     rows = []
     for lanes in (1, 64) if smoke else (1, 64, 1024, 4096):

@@ -28,20 +28,19 @@ from dreamjax.replay.latents import Chunk
 from dreamjax.reporting.results import result_row, write_result
 from dreamjax.reporting.timing import measure
 from dreamjax.training.devices import keep_freed_memory
-from dreamjax.worldmodels import learner, memory, vision
+from dreamjax.worldmodels import learner
 
+VISION = learner.VisionLearner()
 RESULTS = Path(__file__).parent / "results" / "training_throughput.json"
 
 
 def ours_vision(frames: np.ndarray) -> Callable[[], jax.Array]:
     """Return a function that trains our V by one step."""
-    state = learner.vision_init(vision.VisionConfig(), learner.VISION_OPTIMIZER, jax.random.key(0))
+    state = learner.init(VISION, jax.random.key(0))
 
     def step() -> jax.Array:
         nonlocal state
-        state, metrics = learner.vision_step(
-            vision.VisionConfig(), learner.VISION_OPTIMIZER, jax.random.key(1), state, frames
-        )
+        state, metrics = learner.train_step(VISION, jax.random.key(1), state, frames)
         return metrics["loss"]
 
     return step
@@ -49,8 +48,8 @@ def ours_vision(frames: np.ndarray) -> Callable[[], jax.Array]:
 
 def plain_vision(frames: np.ndarray) -> Callable[[], jax.Array]:
     """Return the same, with XLA's own convolutions."""
-    state = learner.vision_init(vision.VisionConfig(), learner.VISION_OPTIMIZER, jax.random.key(0))
-    unjitted = partial(inspect.unwrap(learner.vision_step), vision.VisionConfig(), learner.VISION_OPTIMIZER)
+    state = learner.init(VISION, jax.random.key(0))
+    unjitted = partial(inspect.unwrap(learner.train_step), VISION)
     native: dict[str, Any] = {
         "_forward_cpu": conv._forward_native,
         "_transpose_cpu": conv._transpose_native,
@@ -101,12 +100,12 @@ def torch_vision(frames: np.ndarray) -> Callable[[], torch.Tensor]:
 
 def ours_memory(data: Chunk) -> Callable[[], jax.Array]:
     """Return a function that trains our M by one step."""
-    cfg, opt = memory.MemoryConfig(), learner.MEMORY_OPTIMIZER
-    state = learner.memory_init(cfg, opt, jax.random.key(0), data.mean.shape[1])
+    learns = learner.MemoryLearner(streams=data.mean.shape[1])
+    state = learner.init(learns, jax.random.key(0))
 
     def step() -> jax.Array:
         nonlocal state
-        state, metrics = learner.memory_step(cfg, opt, jax.random.key(1), state, data)
+        state, metrics = learner.train_step(learns, jax.random.key(1), state, data)
         return metrics["loss"]
 
     return step

@@ -30,7 +30,7 @@ from dreamjax.types import (
 
 
 class Dream(NamedTuple):
-    """An imagined trajectory; decode or judge its states with the model."""
+    """An imagined trajectory; decode its states with the model, or ask it for their outcomes."""
 
     states: State  # [H+1, ...], the first is the start
     actions: Action  # [H, ...], each taken in the state of the same index

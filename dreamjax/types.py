@@ -176,7 +176,7 @@ class Features(Protocol):
         """What a policy reads of a latent state: a float vector [F]."""
 
 
-class Judge(Protocol):
+class PredictOutcome(Protocol):
     def __call__(self, params: Params, state: State, /) -> Outcome:
         """Predict the reward of having arrived in a state [], and the probability that the episode goes on []."""
 
@@ -224,7 +224,7 @@ class LatentModel(NamedTuple):
     observe: Observe
     imagine: Imagine
     features: Features
-    outcome: Judge
+    outcome: PredictOutcome
     decode: Decode
     spec: EnvSpec  # of the environment that it models
 

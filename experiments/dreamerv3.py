@@ -32,7 +32,7 @@ from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs import suites
 from dreamjax.reporting import curves
 from dreamjax.reporting.aggregate import aggregate_runs, read_run
-from dreamjax.reporting.evaluation import OBSERVED, predict, write_predictions
+from dreamjax.reporting.open_loop import OBSERVED, predict, write_predictions
 from dreamjax.reporting.pages import Section, write_summary
 from dreamjax.reporting.results import result_row, shown_measurement, write_result
 from dreamjax.storage import agents

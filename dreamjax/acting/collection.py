@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from dreamjax.storage.episodes import Episode, Store
 from dreamjax.types import Agent, AgentParams
 
 Settings = dict[str, int | str]
+NOTES = "collect.json"  # settings, attempts that were too short, and the most episodes that were ever asked for
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,10 @@ def collect(
         "max_steps": agent.model.spec.max_steps,
         "by": cfg.name,
     }
-    short = _attempts_too_short(folder, settings)
+    short, asked = _continue(folder, settings, cfg.episodes)
     for unfinished in folder.glob(".episode_*"):  # of a process that was killed while writing
         unfinished.unlink()
     kept = {int(path.stem.removeprefix("episode_")) for path in folder.glob("episode_*.npz")}
-    found = frozenset(kept)
     if kept:
         store.open_store(folder)  # refuses episodes of an older version before anything is played
     numbers: list[int] = []  # of the attempts, in the order in which they were requested
@@ -91,10 +92,10 @@ def collect(
             kept.add(number)
         else:
             short.add(number)
-            write_json(folder / "collect.json", {"settings": settings, "short": sorted(short)})
+            _note(folder, settings, short, asked)
         if progress:
             progress(min(len(kept), cfg.episodes), made)
-    for surplus in set(sorted(kept)[cfg.episodes :]) - found:  # that were under way when the last one came in
+    for surplus in sorted(kept)[asked:]:  # that were under way when the last one came in
         store.episode_path(folder, surplus).unlink()
     return store.open_store(folder).head(cfg.episodes)
 
@@ -107,14 +108,23 @@ def to_episode(played: Played) -> Episode:
     return Episode(step.observation, action, np.asarray(step.reward, np.float32), played.terminated, played.seed)
 
 
-def _attempts_too_short(folder: Path, settings: Settings) -> set[int]:
-    """Return what earlier calls found too short. Refuses to continue a collection begun with other settings."""
-    path = folder / "collect.json"
-    if not path.exists():
-        write_json(path, {"settings": settings, "short": []})
-    begun = read_json(path)
+def _continue(folder: Path, settings: Settings, episodes: int) -> tuple[set[int], int]:
+    """Return the attempts that earlier calls found too short, and the most episodes that any call asked for.
+
+    Raises: ValueError for a collection that was begun with other settings.
+    """
+    path = folder / NOTES
+    begun: dict[str, Any] = {"settings": settings, "short": [], "asked": 0}
+    if path.exists():
+        begun = read_json(path)
     if begun["settings"] != settings:
         raise ValueError(
             f"{folder} was collected with {begun['settings']}, not {settings}; use the same settings or another folder"
         )
-    return set(begun["short"])
+    short, asked = set(begun["short"]), max(begun["asked"], episodes)
+    _note(folder, settings, short, asked)
+    return short, asked
+
+
+def _note(folder: Path, settings: Settings, short: set[int], asked: int) -> None:
+    write_json(folder / NOTES, {"settings": settings, "short": sorted(short), "asked": asked})

@@ -37,7 +37,7 @@ def evaluate(
     parameters, key and step limit is not played again. `envs` environments are played at once, by as many `workers` as
     there are cores if not given; 0 plays in this process.
 
-    Raises: as `acting.play.play` does.
+    Raises: as `acting.playing.play` does.
     """
     of = fingerprint(params, key, agent.model.spec.max_steps)
     totals = _noted(Path(notes), of) if notes else {}

@@ -15,6 +15,7 @@ from dreamjax.envs.host import flatten
 from dreamjax.rollout import Returns, Transition
 from dreamjax.types import Action, Agent, AgentParams, Key, PyTree, Space, State, Step
 
+BATCH = 8  # environments in which the device acts at once; batches of other sizes round otherwise
 ATTEMPTS = 3  # at an episode whose environment raises, or whose worker dies or hangs, before giving up
 
 
@@ -51,9 +52,10 @@ def play(
     """Play the episodes of all requests, as many at once as the pool has environments; yield each that ends.
 
     `params.policy` is stacked [N, ...], a row for each policy. An episode depends on the parameters, its request and
-    `key`, not on what is played beside it, as far as the device rounds alike in batches of different sizes, which CPUs
-    do. An episode whose environment raises, or whose worker dies or hangs, begins again. Requests are taken when an
-    environment is free for them, so they may depend on what was yielded before.
+    `key`, not on what is played beside it, nor on how many environments or workers there are. An episode whose
+    environment raises, or whose worker dies or hangs, begins again. Requests are taken when an environment is free for
+    them, so they may depend on what was yielded before. One play uses a pool at a time; one that was left in the middle
+    may be followed by another.
 
     Args:
       record: whether to keep what was seen and done, or which requests to keep it of.
@@ -61,8 +63,10 @@ def play(
         the bytes store what was really done.
       max_steps: truncate episodes here; that of `agent.model.spec` if not given.
 
-    Raises: RuntimeError if an episode fails three times, InvalidStep for observations other than declared.
+    Raises: RuntimeError if an episode fails three times, or if another play has begun in the pool; InvalidStep for
+        observations other than declared.
     """
+    use = pool.begin()
     params = AgentParams(params.model, params.policy)
     first = AgentParams(params.model, jax.tree.map(lambda leaf: leaf[0], params.policy))
     memory = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], pool.size, 0), rollout.start(agent, first))
@@ -78,6 +82,8 @@ def play(
     for group in groups:
         group.begin(waiting)
     while any(group.busy for group in groups):
+        if pool.use != use:
+            raise RuntimeError("another play has begun in this pool; finish one first, or use a pool for each")
         for answer in pool.receive():
             yield from groups[answer.group].advance(act, waiting, answer.reply)
 
@@ -152,7 +158,7 @@ class _Group:
         waiting: Iterator[tuple[int, Request]],
         reply: Reply,
     ) -> Iterator[Played]:
-        """Take in what arrived, order what comes next, and yield the episodes that ended."""
+        """Take in what arrived, yield the episodes that ended, and order what comes next."""
         orders: list[Order] = [None] * len(self._playing)
         ended, observation = [], self._pool.observation(self._number)
         for i, playing in enumerate(self._playing):
@@ -169,7 +175,8 @@ class _Group:
                 self._seen[i].append(Step(now, *flags))
             if is_last:
                 ended.append((i, playing, is_terminal, reply.info.get(i, {})))
-        finished = [self._played(*one) for one in ended]
+        for one in ended:
+            yield self._played(*one)
         for i, *_ in ended:
             self._failures[i] = 0
             orders[i] = self._open(i, next(waiting, None))
@@ -178,7 +185,6 @@ class _Group:
             for i, leaves in zip(acting, self._choose(act, acting, observation, reply.reward), strict=True):
                 orders[i] = leaves
         self._send(orders)
-        yield from finished
 
     def _open(self, i: int, playing: tuple[int, Request] | None) -> Order:
         """Give an environment an episode, from its beginning, or none; return the order."""
@@ -205,15 +211,16 @@ class _Group:
         self, act: Callable[..., tuple[State, Action]], acting: list[int], observation: PyTree, reward: np.ndarray
     ) -> Iterator[list[np.ndarray]]:
         """Let the agent act; return the leaves of each action."""
-        # As many rows as environments act, up to the next power of two so that few programs do: some fill two rows. At
-        # least four, because one alone is rounded otherwise.
-        rows = np.resize(acting, max(4, 1 << (len(acting) - 1).bit_length()))
-        requests = [playing[1] for playing in (self._playing[i] for i in rows) if playing is not None]
-        policy, seed = np.array([request.policy for request in requests]), np.array([r.seed for r in requests])
-        seen = jax.tree.map(lambda array: array[rows], observation)
-        who = _Rows(rows, policy, seed.astype(np.uint32), self._steps[rows], reward[rows])
-        self._memories, chosen = act(self._memories, seen, who)
-        chosen = jax.device_get(chosen)
+        batches = []
+        for begin in range(0, len(acting), BATCH):
+            rows = np.resize(acting[begin : begin + BATCH], BATCH)  # where fewer act, some fill several rows
+            requests = [playing[1] for playing in (self._playing[i] for i in rows) if playing is not None]
+            policy, seed = np.array([request.policy for request in requests]), np.array([r.seed for r in requests])
+            seen = jax.tree.map(lambda array, rows=rows: array[rows], observation)
+            who = _Rows(rows, policy, seed.astype(np.uint32), self._steps[rows], reward[rows])
+            self._memories, actions = act(self._memories, seen, who)
+            batches.append(actions)
+        chosen = jax.tree.map(lambda *leaves: np.concatenate(leaves), *jax.device_get(batches))
         if self._settings.rounded:
             chosen = jax.tree.map(_rounded, self._settings.action, chosen)
         for row, i in enumerate(acting):
@@ -245,4 +252,4 @@ class _Group:
 def _rounded(space: Space, action: np.ndarray) -> np.ndarray:
     if space.is_discrete:
         return action
-    return np.clip(action, np.asarray(space.low), np.asarray(space.high)).astype(np.float16).astype(space.dtype)
+    return np.clip(action, space.low_array, space.high_array).astype(np.float16).astype(space.dtype)

@@ -123,13 +123,13 @@ def views(memory: Any, layout: Sequence[Sequence[tuple[int, Leaf]]], size: int) 
 
 
 def _portable(error: Exception) -> Exception:
-    """Return an exception that can be sent, with its traceback as a note."""
+    """Return an exception that can be sent to another process, with its traceback as a note."""
     text = "".join(traceback.format_exception(error)).rstrip()
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # pickling runs code of the exception's class, which may do anything
         error = RuntimeError(f"{type(error).__name__}: {error}")
-    error.add_note(f"In the worker:\n{text}")
+    error.add_note(f"Where it was raised:\n{text}")
     return error
 
 
@@ -151,8 +151,9 @@ def main(connection_fd: int, memory_fd: int, lifeline: int) -> None:
         os.set_inheritable(descriptor, False)  # a game in a process of its own would keep them open
     _end_with(lifeline)
     with contextlib.suppress(EOFError, ConnectionError), Connection(connection_fd) as connection:
-        make_env, groups, size = pickle.loads(connection.recv_bytes())
+        start = connection.recv_bytes()
         try:
+            make_env, groups, size = pickle.loads(start)
             environments = Environments(make_env, groups, size)
             layout, length = memory_layout(environments.observation_space, groups, size)
         except Exception as error:

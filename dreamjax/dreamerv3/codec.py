@@ -213,29 +213,3 @@ def reconstruction_losses(
             target = symlog(x.astype(jnp.float32)) if cfg.symlog else x.astype(jnp.float32)
             losses[name] = ((reconstruction.vectors[name].astype(jnp.float32) - target) ** 2).sum(axes)
     return losses
-
-
-def distances(
-    cfg: CodecConfig, spaces: Spaces, predicted: Mapping[str, Array], seen: Mapping[str, Array]
-) -> dict[str, Array]:
-    """Measure, in float32, how far predicted observations are from real ones: to report, not to train on.
-
-    Pictures: mean squared error of values in [0, 1]. Vectors: mean squared error, of their symlog where the encoder
-    reads that. Discrete values: the share of entries that differ.
-
-    Shapes: [..., *space.shape] of each name -> [...] of each.
-    """
-    found = {}
-    for name, space in spaces:
-        x, y = predicted[name], seen[name]
-        if space.is_discrete and not is_image(space):
-            apart = (x != y).astype(jnp.float32)
-        else:
-            x, y = x.astype(jnp.float32), y.astype(jnp.float32)
-            if is_image(space):
-                x, y = x / 255, y / 255
-            elif cfg.symlog:
-                x, y = symlog(x), symlog(y)
-            apart = (x - y) ** 2
-        found[name] = apart.mean(tuple(range(-len(space.shape), 0)))
-    return found

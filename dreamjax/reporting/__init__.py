@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from dreamjax.reporting import (
         aggregate as aggregate,
         curves as curves,
-        evaluation as evaluation,
         films as films,
+        open_loop as open_loop,
         pages as pages,
         results as results,
         tables as tables,

@@ -4,19 +4,76 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import jax
 import numpy as np
 
 from dreamjax import dream
-from dreamjax.acting.evaluation import record_episode
+from dreamjax.acting import seeds
+from dreamjax.acting.evaluation import play_all, record_episode
+from dreamjax.envs.host import InvalidStep
 from dreamjax.reporting import videos
 from dreamjax.types import Agent, AgentParams, Array, Key
 
 _SEEN, _IMAGINED = (0, 158, 115), (213, 94, 0)  # borders
 _BORDER = 3  # pixels
 _PAUSE = 10  # black frames at the end
+
+
+def film(
+    path: str | os.PathLike[str],
+    agent: Agent,
+    params: AgentParams,
+    make_env: Callable[[], gymnasium.Env],
+    episodes: int = 1,
+    seed: int = 0,
+    fps: float | None = None,
+) -> list[float]:
+    """Film an agent in test episodes, one after the other, in an `.mp4`; return the sum of rewards of each.
+
+    The film shows what the environment renders, if its `render_mode` is "rgb_array", and otherwise the picture that it
+    observes, at the environment's own rate unless `fps` is given. `seed` is that of the agent's draws.
+
+    Raises: ValueError if there is neither.
+    """
+    frames: list[np.ndarray] = []
+    watched = partial(_Watched, make_env, frames)
+    key, totals = jax.random.key(seed), []
+    for played in play_all(agent, params, watched, seeds.test(episodes), key, envs=1, workers=0):
+        totals.append(played.total)
+    with make_env() as env:
+        rate = fps or env.metadata.get("render_fps", 30)
+    large = videos.upscale(np.stack(frames), max(1, 256 // frames[0].shape[0]))
+    videos.write_video(path, large, rate)
+    return totals
+
+
+class _Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Keep every picture of an environment."""
+
+    def __init__(self, make_env: Callable[[], gymnasium.Env], frames: list[np.ndarray]) -> None:
+        super().__init__(make_env())
+        self._frames = frames
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._look(observation)
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, *rest = self.env.step(action)
+        self._look(observation)
+        return observation, *rest
+
+    def _look(self, observation: Any) -> None:
+        pictures = [self.env.render()] if self.env.render_mode == "rgb_array" else jax.tree.leaves(observation)
+        for picture in pictures:
+            if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3:
+                self._frames.append(np.broadcast_to(picture, (*picture.shape[:2], 3)).copy())
+                return
+        raise InvalidStep('nothing to film: make the environment with render_mode="rgb_array", or observe a picture')
 
 
 def film_dream(agent: Agent, params: AgentParams, key: Key, steps: int, temperature: float = 1.0) -> np.ndarray:

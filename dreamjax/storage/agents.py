@@ -1,56 +1,150 @@
-"""A trained agent in one small file: the world model, the controller, and what its dreams begin with."""
+"""Trained agents, read back in any process: what they are, their parameters, and where their dreams begin.
+
+A description in JSON names the system, its configuration and the spaces of its environment. It stands beside the
+parameters: `agent.json` beside `agent.npz`, or beside the checkpoints of a run folder.
+"""
 
 import os
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dreamjax.dreamerv3 import learner as dreamer_learner, model as dreamer
+from dreamjax.dreamerv3.config import DreamerConfig
+from dreamjax.storage.atomic import jsonable, read_json, write_json
+from dreamjax.storage.checkpoints import Checkpoints
+from dreamjax.storage.configs import read_config
 from dreamjax.storage.leaves import CheckpointError
+from dreamjax.storage.specs import spec_from_json, spec_to_json
 from dreamjax.storage.weights import load_weights, save_weights
-from dreamjax.types import AnyPolicy, LatentModel, Params, PyTree
+from dreamjax.types import Agent, AgentParams, EnvSpec, Params, PyTree
+from dreamjax.worldmodels import model as world_model
+from dreamjax.worldmodels.model import WorldModelConfig
+
+Config = WorldModelConfig | DreamerConfig
+
+_SYSTEMS: dict[str, type[Any]] = {"worldmodels": WorldModelConfig, "dreamerv3": DreamerConfig}
+_NAME = "agent"  # of the files in a folder
 
 
-class StoredAgent(NamedTuple):
-    """What plays, and what it dreams with."""
+class _FormerParams(NamedTuple):
+    """`AgentParams` as older files name them."""
 
-    model: Params  # of the `LatentModel`
-    controller: Params  # of the `Policy`
-    starts: PyTree  # [S, ...] embeddings of real first frames
-
-
-def save_agent(path: str | os.PathLike[str], agent: StoredAgent) -> None:
-    """Write an agent in float16, half the size. Raises ValueError if a weight is too large for that."""
-    save_weights(path, agent, np.float16)
+    model: Params
+    controller: Params
+    starts: PyTree
 
 
-def load_agent(path: str | os.PathLike[str], model: LatentModel, policy: AnyPolicy) -> StoredAgent:
-    """Read an agent as float32.
+def describe(folder: str | os.PathLike[str], cfg: Config, spec: EnvSpec) -> None:
+    """Write `agent.json` in a run folder, so that `load` can read the agent in its checkpoints."""
+    _describe(Path(folder) / f"{_NAME}.json", cfg, spec)
+
+
+def save_agent(path: str | os.PathLike[str], cfg: Config, agent: Agent, params: AgentParams) -> None:
+    """Write the parameters of an agent in float16, half their size, and beside them, in JSON, what it is.
+
+    `agent` is what `make(cfg, spec)` returned. Equal agents make equal bytes.
+
+    Raises: ValueError if `path` does not end in .npz, or a parameter is too large for float16.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise ValueError(f"an agent is stored as .npz, got {path.name!r}")
+    starts = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params.starts)  # a .npz holds no bfloat16
+    _describe(path.with_suffix(".json"), cfg, agent.model.spec)
+    save_weights(path, params._replace(starts=starts), np.float16)
+
+
+def load(path: str | os.PathLike[str]) -> tuple[Agent, AgentParams]:
+    """Read a trained agent of either system.
+
+    `path` is a file of `save_agent`, or a folder: with `agent.npz`, or with the checkpoints of a DreamerV3 run, of
+    which the newest is read. Parameters of a file come back as float32. An agent from checkpoints has no `starts`;
+    encode first observations with `agent.model.encode` to dream with it.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: it is damaged.
-        ValueError: it was made for another model or policy; the message lists the differences.
+        FileNotFoundError: there is no agent at `path`, or no description beside it.
+        CheckpointError: the parameters are damaged.
+        ValueError: the agent was made by another version of dreamjax; the message lists the differences.
     """
+    path = Path(path)
+    if path.is_dir():
+        if not (path / f"{_NAME}.npz").exists():
+            return _load_run(path)
+        path = path / f"{_NAME}.npz"
+    if not path.exists():
+        raise FileNotFoundError(f"there is no agent at {path}: name a file of save_agent, or a folder with one")
+    _, agent = _described(path.with_suffix(".json"))
+    return agent, _load_params(path, agent)
+
+
+def _load_run(folder: Path) -> tuple[Agent, AgentParams]:
+    """Read the agent in the newest checkpoint of a run."""
+    if not (folder / "checkpoints").exists():
+        files = sorted(file.name for file in folder.glob("*.npz"))
+        hint = f"name one of its files, {', '.join(files)}" if files else "name a file of save_agent, or train first"
+        raise FileNotFoundError(f"{folder} holds neither {_NAME}.npz nor checkpoints: {hint}")
+    cfg, agent = _described(folder / f"{_NAME}.json")
+    if not isinstance(cfg, DreamerConfig):
+        raise FileNotFoundError(f"{folder} holds no {_NAME}.npz yet: its training is not finished")
+    like = jax.eval_shape(partial(dreamer_learner.init, dreamer.Dreamer.of(cfg, agent.model.spec)), jax.random.key(0))
+    found = Checkpoints(folder / "checkpoints").restore(like)
+    if found is None:
+        raise FileNotFoundError(f"there is no checkpoint in {folder / 'checkpoints'}: train first")
+    return agent, dreamer.agent_params(found[1].params)
+
+
+def _describe(path: Path, cfg: Config, spec: EnvSpec) -> None:
+    names = [name for name, kind in _SYSTEMS.items() if isinstance(cfg, kind)]
+    if not names:
+        raise ValueError(f"an agent is described by a WorldModelConfig or a DreamerConfig, got {type(cfg).__name__}")
+    write_json(path, {"system": names[0], "config": jsonable(cfg), "spec": spec_to_json(spec)})
+
+
+def _described(path: Path) -> tuple[Config, Agent]:
+    """Make the agent that a description names."""
+    try:
+        written = read_json(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path} is missing, which says what the agent beside it is: copy it along with the parameters, or write "
+            "it with dreamjax.storage.agents.describe"
+        ) from error
+    try:
+        kind = _SYSTEMS[written["system"]]
+        cfg, spec = read_config(kind, written["config"]), spec_from_json(written["spec"])
+        make: Any = world_model.make if kind is WorldModelConfig else dreamer.make
+        return cfg, make(cfg, spec)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{path} does not describe an agent of this version of dreamjax ({error!r}): load it with the version that "
+            "wrote it, or train the agent again"
+        ) from error
+
+
+def _load_params(path: Path, agent: Agent) -> AgentParams:
     key = jax.random.key(0)
-    like = StoredAgent(jax.eval_shape(model.init, key), jax.eval_shape(policy.init, key), ())
-    observation = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), model.spec.observation)
-    embedding = jax.eval_shape(model.encode, like.model, observation)
-    count = _count_starts(Path(path))
+    model, policy = jax.eval_shape(agent.model.init, key), jax.eval_shape(agent.policy.init, key)
+    names, count = _inspect(path)
+    embedding: PyTree = ()
+    if count:
+        observation = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), agent.model.spec.observation)
+        embedding = jax.eval_shape(agent.model.encode, model, observation)
     starts = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), jnp.float32), embedding)
-    return load_weights(path, like._replace(starts=starts))
+    is_former = any(name.startswith("controller") for name in names)
+    found = AgentParams(*load_weights(path, (_FormerParams if is_former else AgentParams)(model, policy, starts)))
+    return found._replace(starts=jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), found.starts, embedding))
 
 
-def _count_starts(path: Path) -> int:
+def _inspect(path: Path) -> tuple[list[str], int]:
+    """Names of the arrays in a file, and how many starts it has."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            names = [name for name in arrays.files if name.startswith("starts")]
-            return len(arrays[names[0]])
-    except FileNotFoundError:
-        raise
+            starts = [name for name in arrays.files if name.startswith("starts")]
+            return arrays.files, len(arrays[starts[0]]) if starts else 0
     except Exception as error:  # a damaged archive fails in a dozen ways
-        raise CheckpointError(
-            f"{path} is damaged or holds no agent ({error}); copy it again or train a new one"
-        ) from error
+        raise CheckpointError(f"{path} is damaged ({error}): copy it again, or train the agent again") from error

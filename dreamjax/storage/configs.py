@@ -23,7 +23,11 @@ def read_config(kind: type[Config], written: dict[str, Any]) -> Config:
 def _read(kind: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(kind):
         return read_config(typing.cast(type, kind), value)
-    return tuple(value) if isinstance(value, list) else value
+    return _tuples(value)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def command_line(config: Any, default: Any, prefix: str = "--") -> list[str]:

@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -24,7 +26,7 @@ from dreamjax.storage.progress import progress
 from dreamjax.storage.recordings import fill, open_recording
 from dreamjax.storage.replays import ReplayError, ReplayFolder
 from dreamjax.training.devices import device_mesh
-from dreamjax.types import Metrics, Step
+from dreamjax.types import AgentParams, Metrics, Step
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,22 @@ def updates_due(cfg: OnlineConfig, length: int, streams: int, steps: int) -> int
 
 
 def train_online(
-    run: RunFolder, log: MetricsLog, dreamer: Dreamer, environment: VectorEnvironment, cfg: OnlineConfig, seed: int
+    run: RunFolder,
+    log: MetricsLog,
+    dreamer: Dreamer,
+    environment: VectorEnvironment,
+    cfg: OnlineConfig,
+    seed: int,
+    begin: AgentParams | None = None,
 ) -> TrainState:
     """Bring the agent of a run folder to `cfg.steps` collected steps, from its newest checkpoint if there is one.
 
-    A resumed run has the agent, the replay and the counters it had; its environments begin new episodes.
+    A resumed run has the agent, the replay and the counters it had; its environments begin new episodes. A new run
+    begins with the world model and the policy of `begin`, if they are given.
     """
     training = Training(run, dreamer, len(environment), cfg, seed)
+    if begin is not None:
+        training.begin_with(begin)
     training.restore()
     with run.stage("train") as stage, progress(cfg.steps, "train", initial=training.steps, unit="step") as bar:
         for now in act_and_learn(training, environment):
@@ -180,6 +191,14 @@ class Training:
         self.updates = self.saved = 0
         self._written = 0  # steps of each stream that were saved
         self._waiting: tuple[Address, Learned] | None = None
+
+    def begin_with(self, params: AgentParams) -> None:
+        """Take over the world model and the policy of another agent."""
+        own = self.state.params._replace(model=params.model, policy=params.policy)
+        if jax.tree.map(jnp.shape, own) != jax.tree.map(jnp.shape, self.state.params):
+            raise ValueError("these weights are of another size or other spaces than the agent to be trained")
+        place = partial(jax.tree.map, lambda new, old: jax.device_put(jnp.array(new, old.dtype), old.sharding))
+        self.state = self.state._replace(params=place(own, self.state.params))
 
     @property
     def steps(self) -> int:

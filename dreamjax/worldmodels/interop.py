@@ -1,9 +1,9 @@
 """Weights of V, M and C in the format of the published ones, in both directions.
 
 The published files are JSON. V and M are lists of nested lists of integers, round(10,000 w), without names: the order
-of the arrays says what they are, and for M it differs between the games. C is one flat list of numbers with four
-decimals. The caller reads and writes the files: `json.load` gives what the functions here take, and `json.dump` takes
-what they give.
+of the arrays says what they are, and for M it differs between Doom and CarRacing. C is one flat list of numbers with
+four decimals. The caller reads and writes the files: `json.load` gives what the functions here take, and `json.dump`
+takes what they give.
 
 Source: the repository hardmaru/WorldModelsExperiments, published with Ha & Schmidhuber 2018.
 """
@@ -30,7 +30,7 @@ _VISION_LAYERS = (
     *("enc_conv1", "enc_conv2", "enc_conv3", "enc_conv4", "enc_fc_mu", "enc_fc_log_var"),
     *("dec_fc", "dec_deconv1", "dec_deconv2", "dec_deconv3", "dec_deconv4"),
 )
-_GAMES = {"Doom": DOOM, "CarRacing": CAR_RACING}
+_PUBLISHED = {"Doom": DOOM, "CarRacing": CAR_RACING}
 
 _Layout = dict[tuple[str, str], tuple[int, ...]]  # (layer, kernel or bias) -> shape, in the order of the file
 
@@ -166,9 +166,9 @@ def _check(what: str, layout: _Layout, shapes: list[tuple[int, ...]]) -> None:
     """Compare shapes with a layout; if they differ, say where, and what the arrays are instead."""
     if shapes == list(layout.values()):
         return
-    known = {f"V for {game}": _vision_layout(world.vision) for game, world in _GAMES.items()}
-    known |= {f"M for {game}": _memory_layout(world.memory) for game, world in _GAMES.items()}
-    guesses = [name for name, other in known.items() if shapes == list(other.values())]
+    known = {f"V for {name}": _vision_layout(world.vision) for name, world in _PUBLISHED.items()}
+    known |= {f"M for {name}": _memory_layout(world.memory) for name, world in _PUBLISHED.items()}
+    guesses = [title for title, other in known.items() if shapes == list(other.values())]
     guess = f"; these are the shapes of {guesses[0]}, which needs that configuration" if guesses else ""
     if len(shapes) != len(layout):
         raise ValueError(f"{what} has {len(layout)} arrays, got {len(shapes)}{guess}")

@@ -1,4 +1,4 @@
-"""The search for C: CMA-ES proposes, the dream of V and M judges; the real environment is not asked.
+"""The search for C: CMA-ES proposes, dreams of V and M evaluate; the real environment takes no part.
 
 Source: Ha & Schmidhuber 2018, section 4.3 (training inside the dream), appendix A.4.
 """
@@ -23,8 +23,8 @@ def generation(
 ) -> tuple[EvolutionState, Metrics]:
     """Ask for a population, let all of it dream the same `episodes`, and tell the search their mean returns.
 
-    Of `params` the world model and the starts count; the policies are those of the search. With a mesh of one axis the
-    population is split over its devices.
+    `params` provide the world model and the starts; their policy is not read. With a mesh of one axis the population is
+    split over its devices.
 
     Raises: ValueError if the devices do not divide the population.
     """

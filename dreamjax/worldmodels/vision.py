@@ -1,4 +1,4 @@
-"""V: the convolutional variational autoencoder that sees.
+"""V: the convolutional variational autoencoder that encodes frames.
 
 Source: Ha & Schmidhuber 2018, appendix A.1, and its published code where the two differ.
 """
@@ -87,8 +87,8 @@ def decode(cfg: VisionConfig, params: Params, z: Array) -> Array:
 def loss(cfg: VisionConfig, params: Params, key: Key, frames: Array) -> tuple[Array, Metrics]:
     """Squared error summed over a frame, plus the KL divergence where it exceeds the free nats.
 
-    The KL is clamped as a whole, per frame, at free_nats * latent_size: below that its gradient is zero. The clamp, not
-    the prior, therefore decides how much a latent may say.
+    The KL is clamped as a whole, per frame, at free_nats * latent_size: below that its gradient is zero, so that the
+    clamp, and not the prior, limits the information in the latent.
 
     Shapes: frames uint8 [B, 64, 64, 3] -> [] (mean over the batch).
     """
@@ -109,7 +109,7 @@ def _apply(cfg: VisionConfig, params: Params, x: Array, method: str) -> Any:
 def _to_unit(frame: Array) -> Array:
     if frame.shape[-3:] != FRAME or frame.dtype != jnp.uint8:
         raise ValueError(
-            f"V sees uint8 frames [..., 64, 64, 3], got {frame.dtype} {list(frame.shape)}; crop and resize the frame "
+            f"V reads uint8 frames [..., 64, 64, 3], got {frame.dtype} {list(frame.shape)}; crop and resize the frame "
             "with dreamjax.envs.pixels first, and leave the division by 255 to V"
         )
     return frame.astype(jnp.float32) / 255.0

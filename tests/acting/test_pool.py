@@ -1,190 +1,338 @@
-"""A population in worker processes: what each episode is, whoever plays beside it and whatever dies."""
+"""Environments in this process and in workers: what they observe, what is refused, and what dies."""
 
 import os
 import signal
-from dataclasses import replace
+import subprocess
+import sys
+import time
 from functools import partial
 from typing import Any
 
-import gymnasium
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from dreamjax.acting.play import play
 
-from dreamjax import rollout
-from dreamjax.acting.pool import FRESH, GamePool, Job, _act, drawn_seeds, population_returns
-from dreamjax.envs.vizdoom import TakeCover
-from dreamjax.types import Agent, Params
-from dreamjax.worldmodels import controller, model
-from dreamjax.worldmodels.controller import ControllerConfig
-from dreamjax.worldmodels.memory import MemoryConfig
-from dreamjax.worldmodels.model import WorldModelConfig
-from dreamjax.worldmodels.vision import VisionConfig
+from dreamjax.acting.pool import Pool
+from dreamjax.acting.process import WorkerLost
+from dreamjax.acting.worker import Reply
+from dreamjax.envs.host import InvalidStep
+from tests.acting import environments
+from tests.acting.environments import Everything, OldReset, OldStep, Ragged, Returning, Scripted
 
-MAX_STEPS = 25
-MAKE_ENV = partial(TakeCover, max_steps=MAX_STEPS)
-WORLD = WorldModelConfig(VisionConfig(4), MemoryConfig(latent_size=4, hidden_size=8, mixtures=2))
-MODEL = model.make(WORLD)
-POLICY = controller.make(ControllerConfig(features=model.feature_size(WORLD)))
-KEY = jax.random.key(6)
-JOBS = [Job(i % 2, seed) for i, seed in enumerate([3, 11, 4, 7, 5, 3, 2])]
+ACTION = [np.int32(4), np.float32([0.25, -7.0]), np.int32([1, 8]), np.int8([1, 0, 1])]  # one is beyond its bounds
 
 
-@pytest.fixture(scope="module")
-def params() -> tuple[Params, Params]:
-    """A model, and two restless controllers."""
-    key_model, key_policy = jax.random.split(jax.random.key(0))
-    kernel = jax.random.normal(key_policy, (2, model.feature_size(WORLD)))
-    return jax.jit(MODEL.init)(key_model), {"kernel": kernel}
+def ask(pool: Pool, orders: list[Any]) -> list[Reply]:
+    """Send every group its orders, and return the replies in the order of the groups."""
+    for group in range(pool.groups):
+        pool.send(group, orders[group * pool.size : (group + 1) * pool.size])
+    replies: dict[int, Reply] = {}
+    while len(replies) < pool.groups:
+        for answer in pool.receive():
+            assert answer.group not in replies
+            replies[answer.group] = answer.reply
+    return [replies[group] for group in range(pool.groups)]
 
 
-@pytest.mark.parametrize(("workers", "lanes"), [(1, 1), (2, 3)])
-def test_episodes_are_those_that_each_candidate_plays_alone(
-    workers: int, lanes: int, params: tuple[Params, Params]
+def observed(pool: Pool) -> Any:
+    """Return what all environments observe, [E, ...]."""
+    each = [pool.observation(group) for group in range(pool.groups)]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *each)
+
+
+def test_spaces_of_every_kind_are_the_same_in_this_process_and_in_workers() -> None:
+    seen = []
+    for workers in (0, 2):
+        with Pool(Everything, 4, workers) as pool:
+            assert len(pool) == 4 and pool.groups == (4 if workers else 1)
+            assert pool.observation_space == Everything.observation_space
+            first = ask(pool, [5, 6, 7, -1])
+            opened = observed(pool)
+            replies = ask(pool, [ACTION, None, ACTION, ACTION])
+            assert not any(reply.errors for reply in first + replies)
+            after = observed(pool)
+            reward = np.concatenate([reply.reward for reply in replies])
+            np.testing.assert_array_equal(reward, np.float32([0.5, 0, 0.5, 0.5]))
+            seen.append(jax.tree.map(lambda leaf: leaf[:3], (opened, after)))  # the last one's noise is its own
+            spec = pool.spec(10)
+            declared = jax.tree.map(lambda space: (space.shape, np.dtype(space.dtype)), spec.observation)
+            got = jax.tree.map(lambda leaf: (leaf.shape[1:], leaf.dtype), after)
+            assert jax.tree.structure(declared) == jax.tree.structure(got) and declared == got
+    jax.tree.map(np.testing.assert_array_equal, *seen)
+    opened, after = seen[0]
+    assert len(np.unique(opened["wide"])) == 6  # by their seeds
+    np.testing.assert_array_equal(after["image"][:, 0, 0, 0], [1, 0, 1])
+    np.testing.assert_array_equal(after["level"][:, :, 0], [[1, -1], [0, 0], [1, -1]])
+    np.testing.assert_array_equal(after["mask"][:, 0], [False, True, False])
+    np.testing.assert_array_equal(after["deep"]["number"], [1, 0, 1])
+    last = after["deep"]["last"]
+    np.testing.assert_array_equal(last["button"], [4, 3, 4])
+    np.testing.assert_array_equal(last["sticks"][0][0], np.float32([0.25, -1.0]))
+    np.testing.assert_array_equal(last["sticks"][1][0], [1, 8])
+    np.testing.assert_array_equal(last["bits"][0], [1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("envs", "workers", "groups", "expected"),
+    [(3, 0, 2, (1, 3)), (1, 2, 2, (1, 1)), (4, 2, 1, (2, 2)), (5, 2, 2, (4, 2)), (2, 2, 2, (2, 1))],
+)
+def test_environments_are_shared_out_equally(
+    envs: int, workers: int, groups: int, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fewer games than jobs, and more."""
-    with GamePool(MAKE_ENV, MODEL.spec.observation, workers, lanes) as pool:
-        ended = {one.job: one for one in pool.play(MODEL, POLICY, params, KEY, JOBS, record=True)}
-    assert ended.keys() == set(range(len(JOBS)))
-    for candidate in range(2):
-        alone = params[0], jax.tree.map(lambda leaf, i=candidate: leaf[i], params[1])
-        seeds = [job.seed for job in JOBS if job.candidate == candidate]
-        expected = {played.seed: played for played in play(MAKE_ENV, MODEL, POLICY, alone, KEY, seeds, film=seeds)}
-        for number, job in enumerate(JOBS):
-            if job.candidate != candidate:
-                continue
-            ours, theirs = ended[number], expected[job.seed]
-            assert ours.played == theirs._replace(recorded=None)
-            np.testing.assert_array_equal(ours.episode.observation[:-1], theirs.recorded.step.observation)
-            np.testing.assert_allclose(ours.episode.action[:-1], theirs.recorded.action, atol=1e-3)  # kept as float16
-            assert len(ours.episode.observation) == MAX_STEPS + 1 and ours.episode.action[-1] == 0
-            assert ours.episode.action.dtype == np.float16 and not ours.episode.terminated
-            np.testing.assert_array_equal(ours.episode.reward, [0.0] + [1.0] * MAX_STEPS)
-    assert (ended[0].episode.observation != ended[5].episode.observation).any()  # another candidate, the same seed
+    monkeypatch.setattr("dreamjax.acting.pool.Process", Unstarted)
+    pool = Pool(Scripted, envs, workers, groups=groups)
+    assert (pool.groups, pool.size) == expected and len(pool) >= envs
 
 
-class Ragged(gymnasium.Env):
-    """Episodes that are told apart by everything: pictures, rewards, lengths, and how they end."""
+class Unstarted:
+    """A worker that is never started."""
 
-    observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
-    action_space = gymnasium.spaces.Box(-1.0, 1.0, ())
+    spaces = Scripted.observation_space, Scripted.action_space
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        self.seed, self.steps = seed, 0
-        return self._picture(), {}
+    def __init__(self, *args: Any, timeout: float) -> None:
+        assert timeout == 120
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
-        assert -1 <= action <= 1
-        self.steps += 1
-        over = self.steps == 3 + self.seed % 13
-        reward = self.seed + float(action)
-        ends = self.seed % 3  # by itself, by a limit, or both
-        return self._picture(), reward, over and ends != 1, over and ends != 0, {}
-
-    def _picture(self) -> np.ndarray:
-        return np.random.default_rng([self.seed, self.steps]).integers(0, 256, (64, 64, 3), np.uint8)
+    def begin(self) -> None:
+        """There is nothing to begin."""
 
 
-def test_no_episode_is_taken_for_another_where_all_differ(params: tuple[Params, Params]) -> None:
-    """More lanes than rows of the smallest batch, banks that run out of jobs, and both ways to end at once."""
-    jobs = [Job(i % 2, 7 * i % 60) for i in range(50)]
-    restless = params[0], jax.tree.map(lambda leaf: 10 * leaf, params[1])  # cut off at the bounds of the action
-    with GamePool(Ragged, MODEL.spec.observation, workers=2, lanes=9) as pool:
-        ended = {one.job: one.played for one in pool.play(MODEL, POLICY, restless, KEY, jobs)}
-    assert ended.keys() == set(range(50))
-    for candidate in range(2):
-        alone = restless[0], jax.tree.map(lambda leaf, i=candidate: leaf[i], restless[1])
-        seeds = [job.seed for job in jobs if job.candidate == candidate]
-        expected = {played.seed: played for played in play(Ragged, MODEL, POLICY, alone, KEY, seeds)}
-        for number, job in enumerate(jobs):
-            if job.candidate == candidate:
-                assert ended[number]._replace(total=0) == expected[job.seed]._replace(total=0)
-                np.testing.assert_allclose(ended[number].total, expected[job.seed].total, rtol=1e-5)
-    assert len({(played.steps, played.terminated) for played in ended.values()}) > 15
+@pytest.mark.parametrize("bad", [{"envs": 0}, {"workers": -1}, {"groups": 0}, {"timeout": 0}])
+def test_counts_that_are_not_positive_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="need envs >= 1"):
+        Pool(Scripted, **bad)
 
 
-def test_an_episode_is_the_same_in_batches_of_all_sizes() -> None:
-    """To the last bit, because what is at first a rounding error ends on another road."""
-    world = replace(model.CAR_RACING, sees="zh")
-    whole, policy = model.make(world), controller.make(ControllerConfig("carracing", model.feature_size(world)))
-    world_params = whole.init(jax.random.key(0))
-    shape = policy.init(jax.random.key(0))
-    population = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(1), (16, *leaf.shape)), shape)
-    start = rollout.step_policy(Agent(whole, policy), world_params).start(
-        jax.tree.map(lambda leaf: leaf[0], population)
-    )
-    frames = np.random.default_rng(0).integers(0, 256, (16, 64, 64, 3), np.uint8)
-    found = []
-    for size in (16, 8, 4):
-        memories = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], 16, 0), start)
-        for step in range(3):
-            actions = []
-            for lanes in np.arange(16, dtype=np.uint32).reshape(-1, size):
-                playing = lanes, lanes, lanes, np.full(size, step, np.int32)
-                memories, action = _act(whole, policy, world_params, population, KEY, memories, frames[lanes], playing)
-                actions.append(action)
-        found.append(np.concatenate(actions))
-    assert np.std(found[0]) > 0.1
-    np.testing.assert_array_equal(found[1:], [found[0]] * 2)
+NAN, INF = np.array([0.0, np.nan]), np.array([0.0, np.inf])
 
 
-def test_two_plays_at_once_are_refused(params: tuple[Params, Params]) -> None:
-    with GamePool(Ragged, MODEL.spec.observation, workers=1, lanes=2) as pool:
-        first = pool.play(MODEL, POLICY, params, KEY, JOBS)
-        next(first)
-        with pytest.raises(RuntimeError, match="is playing"):
-            next(pool.play(MODEL, POLICY, params, KEY, JOBS))
-        assert len(list(first)) == len(JOBS) - 1
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": np.zeros((2, 3), np.uint8)}, r"'image' was declared as Box\(0, 255, \(2, 2\), uint8\), got shape"),
+        ({"image": np.zeros((2, 2))}, r"'image' was declared as Box\(0, 255, \(2, 2\), uint8\), got dtype float64"),
+        ({"image": np.zeros((2, 2), int)}, r"'image' was declared as Box\(0, 255, \(2, 2\), uint8\), got dtype int64"),
+        ({"image": None}, r"the observation was declared with keys \['image', 'inner'\], got \['inner'\]"),
+        ({"0": np.zeros(2, int)}, r"'inner/0' was declared as Box\(-1.0, 1.0, \(2,\), float32\), got dtype int64"),
+        ({"0": np.zeros(3)}, r"'inner/0' was declared as Box\(-1.0, 1.0, \(2,\), float32\), got shape \(3,\)"),
+        ({"0": "text"}, r"'inner/0' was declared as Box\(-1.0, 1.0, \(2,\), float32\), got shape \(\)"),
+        ({"0": NAN}, "'inner/0' has values that are NaN or infinite"),
+        ({"0": INF}, "'inner/0' has values that are NaN or infinite"),
+        ({"1": 3}, r"'inner/1' lies outside Discrete\(3\): 3"),
+        ({"1": -1}, r"'inner/1' lies outside Discrete\(3\): -1"),
+        ({"1": 1.0}, r"'inner/1' was declared as Discrete\(3\), got dtype float64"),
+        ({"2": np.array([0, 2])}, r"'inner/2' lies outside MultiDiscrete\(\[2 2\]\)"),
+    ],
+)
+def test_an_observation_other_than_declared_is_refused_by_name(change: dict[str, Any], message: str) -> None:
+    with Pool(partial(Returning, change)) as pool:
+        assert not ask(pool, [0])[0].errors
+        with pytest.raises(InvalidStep, match=message):
+            ask(pool, [[np.int32(0)]])
 
 
-def test_returns_are_sorted_by_candidate_and_a_pool_plays_again_and_again(params: tuple[Params, Params]) -> None:
-    seeds = np.array([[3, 4, 5], [11, 7, 3]])
-    with GamePool(Ragged, MODEL.spec.observation, workers=1, lanes=2) as pool:
-        for _ in range(2):
-            found = population_returns(pool, MODEL, POLICY, params, KEY, seeds)
-            np.testing.assert_array_equal(found.steps, 3 + seeds % 13)
-            assert (np.abs(found.total - found.steps * seeds) <= found.steps).all()
-            for _ in pool.play(MODEL, POLICY, params, KEY, JOBS):  # and is left in the middle
-                break
+@pytest.mark.parametrize("what", [0.0, -np.inf, 7.0])
+def test_what_is_missing_or_out_of_bounds_is_no_error_in_floats(what: float) -> None:
+    with Pool(partial(Returning, {"0": np.array([what, 1e-3])})) as pool:
+        ask(pool, [0])
+        assert not ask(pool, [[np.int32(0)]])[0].errors
+        np.testing.assert_array_equal(pool.observation(0)["inner"][0], np.float32([[what, 1e-3]]))
 
 
-def test_a_worker_that_dies_is_replaced_and_its_episodes_begin_again(params: tuple[Params, Params]) -> None:
-    def frames(kill: bool) -> list[np.ndarray]:
-        with GamePool(MAKE_ENV, MODEL.spec.observation, workers=2, lanes=2) as pool:
-            ended = []
-            for one in pool.play(MODEL, POLICY, params, KEY, JOBS, record=True):
-                if kill and not ended:
-                    os.kill(pool._workers[0].process.pid, signal.SIGKILL)
-                ended.append(one)
-            assert pool.restarts == kill
-        return [one.episode.observation for one in sorted(ended, key=lambda one: one.job)]
-
-    for whole, broken in zip(frames(False), frames(True), strict=True):
-        np.testing.assert_array_equal(whole, broken)
+@pytest.mark.parametrize(
+    ("old", "message"),
+    [
+        (OldStep, r"must return \(observation, reward, terminated, truncated, info\), as Gymnasium's does; got 4"),
+        (OldReset, r"reset of .* must return \(observation, info\)"),
+    ],
+)
+def test_the_interface_of_gym_is_refused(old: type[Returning], message: str) -> None:
+    with Pool(partial(old, {})) as pool, pytest.raises(InvalidStep, match=message):
+        ask(pool, [0])
+        ask(pool, [[np.int32(0)]])
 
 
-def test_a_worker_that_keeps_dying_is_an_error_that_names_the_seeds(params: tuple[Params, Params]) -> None:
-    with (
-        GamePool(partial(TakeCover, skill=99), MODEL.spec.observation, workers=1, lanes=1) as pool,
-        pytest.raises(RuntimeError, match=r"died 3 times while it played the seeds \[3, 11\]"),
-    ):
-        list(pool.play(MODEL, POLICY, params, KEY, JOBS))
+def test_an_invalid_step_in_a_worker_is_the_users_to_see_and_the_pool_can_be_used_again() -> None:
+    with Pool(partial(Returning, {"0": NAN}), 2, 1) as pool:
+        ask(pool, [0, 0])
+        with pytest.raises(InvalidStep, match="'inner/0' has values that are NaN"):
+            ask(pool, [[np.int32(0)], [np.int32(0)]])
+        assert pool.begin() == 1
+        assert not any(reply.errors for reply in ask(pool, [0, 0])) and pool.restarts == 0
 
 
-def test_seeds_are_shared_within_groups_and_never_those_of_the_final_score() -> None:
-    seeds = drawn_seeds([1, 2], 8, 5, 4)
-    assert seeds.shape == (8, 5) and seeds.max() < FRESH
-    np.testing.assert_array_equal(seeds[:4], seeds[4:])
-    assert len(np.unique(seeds)) == 20
-    assert (drawn_seeds([1, 2], 8, 5, 1) == drawn_seeds([1, 2], 8, 5, 1)[0]).all()
-    assert (drawn_seeds([1, 3], 8, 5, 4) != seeds).any()
-    with pytest.raises(ValueError, match="9 individuals cannot be in 4 groups"):
-        drawn_seeds([1, 2], 9, 5, 4)
+def test_a_reward_that_is_no_finite_number_is_refused() -> None:
+    with Pool(Scripted) as pool:
+        ask(pool, [0])
+        with pytest.raises(InvalidStep, match="a reward must be one finite number, got nan"):
+            ask(pool, [[np.int32(5)]])
 
 
-@pytest.mark.parametrize("bad", [{"workers": 0}, {"lanes": 0}])
-def test_a_pool_without_games_is_refused(bad: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        GamePool(MAKE_ENV, MODEL.spec.observation, **bad)
+def test_spaces_without_an_array_form_are_refused() -> None:
+    class Text(Scripted):
+        observation_space = environments.spaces.Dict(words=environments.spaces.Text(5))
+
+    for workers in (0, 1):
+        with pytest.raises(ValueError, match=r"words has no array form: Text"):
+            Pool(Text, 1, workers)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_environment_that_raises_loses_its_own_episode(workers: int) -> None:
+    with Pool(Scripted, 3, workers, groups=1) as pool:
+        ask(pool, [1, 2, 3])
+        ask(pool, [[np.int32(0)]] * 3)
+        [reply] = ask(pool, [[np.int32(0)], [np.int32(1)], [np.int32(4)]])
+        assert list(reply.errors) == [1] and isinstance(reply.errors[1], LookupError)
+        assert "environments.py" in "".join(reply.errors[1].__notes__)
+        np.testing.assert_array_equal(reply.reward, [2, 0, 2])
+        np.testing.assert_array_equal(reply.terminated, [False, False, True])
+        assert reply.info == {2: {"time": 2.0, "by/half": 1.0}}
+        [reply] = ask(pool, [[np.int32(0)], [np.int32(0)], None])
+        assert "before it was reset" in str(reply.errors[1])
+        [reply] = ask(pool, [None, 2, None])
+        assert not reply.errors and pool.restarts == 0
+        np.testing.assert_array_equal(pool.observation(0)[:, 0], [3, 0, 2])
+
+
+class Unpicklable(Exception):
+    """An error that cannot be sent."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def test_an_error_that_cannot_be_sent_comes_as_its_text() -> None:
+    class Throws(Scripted):
+        def step(self, action: np.int64) -> Any:
+            raise Unpicklable(1, 2)
+
+    with Pool(Throws, 1, 1) as pool:
+        ask(pool, [0])
+        [reply] = ask(pool, [[np.int32(0)]])
+        assert isinstance(reply.errors[0], RuntimeError) and "Unpicklable: 1 and 2" in str(reply.errors[0])
+
+
+@pytest.mark.parametrize(("how", "message"), [(2, "died .killed by signal 9"), (3, "did not answer within 2 s")])
+def test_a_worker_that_dies_or_hangs_is_replaced_and_the_others_go_on(how: int, message: str) -> None:
+    with Pool(Scripted, 4, 2, timeout=2) as pool:
+        before = running_workers()
+        assert len(before) == 2
+        ask(pool, [1, 2, 3, 4])
+        numbers = observed(pool)[:, 1]
+        replies = ask(pool, [[np.int32(action)] for action in (0, how, 0, 0)])
+        assert pool.restarts == 1
+        # The groups of a worker are stepped one after the other, so that the first had answered.
+        assert [list(reply.errors) for reply in replies] == [[], [0], [], []]
+        assert isinstance(replies[1].errors[0], WorkerLost)
+        with pytest.raises(WorkerLost, match=message):
+            raise replies[1].errors[0]
+        after = running_workers()
+        assert len(after) == 2 and len(before & after) == 1
+        assert not any(reply.errors for reply in ask(pool, [1, 2, [np.int32(0)], [np.int32(0)]]))
+        np.testing.assert_array_equal(observed(pool)[:, 0], [0, 0, 2, 2])
+        np.testing.assert_array_equal(observed(pool)[:, 1], numbers)
+    environments.wait_until_gone(before | after)
+
+
+def running_workers() -> set[int]:
+    return environments.running_children()
+
+
+def test_a_worker_that_is_killed_while_nobody_asks_is_noticed_when_somebody_does() -> None:
+    with Pool(Scripted, 2, 1, groups=1) as pool:
+        ask(pool, [1, 2])
+        [pid] = running_workers()
+        os.kill(pid, signal.SIGKILL)
+        environments.wait_until_gone([pid])
+        [reply] = ask(pool, [[np.int32(0)]] * 2)
+        assert all(isinstance(reply.errors[i], WorkerLost) for i in range(2)) and pool.restarts == 1
+        assert not ask(pool, [1, 2])[0].errors
+
+
+def test_no_environment_at_all_is_an_error_at_once() -> None:
+    def broken() -> Any:
+        raise LookupError("the game is not installed")
+
+    def exits() -> Any:
+        os._exit(7)
+
+    before = running_workers()
+    for workers in (0, 2):
+        with pytest.raises(LookupError, match="the game is not installed"):
+            Pool(broken, 2, workers)
+    with pytest.raises(RuntimeError, match=r"a worker died \(exit code 7.*while it made its first environment"):
+        Pool(exits, 2, 2)
+    assert running_workers() == before
+
+
+def test_an_environment_that_takes_for_ever_to_make_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dreamjax.acting.process._START_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("dreamjax.acting.pool._END_TIMEOUT_S", 0.5)
+    before = running_workers()
+    with pytest.raises(RuntimeError, match="did not make an environment within 1 s"):
+        Pool(environments.hangs_at_once, 1, 1)
+    assert running_workers() == before
+
+
+def test_workers_are_gone_after_close_even_those_that_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dreamjax.acting.pool._END_TIMEOUT_S", 1.0)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    begun = time.monotonic()
+    pool = Pool(Scripted, 2, 2)
+    ask(pool, [1, 2])
+    workers = running_workers()
+    assert len(workers) == 2
+    pool.send(0, [[np.int32(3)]])
+    pool.close()
+    pool.close()
+    assert not workers & running_workers() and time.monotonic() - begun < 60
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_workers_start_without_jax() -> None:
+    class Says(Scripted):
+        def step(self, action: np.int64) -> Any:
+            return np.zeros(2), float("jax" in sys.modules), False, False, {}
+
+    with Pool(Says, 1, 1) as pool:
+        ask(pool, [0])
+        assert ask(pool, [[np.int32(0)]])[0].reward == 0
+
+
+ORPHANS = """
+import signal, sys
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+import numpy as np
+from dreamjax.acting.pool import Pool
+from tests.acting.environments import Scripted, running_children
+pool = Pool(Scripted, 2, 2)
+for group in range(2):
+    pool.send(group, [1])
+    pool.receive()
+pool.send(0, [[np.int32(3)]])  # it hangs; the other one waits for orders
+print(*running_children(), flush=True)
+pool.receive()
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_no_worker_outlives_its_parent_even_one_that_hangs(how: signal.Signals) -> None:
+    with subprocess.Popen([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        try:
+            workers = [int(word) for word in parent.stdout.readline().split()]
+            assert len(workers) == 2 and all(environments.is_running(pid) for pid in workers)
+            time.sleep(0.5)  # until the first one is in its step
+        finally:
+            parent.send_signal(how)
+        assert parent.wait(20) == -how
+        environments.wait_until_gone(workers)
+
+
+def test_observations_are_views_that_the_next_step_changes() -> None:
+    with Pool(Ragged, 2, 1, groups=1) as pool:
+        ask(pool, [3, 4])
+        view = pool.observation(0)
+        before = view.copy()
+        ask(pool, [[np.float32(0)], None])
+        assert (view[0] != before[0]).any() and (view[1] == before[1]).all()

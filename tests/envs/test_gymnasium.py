@@ -13,7 +13,9 @@ from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import TimeLimit
 
-from dreamjax.envs.gymnasium import host_reset, host_step, spec_from_gymnasium, to_gymnasium, to_gymnasium_vector
+from dreamjax.acting.vector import VectorEnvironment
+from dreamjax.envs.gymnasium import spec_from_gymnasium, to_gymnasium, to_gymnasium_vector
+from dreamjax.envs.host import InvalidStep
 from dreamjax.envs.probes import counter, dodge, draw_dodge
 from dreamjax.types import Environment, EnvSpec, Space, Step
 
@@ -259,59 +261,55 @@ def test_vector_seeds_and_frames():
         lanes.step(np.zeros(3, np.float32))
 
 
+def steps_of(make_env, actions, workers=0):
+    """The steps of one environment, as `acting` sees them, [T + 1, ...]."""
+    vector = VectorEnvironment(make_env, 1, 100, workers)
+    steps = [vector.reset((0,))] + [vector.step(jax.tree.map(lambda x: np.asarray(x)[None], a)) for a in actions]
+    vector.close()
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *steps)
+
+
 def test_host_steps_match_the_pure_environment():
     environment = counter(size=4, max_steps=3)
-    env = to_gymnasium(environment)
     key = jax.random.key(0)
-    state, expected = environment.reset(key)
-    steps, expectations = [host_reset(env, seed=0)], [expected]
+    state, first = environment.reset(key)
+    expected = [first]
     for action in [1, 0, 1]:
-        state, expected = environment.step(jax.random.fold_in(key, action), state, jnp.int32(action))
-        steps.append(host_step(env, jnp.int32(action)))
-        expectations.append(expected)
-    for step, expected in zip(steps, expectations, strict=True):
-        assert all(isinstance(leaf, np.ndarray | np.generic) for leaf in step)
-        assert [leaf.dtype for leaf in step] == [leaf.dtype for leaf in expected]
-        jax.tree.map(np.testing.assert_array_equal, step, jax.device_get(expected))
-    assert (steps[-1].is_last, steps[-1].is_terminal) == (True, False)
+        state, step = environment.step(jax.random.fold_in(key, action), state, jnp.int32(action))
+        expected.append(step)
+    expected = jax.tree.map(lambda *leaves: np.stack(leaves), *expected)
+    found = steps_of(lambda: to_gymnasium(environment), np.int32([1, 0, 1]))
+    assert jax.tree.map(lambda leaf: leaf.dtype, found) == jax.tree.map(lambda leaf: leaf.dtype, expected)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert (found.is_last[-1], found.is_terminal[-1]) == (True, False)
 
 
 def test_host_steps_nested():
-    environment = nested()
-    env = to_gymnasium(environment)
-    first = host_reset(env, seed=3)
-    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype.type), first.observation) == {
-        "image": ((4, 4, 3), np.uint8),
-        "last": (((), np.int32), ((2,), np.float32)),
-        "levels": ((3,), np.int32),
-        "noise": ((), np.float32),
+    found = steps_of(lambda: to_gymnasium(nested()), [(np.int32(6), np.float32([0.5, 7.0]))])
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype.type), found.observation) == {
+        "image": ((2, 4, 4, 3), np.uint8),
+        "last": (((2,), np.int32), ((2, 2), np.float32)),
+        "levels": ((2, 3), np.int32),
+        "noise": ((2,), np.float32),
     }
-    last = host_step(env, (jnp.int32(6), jnp.array([0.5, 1.0])))
-    np.testing.assert_array_equal(last.observation["last"][1], [0.5, 1.0])
-    assert (last.reward, last.is_first, last.is_last, last.is_terminal) == (0.5, False, True, True)
-    host_reset(env, seed=3)
-    with pytest.raises(InvalidAction, match="tuple of 2"):
-        host_step(env, 6)
-    with pytest.raises(InvalidAction, match="integer"):
-        host_step(env, (np.float32(6), np.zeros(2)))
-    with pytest.raises(InvalidAction, match="shape"):
-        host_step(env, (6, np.zeros(3)))
-
-
-def fall(env):
-    """Push the pole one way until CartPole ends."""
-    steps = [host_reset(env, seed=0)]
-    while not steps[-1].is_last:
-        steps.append(host_step(env, np.int32(1)))
-    return steps
+    np.testing.assert_array_equal(found.observation["last"][0], [3, 6])
+    np.testing.assert_array_equal(found.observation["last"][1][1], [0.5, 1.0])  # clipped to its bounds
+    np.testing.assert_array_equal(
+        [found.reward, found.is_first, found.is_last, found.is_terminal], [[0, 0.5], [1, 0], [0, 1], [0, 1]]
+    )
+    with pytest.raises(InvalidStep, match="the action was declared as 2 parts"):
+        steps_of(lambda: to_gymnasium(nested()), [np.int32(6)])
 
 
 def test_an_end_that_is_both_terminated_and_truncated_is_not_terminal():
-    steps = fall(gymnasium.make("CartPole-v1"))
-    length = len(steps) - 1
-    assert 5 < length < 20
-    assert steps[-1].is_terminal
-    assert all(not step.is_terminal for step in steps[:-1])
-    limited = fall(TimeLimit(gymnasium.make("CartPole-v1").unwrapped, max_episode_steps=length))
-    assert (limited[-1].is_last, limited[-1].is_terminal) == (True, False)
-    assert steps[0].observation.dtype == np.float32
+    """The pole is pushed one way until it falls."""
+    pushes = np.ones(20, np.int32)
+    whole = steps_of(lambda: gymnasium.make("CartPole-v1"), pushes)
+    length = int(whole.is_last.argmax())
+    assert 5 < length < 20 and whole.observation.dtype == np.float32
+    np.testing.assert_array_equal(whole.is_terminal, whole.is_last)
+    assert not whole.is_first[length] and whole.is_first[length + 1]
+    limited = lambda: TimeLimit(gymnasium.make("CartPole-v1").unwrapped, max_episode_steps=length)  # noqa: E731
+    cut = steps_of(limited, pushes[:length])
+    assert (cut.is_last[-1], cut.is_terminal[-1]) == (True, False)
+    np.testing.assert_array_equal(cut.observation, whole.observation[: length + 1])

@@ -4,10 +4,11 @@ import jax
 import numpy as np
 import pytest
 
+from dreamjax.optim import AdamConfig
 from dreamjax.replay import latents
 from dreamjax.replay.latents import Chunk, Latents
 from dreamjax.worldmodels import curiosity, learner, memory
-from dreamjax.worldmodels.learner import OptimizerConfig
+from dreamjax.worldmodels.learner import MemoryLearner
 from dreamjax.worldmodels.memory import MemoryConfig
 
 CFG = MemoryConfig(latent_size=3, action_size=2, hidden_size=5, mixtures=2, predict_reward=True)
@@ -57,10 +58,10 @@ def test_what_m_has_learned_surprises_it_less() -> None:
         np.zeros(episodes * steps, bool),
         np.full(episodes, steps),
     )
-    optimizer = OptimizerConfig(1e-2)
-    state = learner.memory_init(CFG, optimizer, jax.random.key(4), 4)
+    learns = MemoryLearner(CFG, AdamConfig(1e-2), streams=4)
+    state = learner.init(learns, jax.random.key(4))
     for _, chunk in zip(range(150), latents.chunks(data, 0, 4, 11), strict=False):
-        state, _ = learner.memory_step(CFG, optimizer, jax.random.key(5), state, chunk)
+        state, _ = learner.train_step(learns, jax.random.key(5), state, chunk)
     odd = data.mean.copy()
     odd[6] = -odd[6]
     known, strange = (

@@ -12,11 +12,6 @@ import jax
 import numpy as np
 import pytest
 from dreamjax.envs.lanes import rescaled
-
-from dreamjax.dreamerv3 import learner, model
-from dreamjax.dreamerv3.config import debug
-from dreamjax.dreamerv3.model import Dreamer, DreamerParams
-from dreamjax.envs.gymnasium import spec_from_gymnasium
 from dreamjax.reporting.evaluation import (
     FILMED,
     FIRST_SEED,
@@ -27,6 +22,11 @@ from dreamjax.reporting.evaluation import (
     predict,
     write_predictions,
 )
+
+from dreamjax.dreamerv3 import learner, model
+from dreamjax.dreamerv3.config import debug
+from dreamjax.dreamerv3.model import Dreamer, DreamerParams
+from dreamjax.envs.gymnasium import spec_from_gymnasium
 from dreamjax.storage.checkpoints import Checkpoints
 
 KEY = jax.random.key(4)

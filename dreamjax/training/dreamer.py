@@ -1,0 +1,80 @@
+"""DreamerV3 on an environment of one's own, in one call."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+
+from dreamjax.acting.vector import VectorEnvironment
+from dreamjax.dreamerv3.config import SIZES, DreamerConfig
+from dreamjax.dreamerv3.model import Dreamer
+from dreamjax.storage import agents
+from dreamjax.storage.folder import RunFolder
+from dreamjax.storage.metrics import MetricsLog
+from dreamjax.storage.recordings import write_spec
+from dreamjax.training.online import OnlineConfig, train_online
+from dreamjax.types import Agent, AgentParams
+
+MAY_CHANGE = ("online.steps", "online.capacity", "online.checkpoint_every", "online.log_every", "workers")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a run of `train` is, apart from its environment."""
+
+    agent: DreamerConfig
+    online: OnlineConfig
+    envs: int
+    workers: int
+    max_steps: int
+    seed: int
+    weights: str | None = field(default=None)  # folder or file that it began with
+
+
+def train(
+    make_env: Callable[[], gymnasium.Env],
+    folder: str | os.PathLike[str],
+    steps: int,
+    agent: DreamerConfig = SIZES["1m"],
+    *,
+    max_steps: int = 1000,
+    envs: int = 4,
+    workers: int = 0,
+    seed: int = 0,
+    weights: str | os.PathLike[str] | None = None,
+    **settings: Any,
+) -> tuple[Agent, AgentParams]:
+    """Train DreamerV3 in an environment for `steps` actions; return the agent, as `load(folder)` does.
+
+    The same call goes on where it stopped, and with more `steps` it trains longer. `make_env` makes an environment of
+    Gymnasium, whose continuous actions should lie in [-1, 1] (`functools.partial(envs.rescaled, make_env)`).
+
+    Args:
+      folder: of the run, with its checkpoints, replay and metrics.
+      agent: sizes and settings, such as `dreamerv3.SIZES["12m"]`.
+      max_steps: of an episode.
+      envs: environments that step together, in as many processes as `workers`; 0 steps them in this one.
+      weights: run folder or stored agent whose world model and policy to begin with; the critic begins anew.
+      settings: of `training.OnlineConfig`, such as `train_ratio=512`.
+
+    Raises: ConfigMismatch if the folder belongs to another configuration; as `VectorEnvironment` and `Dreamer.of` do.
+    """
+    folder = Path(folder)
+    online = OnlineConfig(steps, **settings)
+    begun = os.fspath(weights) if weights is not None else None
+    cfg = RunConfig(agent, online, envs, workers, max_steps, seed, begun)
+    environment = VectorEnvironment(make_env, envs, max_steps, workers)
+    try:
+        dreamer = Dreamer.of(agent, environment.spec)
+        run = RunFolder(folder, cfg, MAY_CHANGE)
+        write_spec(folder, environment.spec)
+        agents.describe(folder, agent, environment.spec)
+        begin = agents.load(weights)[1] if weights is not None else None
+        with MetricsLog(folder) as log:
+            train_online(run, log, dreamer, environment, online, seed, begin)
+    finally:
+        environment.close()
+    return agents.load(folder)

@@ -1,0 +1,122 @@
+"""Evaluating: each seed once, noted as it ends."""
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from dreamjax.acting import evaluation
+from dreamjax.acting.evaluation import evaluate, fingerprint, play_all, record_episode
+from dreamjax.acting.playing import Played
+from tests.acting.agents import AGENT, KEY, MODEL, ONE, SPEC
+from tests.acting.environments import Faulty, Ragged
+
+SEEDS = [14, 3, 9, 5, 7]
+OTHER = ONE._replace(policy=jax.tree.map(lambda leaf: -leaf, ONE.policy))
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def returns() -> np.ndarray:
+    """Of all seeds, played one after the other."""
+    return evaluate(AGENT, ONE, Ragged, SEEDS, KEY, envs=1)
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The seeds that every evaluation really plays."""
+    asked: list[list[int]] = []
+
+    def watched(agent: Any, params: Any, make_env: Any, seeds: list[int], *args: Any, **kw: Any) -> Iterator[Played]:
+        asked.append(list(seeds))
+        return play_all(agent, params, make_env, seeds, *args, **kw)
+
+    monkeypatch.setattr(evaluation, "play_all", watched)
+    return asked
+
+
+def test_returns_come_in_the_order_of_the_seeds(returns: np.ndarray) -> None:
+    assert returns.dtype == np.float64 and returns.shape == (5,)
+    np.testing.assert_array_equal(returns.round() // 1 > 0, True)
+    for seed, total in zip(SEEDS, returns, strict=True):
+        assert abs(total - seed * (3 + seed % 13)) <= 3 + seed % 13  # as `Ragged` pays
+    np.testing.assert_array_equal(evaluate(AGENT, ONE, Ragged, SEEDS[::-1], KEY, envs=3, workers=0), returns[::-1])
+
+
+@pytest.mark.parametrize("how", ["kill", "hang"])
+def test_workers_that_die_or_hang_change_nothing(
+    tmp_path: Path, how: str, returns: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "Pool", partial(evaluation.Pool, timeout=2))
+    found = evaluate(AGENT, ONE, partial(Faulty, tmp_path, how, 9), SEEDS, KEY, workers=2)
+    np.testing.assert_array_equal(found, returns)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_every_episode_is_noted_when_it_ends_and_not_played_again(
+    tmp_path: Path, returns: np.ndarray, played: list[list[int]]
+) -> None:
+    notes = tmp_path / "new" / "notes.jsonl"
+
+    class Interrupted(Ragged):
+        def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
+            if seed == 5:
+                raise KeyboardInterrupt
+            return super().reset(seed=seed)
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(AGENT, ONE, Interrupted, SEEDS, KEY, envs=1, notes=notes)
+    assert [row["seed"] for row in rows(notes)] == [14, 3, 9]
+    whole = notes.read_text()
+    notes.write_text(whole[:-9])  # a kill came while the last line was written
+    np.testing.assert_array_equal(evaluate(AGENT, ONE, Ragged, SEEDS, KEY, envs=2, workers=0, notes=notes), returns)
+    np.testing.assert_array_equal(evaluate(AGENT, ONE, Ragged, SEEDS[3:1:-1], KEY, notes=notes), returns[3:1:-1])
+    np.testing.assert_array_equal(evaluate(AGENT, ONE, Ragged, SEEDS, KEY, notes=notes), returns)
+    assert played == [SEEDS, [9, 5, 7], [], []]
+    assert sorted(row["seed"] for row in rows(notes)) == sorted(SEEDS)
+    first = rows(notes)[0]
+    assert (first["seed"], first["return"], first["steps"], first["terminal"]) == (14, returns[0], 4, False)
+
+
+def test_notes_of_other_parameters_keys_and_step_limits_are_not_taken_for_ones_own(
+    tmp_path: Path, returns: np.ndarray, played: list[list[int]]
+) -> None:
+    notes, seeds = tmp_path / "notes.jsonl", SEEDS[:2]
+    short = AGENT._replace(model=MODEL._replace(spec=SPEC._replace(max_steps=2)))
+    calls = [(AGENT, ONE, KEY), (AGENT, OTHER, KEY), (AGENT, ONE, jax.random.key(7)), (short, ONE, KEY)]
+    found = [evaluate(*call[:2], Ragged, seeds, call[2], workers=0, notes=notes) for call in calls]
+    assert len({tuple(totals) for totals in found}) == 4
+    for call, totals in zip(calls, found, strict=True):
+        np.testing.assert_array_equal(evaluate(*call[:2], Ragged, seeds, call[2], notes=notes), totals)
+    np.testing.assert_array_equal(found[0], returns[:2])
+    assert played == [seeds] * 4 + [[]] * 4 and len(rows(notes)) == 8
+
+
+def test_a_fingerprint_tells_every_leaf_and_setting_apart() -> None:
+    model = {"kernel": np.zeros((2, 3), np.float32), "scale": np.float32(1), "none": np.zeros((0, 3))}
+    base = ONE._replace(model=model)
+    changed = [
+        base._replace(model=model | {"scale": np.float32(2)}),
+        base._replace(model=model | {"kernel": np.eye(2, 3, dtype=np.float32)}),
+        base._replace(policy=OTHER.policy),
+    ]
+    prints = [fingerprint(one, KEY, 100) for one in [base, *changed]]
+    prints += [fingerprint(base, jax.random.key(7), 100), fingerprint(base, KEY, 101)]
+    assert len(set(prints)) == 6
+    starts = base._replace(starts=np.ones(3))  # where dreams begin, which no episode depends on
+    assert fingerprint(starts, KEY, 100) == prints[0]
+
+
+def test_a_recorded_episode_is_the_one_that_was_scored(returns: np.ndarray) -> None:
+    episode = record_episode(AGENT, ONE, Ragged, SEEDS[2], KEY)
+    assert episode.total == returns[2] and episode.recorded is not None
+    assert len(episode.recorded.action) == episode.steps + 1 == 13
+    assert list(play_all(AGENT, ONE, Ragged, [], KEY)) == []
