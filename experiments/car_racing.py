@@ -188,7 +188,7 @@ def train(cfg: Config, run: RunFolder, key: Key, name: Name, agent: Agent) -> Ag
         groups = 1 if cfg.shared_tracks else cfg.evolve.search.population_size // 2
         with open_pool(cfg) as pool:
             policy = stages.evolve_in_environment(
-                run, log, key_evolve, cfg.evolve, agent, params, pool, groups, f"{name}-evolve"
+                run, log, key_evolve, cfg.evolve, agent, params, pool, groups=groups, name=f"{name}-evolve"
             )
         return params._replace(policy=policy)
 

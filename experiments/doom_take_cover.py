@@ -158,7 +158,7 @@ def report(cfg: Config, run: RunFolder, agent: Agent, params: AgentParams) -> No
     rows = score(cfg, run, agent, params)
     metrics = read_metrics(run.path / "metrics.jsonl")
     curves.learning_curves({name: metrics[name] for name in ("vision", "memory")}, run.path / "learning.png")
-    curves.fitness_curve(run.path / "fitness.png", metrics["evolve"], label="tics survived in the dream")
+    curves.fitness_curve(metrics["evolve"], run.path / "fitness.png", "tics survived in the dream")
     frames = episodes.read(episodes.open_store(run.path / "episodes").paths[0]).observation
     frames = frames[np.linspace(0, len(frames) - 1, 10).astype(int)]
     mean, _ = vision.encode(DOOM.vision, params.model.vision, jnp.asarray(frames))

@@ -16,11 +16,10 @@ from pathlib import Path
 
 import pytest
 
-import dreamjax
-
 REPO = Path(__file__).resolve().parents[1]
 
 RANK = {
+    "_exports": 0,
     "types": 0,
     "checks": 1,
     "nets": 1,
@@ -52,7 +51,7 @@ IMPURE_MODULES = {"argparse", "logging", "matplotlib", "random", "shutil", "sock
 IMPURE_CALLS = {"open", "print", "input", "np.load", "np.save", "np.savez", "np.savez_compressed", "jax.debug.print"}
 IMPURE_NAMES = {"os.environ", "os.getenv", "sys.argv", "jax.debug.callback", "jax.experimental.io_callback"}
 
-MAX_FILE_LINES = 400
+MAX_LIBRARY_LINES, MAX_EXPERIMENT_LINES, MAX_FILE_LINES = 300, 200, 400
 MAX_FUNCTION_LINES = 60
 MAX_SCRIPT_FUNCTION_LINES = 90  # in experiments and benchmarks, which read from top to bottom
 MAX_PARAMETERS = 8
@@ -87,6 +86,7 @@ FILES = git_files()
 PYTHON = [path for path in FILES if path.suffix == ".py"]
 LIBRARY = [path for path in PYTHON if name_of(path).startswith("dreamjax/")]
 MODULES = [path for path in LIBRARY if name_of(path) != "dreamjax/__init__.py"]
+PACKAGES = {module_of(path) for path in LIBRARY if path.stem == "__init__"}
 UPPER = [path for path in MODULES if RANK[unit_of(module_of(path))] >= RANK["storage"]]
 EXPERIMENTS = [path for path in PYTHON if path.parent == REPO / "experiments"]
 BENCHMARKS = [path for path in PYTHON if path.parent == REPO / "benchmarks"]
@@ -158,18 +158,8 @@ def test_the_tree_is_found() -> None:
 # Imports
 
 
-def test_the_package_lists_its_modules() -> None:
-    assert set(dreamjax.__all__) == set(RANK) == {unit_of(module_of(path)) for path in MODULES}
-
-
-@pytest.mark.parametrize("name", dreamjax.__all__)
-def test_listed_modules_are_attributes_of_the_package(name: str) -> None:
-    assert getattr(dreamjax, name).__name__ == f"dreamjax.{name}"
-
-
-def test_an_unknown_attribute_says_what_there_is() -> None:
-    with pytest.raises(AttributeError, match="no module 'dreams'; it has "):
-        _ = dreamjax.dreams
+def test_every_room_has_a_floor() -> None:
+    assert set(RANK) == {unit_of(module_of(path)) for path in MODULES}
 
 
 @each_module
@@ -181,7 +171,8 @@ def test_imports_point_one_way(path: Path) -> None:
 
 
 def test_no_modules_import_each_other() -> None:
-    graph = {module_of(path): imported_modules(path) - {module_of(path)} for path in MODULES}
+    # A package imports its modules when they are asked for, and is imported with any of them: no cycle.
+    graph = {module_of(path): imported_modules(path) - PACKAGES for path in MODULES if path.stem != "__init__"}
     list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the modules
 
 
@@ -235,7 +226,8 @@ def test_no_function_rebinds_a_global(path: Path) -> None:
 
 @each_python
 def test_file_is_short(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= MAX_FILE_LINES
+    limit = MAX_LIBRARY_LINES if path in LIBRARY else MAX_EXPERIMENT_LINES if path in EXPERIMENTS else MAX_FILE_LINES
+    assert len(path.read_text().splitlines()) <= limit
 
 
 @each_python
@@ -272,12 +264,20 @@ def test_errors_are_not_swallowed(path: Path) -> None:
             assert not (broad and silent), f"line {node.lineno}: this hides every error"
 
 
+def documented_call(node: ast.stmt) -> bool:
+    """Whether a Protocol of a function documents that function, which says all there is to say."""
+    calls = [one for one in getattr(node, "body", []) if isinstance(one, ast.FunctionDef) and one.name == "__call__"]
+    return any(ast.get_docstring(call) for call in calls)
+
+
 @each_library
 def test_everything_public_has_a_docstring(path: Path) -> None:
     body = tree(path).body
     definitions = [node for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
     public = [node for node in definitions if not node.name.startswith("_")]
-    missing = [f"{node.name}:{node.lineno}" for node in public if not ast.get_docstring(node)]
+    missing = [
+        f"{node.name}:{node.lineno}" for node in public if not (ast.get_docstring(node) or documented_call(node))
+    ]
     assert not missing
     assert not body or ast.get_docstring(tree(path)), "the module has no docstring"
 

@@ -119,32 +119,20 @@ def horizon_errors(errors: Mapping[str, Mapping[str, np.ndarray]], observed: int
     _save(figure, path)
 
 
-def fitness_curve(
-    path: str | os.PathLike[str],
-    generations: Sequence[int] | np.ndarray,
-    mean: Sequence[float] | np.ndarray,
-    low: Sequence[float] | np.ndarray,
-    high: Sequence[float] | np.ndarray,
-    evaluations: tuple[Sequence[float], Sequence[float], Sequence[float]] | None = None,
-    label: str = "return",
-) -> None:
-    """Plot fitness over generations [G]: the mean of the population, and its range from `low` to `high`.
+def fitness_curve(stage: Mapping[str, Series], path: str | os.PathLike[str], label: str = "return") -> None:
+    """Plot a stage of evolution: mean and range of the population's fitness over generations.
 
-    `evaluations` are (generations, means, standard deviations) of the mean policy in episodes of its own, drawn as
-    points with error bars.
-
-    Raises:
-        ValueError: lengths differ.
+    `stage` is one of those that `read_metrics` returns. Where it has `evaluation_mean` and `evaluation_std`, those of
+    the mean policy in episodes of its own, they are drawn as points with error bars.
     """
-    lengths = {"generations": len(generations), "mean": len(mean), "low": len(low), "high": len(high)}
-    if len(set(lengths.values())) > 1 or not len(generations):
-        raise ValueError(f"fitness curves need equal lengths above 0, got {lengths}")
+    generations, mean = stage["fitness_mean"]
+    low, high = stage["fitness_min"][1], stage["fitness_max"][1]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.fill_between(generations, low, high, color=_BLUE, alpha=0.18, linewidth=0, label="population, worst to best")
     axes.plot(generations, mean, color=_BLUE, linewidth=1.6, label="population mean")
-    if evaluations is not None:
-        at, means, stds = evaluations
+    if "evaluation_mean" in stage:
+        (at, means), (_, stds) = stage["evaluation_mean"], stage["evaluation_std"]
         axes.errorbar(at, means, stds, fmt="o", color=_ORANGE, ms=4, capsize=3, lw=1.2, label="evaluation, mean ± std")
     axes.set_xlabel("generation")
     axes.set_ylabel(label)

@@ -192,7 +192,8 @@ def evolve_in_environment(
     agent: Agent,
     params: AgentParams,
     pool: Pool,
-    groups: int,
+    *,
+    groups: int = 1,
     name: str = "evolve",
 ) -> Params:
     """Evolve C in host environments; return the mean of the last distribution.
