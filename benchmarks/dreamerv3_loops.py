@@ -4,9 +4,9 @@
     python benchmarks/dreamerv3_loops.py --smoke    a minute, to see that it runs; writes nothing
 
 The probe is `counter`, and the agent the smallest there is, so that what is not the update shows. The host loop steps
-a copy in numpy through Gymnasium; the jitted one is one program. The share of updates is measured on walker of the Control Suite
-from vectors, size 1m, at the published train ratio of 512: it is the time that as many updates take on their own, in
-turn with the loop, over the time of the loop.
+a copy in numpy through Gymnasium; the jitted one is one program. The share of updates is measured on walker of the
+Control Suite from vectors, size 1m, at the published train ratio of 512: it is the time that as many updates take on
+their own, in turn with the loop, over the time of the loop.
 """
 
 import sys
