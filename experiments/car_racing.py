@@ -22,7 +22,7 @@ in 4.6 hours for three on two cores, one seed (results/car_racing): full 832 ± 
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -141,7 +141,8 @@ def train(cfg: Config, run: RunFolder, key: Key, name: Name, agent: Agent) -> Ag
 
 def report(cfg: Config, run: RunFolder, name: Name, films: list[str]) -> None:
     """Put all controllers that were evaluated in one result, and show what this one dreams."""
-    rows, driven, metrics = [], {}, read_metrics(run.path / "metrics.jsonl")
+    rows, metrics = [], read_metrics(run.path / "metrics.jsonl")
+    driven: dict[str, Any] = {}
     for other, (_, published) in CONTROLLERS.items():
         if run.stage_done(f"evaluate-{other}"):
             scored = run.stage_record(f"evaluate-{other}")["summary"]

@@ -108,15 +108,15 @@ def learn_memory(
     optimizer if there is none. V stays as it is. `name` is that of the stage.
     """
     if state is None:
-        state = learner.init(MemoryLearner(world.memory, cfg.optimizer, cfg.streams), key)
+        state = learner.init(MemoryLearner(world.memory, cfg.optimizer, cfg.streams), jax.random.fold_in(key, 0))
         state = state._replace(params=params.memory)
     state = jax.tree.map(jnp.array, state)  # a copy, which training gives up
 
     def learn(iteration: int, seen: Sequence[Latents]) -> WorldModelParams:
         nonlocal state
         known, first = latents.concatenate([data, *seen]), (iteration - 1) * cfg.updates
-        order = 1000 * seed + iteration  # of the data
-        state = remember(run, log, key, cfg, world.memory, known, order, state=state, name=name, first=first)
+        order, key_learn = 1000 * seed + iteration, jax.random.fold_in(key, iteration)
+        state = remember(run, log, key_learn, cfg, world.memory, known, order, state=state, name=name, first=first)
         return params._replace(memory=state.params)
 
     return learn
