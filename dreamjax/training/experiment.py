@@ -59,7 +59,12 @@ def run_folder(experiment: str, cfg: Any, options: Options, variant: str = "") -
     return RunFolder(options.folder or default, cfg)
 
 
+def evaluation_folder(experiment: str, options: Options) -> Path:
+    """Return where the films of an evaluated agent go: the folder that was asked for, or one of the experiment's."""
+    return options.folder or Path("runs") / experiment / "evaluation"
+
+
 def command(experiment: str, cfg: Any, presets: Mapping[str, Any]) -> str:
-    """Return the command that makes this configuration."""
+    """Return the command line that gives this configuration."""
     flags = command_line(cfg, presets[cfg.preset])
     return " ".join([f"python experiments/{experiment}.py --preset {cfg.preset}", *flags])
