@@ -30,7 +30,7 @@ from dreamjax.envs import brax, craftax, gymnax, probes
 from dreamjax.envs.swingup import swingup
 from dreamjax.reporting import Section, curves, pages, result_row
 from dreamjax.storage import MetricsLog, RunFolder, read_metrics, save_agent
-from dreamjax.training.experiment import command, read_command_line
+from dreamjax.training.experiment import Options, command, read_command_line
 from dreamjax.training.loop import train
 from dreamjax.types import Array, Environment, Key, Metrics
 
@@ -152,7 +152,7 @@ def evaluate(
 
 def main() -> None:
     """Train, evaluate and report."""
-    cfg, options = read_command_line(NAME, __doc__, PRESETS, without=("evaluate", "aggregate", "into"))
+    cfg, options = read_command_line(NAME, __doc__, PRESETS, Options, without=("evaluate", "aggregate", "into"))
     environment, agent = make(cfg.task), scaled(cfg.agent, cfg.size)
     dreamer = Dreamer.of(agent, environment.spec)
     run = RunFolder(options.folder or Path("runs") / f"{cfg.task}-{cfg.size}-{cfg.seed}", cfg, ("iterations",))

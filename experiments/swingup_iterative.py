@@ -21,6 +21,7 @@ committed runs measured, with commands, commits and machines: results/swingup_it
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ from dreamjax.replay import latents
 from dreamjax.reporting import Section, aggregate, curves, films, one_step_error, pages, result_row, show_rows
 from dreamjax.storage import MetricsLog, RunFolder, newest, read_metrics, save_agent
 from dreamjax.training import recorded
-from dreamjax.training.experiment import command, read_command_line, run_folder
+from dreamjax.training.experiment import Options, command, read_command_line, run_folder
 from dreamjax.training.loop import generations, train, updates
 from dreamjax.types import Agent, AgentParams, Key, Metrics, PyTree
 from dreamjax.worldmodels import curiosity, learner, search, vision
@@ -125,7 +126,7 @@ def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, agent: Agent
         key = jax.random.fold_in(key_evolve, count)
         return search.generation(cfg.evolution, agent, params, key, state, cfg.dream_episodes, cfg.temperature)
 
-    often = {"checkpoint_every": cfg.generations, "log_every": 1, "show": "fitness_mean"}
+    often: dict[str, Any] = {"checkpoint_every": cfg.generations, "log_every": 1, "show": "fitness_mean"}
     found = train(run, log, "search", learned["search"], generations(generation), (n + 1) * cfg.generations, **often)
     params = params._replace(policy=found.mean)
     with run.stage("evaluate"):
@@ -187,7 +188,7 @@ def report(cfg: Config, run: RunFolder) -> None:
 
 def main() -> None:
     """Train and report, or aggregate finished runs."""
-    cfg, options = read_command_line(NAME, __doc__, PRESETS, without=("evaluate", "episodes"))
+    cfg, options = read_command_line(NAME, __doc__, PRESETS, Options, without=("evaluate", "episodes"))
     if options.aggregate:
         show_rows(aggregate.aggregate_repeats(options.into, NAME, "iteration", options.aggregate), "runs")
     else:

@@ -3,7 +3,7 @@
 import itertools
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, make_dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -32,7 +32,7 @@ def read_command_line(
     experiment: str,
     description: str | None,
     presets: Mapping[str, Config],
-    options: type[Chosen] = Options,  # type: ignore[assignment]
+    options: type[Chosen],
     arguments: Sequence[str] | None = None,
     *,
     without: Collection[str] = (),
@@ -54,7 +54,7 @@ def read_command_line(
     hidden: list[Any] = [(one, Annotated[kinds[one], tyro.conf.Suppress], getattr(options(), one)) for one in without]
     options = make_dataclass(options.__name__, hidden, bases=(options,), frozen=True)
     parts = [("config", flat(type(config)), config), ("options", flat(options), options())]
-    if "preset" not in {field.name for field in fields(config)}:
+    if not hasattr(config, "preset"):
         parts.append(("preset", str, name))
     both = make_dataclass("Arguments", parts)
     parsed: Any = tyro.cli(both, args=given, description=description, prog=f"{experiment}.py")
