@@ -104,8 +104,8 @@ def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, agent: Agent
         seen = [recorded.read(path) for path in paths]
     see = partial(learner.train_step, wm.VisionLearner(VISION, cfg.vision_optimizer), key_vision)
     frames = partial(recorded.batches, recorded.observed(seen, "image"), cfg.seed, cfg.vision_batch)
-    end = cfg.first_vision_updates + n * cfg.vision_updates
-    vision_state = train(run, log, "vision", learned["vision"], updates(see, frames), end)
+    last = cfg.first_vision_updates + n * cfg.vision_updates
+    vision_state = train(run, log, "vision", learned["vision"], updates(see, frames), last)
     with run.stage("encode"):
         data = recorded.encode(seen, partial(jax.jit(vision.encode, static_argnums=0), VISION, vision_state.params))
         if cfg.curiosity and n:  # of M as it was; one that has learned nothing is surprised by everything
@@ -132,8 +132,9 @@ def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, agent: Agent
     with run.stage("evaluate"):
         if n in (0, cfg.iterations - 1):
             save_agent(run.path / f"agent-{n + 1:02}.npz", world(cfg), agent, params)
-            real = np.asarray(act(agent, params, key_film, 1, STEPS + 1).step.observation["image"][0])
-            dreamed = films.film_dream(agent, params, key_film, STEPS)
+            key_real, key_dream = jax.random.split(key_film)
+            real = np.asarray(act(agent, params, key_real, 1, STEPS + 1).step.observation["image"][0])
+            dreamed = films.film_dream(agent, params, key_dream, STEPS)
             films.write_films(run.path / f"iteration-{n + 1:02}", dreamed, real, FPS)
         scores = evaluate(cfg, key_evaluate, agent, params)
         scores["visited"] = swingup.visited(recorded.observed(seen, "state"))
@@ -180,7 +181,7 @@ def report(cfg: Config, run: RunFolder) -> None:
     metrics = read_metrics(run.path / "metrics.jsonl")
     curves.learning_curves({"iteration": metrics.pop("iteration")}, run.path / "iterations.png")
     curves.learning_curves(metrics, run.path / "learning.png")
-    shown = [f"iteration-{number:02}/dream_and_real.mp4" for number in sorted({1, cfg.iterations})]
+    shown = [f"iteration-{n:02}/dream_and_real.mp4" for n in sorted({1, cfg.iterations})]
     filmed = Section("The first and the last iteration", "Left the dream, right the real environment.", shown)
     drawn = Section("Learning", "By iteration, and by update or generation.", ["iterations.png", "learning.png"])
     pages.report(run, NAME, command(NAME, cfg, PRESETS), rows, "World Models iteratively", [filmed, drawn])
