@@ -7,10 +7,10 @@ Paper: Hafner et al. 2023. Several seeds learn at once, by `vmap`.
     python experiments/dreamerv3_jax.py --task gymnax_CartPole-v1
 
 The last one needs an extra: gymnax, craftax or brax. The command started again resumes where it stopped; with more
-`--iterations` it trains longer. In `metrics.jsonl` are, by iteration, the environment steps of each seed so far and,
-for each seed, how many episodes ended and their mean return; in `result.json` what the trained agents reach in new
-episodes; in `agent.npz` the agent of the first seed, for `dreamjax.load`. What the committed runs reached:
-results/dreamerv3_jax_*/result.json.
+`--iterations` it trains longer. `metrics.jsonl` holds, after every call of `per_call` iterations, the environment steps
+of each seed so far and, for each seed, how many episodes ended and their mean return; `result.json` what the trained
+agents reach in new episodes; `agent.npz` the agent of the first seed, for `dreamjax.load`. What the committed runs
+reached: results/dreamerv3_jax_*/result.json.
 """
 
 from collections.abc import Callable, Iterator
@@ -71,7 +71,7 @@ class Config:
         return self.size
 
 
-TINY = LoopConfig(envs=2, batch_size=2, batch_length=4, train_ratio=4, capacity=100)
+TINY = LoopConfig(envs=2, batch_size=2, batch_length=4, train_ratio=4.0, capacity=100)
 SMOKE = Config("remember", "debug", seeds=2, iterations=6, loop=TINY, per_call=2, checkpoint_every=2)
 PRESETS = {"cpu": Config(), "smoke": SMOKE}
 
@@ -162,7 +162,7 @@ def main() -> None:
     names = [f"{cfg.task}, seed {seed}" for seed in range(cfg.seeds)] if cfg.seeds > 1 else [cfg.task]
     rows = [result_row(name, scores, "return") for name, scores in zip(names, returns, strict=True)]
     curves.learning_curves(read_metrics(run.path / "metrics.jsonl"), run.path / "learning.png")
-    section = Section("Learning", "Over the iterations; returns are of training episodes.", ["learning.png"])
+    section = Section("Learning", "Over calls of `per_call` iterations; returns in training.", ["learning.png"])
     pages.report(run, NAME, command(NAME, cfg, PRESETS), rows, f"DreamerV3: {cfg.task}", [section])
 
 

@@ -42,7 +42,6 @@ from dreamjax.worldmodels import curiosity, learner, search, vision
 
 NAME = "swingup_iterative"
 ENVIRONMENT = swingup.swingup(observation="both")  # the agent sees the picture; the state is for us to measure
-UPRIGHT = swingup.swingup(observation="both", upright=True)
 STEPS, UPRIGHT_STEPS, FPS = ENVIRONMENT.spec.max_steps, 32, 20
 VISION = wm.VisionConfig(latent_size=16)
 MEMORY = wm.MemoryConfig(latent_size=16, action_size=1, hidden_size=256, predict_reward=True, predict_action=True)
@@ -81,7 +80,7 @@ _FAST = replace(_FEW, first_vision_updates=3, vision_updates=2, vision_batch=4, 
 SMOKE = replace(_FAST, evolution=EvolutionConfig(population_size=8, sigma=0.1))
 PRESETS = {"cpu": Config(), "smoke": SMOKE}
 act = jax.jit(partial(recorded.act, ENVIRONMENT), static_argnums=(0, 3, 4))
-act_upright = jax.jit(partial(recorded.act, UPRIGHT), static_argnums=(0, 3, 4))
+act_upright = jax.jit(partial(recorded.act, swingup.swingup("both", upright=True)), static_argnums=(0, 3, 4))
 
 
 def world(cfg: Config) -> wm.WorldModelConfig:
@@ -104,8 +103,8 @@ def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, agent: Agent
         seen = [recorded.read(path) for path in paths]
     see = partial(learner.train_step, wm.VisionLearner(VISION, cfg.vision_optimizer), key_vision)
     frames = partial(recorded.batches, recorded.observed(seen, "image"), cfg.seed, cfg.vision_batch)
-    last = cfg.first_vision_updates + n * cfg.vision_updates
-    vision_state = train(run, log, "vision", learned["vision"], updates(see, frames), last)
+    end = cfg.first_vision_updates + n * cfg.vision_updates
+    vision_state = train(run, log, "vision", learned["vision"], updates(see, frames), end)
     with run.stage("encode"):
         data = recorded.encode(seen, partial(jax.jit(vision.encode, static_argnums=0), VISION, vision_state.params))
         if cfg.curiosity and n:  # of M as it was; one that has learned nothing is surprised by everything
@@ -164,11 +163,11 @@ def train_agent(cfg: Config, run: RunFolder) -> None:
         "memory": learner.init(wm.MemoryLearner(MEMORY, cfg.memory_optimizer, cfg.streams), key_memory),
         "search": evolution.init(cfg.evolution, agent.policy.init(key_policy)),
     }
-    done = sum(run.stage_done(f"iteration-{number + 1:02}") for number in range(cfg.iterations))
+    done = sum(run.stage_done(f"iteration-{n + 1:02}") for n in range(cfg.iterations))
     learned = {name: newest(run.path / "checkpoints" / name, state) for name, state in learned.items()}
     with MetricsLog(run.path) as log:
-        for number in range(done, cfg.iterations):
-            learned = iterate(cfg, run, log, jax.random.fold_in(key_iterations, number), agent, learned, number)
+        for n in range(done, cfg.iterations):
+            learned = iterate(cfg, run, log, jax.random.fold_in(key_iterations, n), agent, learned, n)
 
 
 def report(cfg: Config, run: RunFolder) -> None:
@@ -182,7 +181,7 @@ def report(cfg: Config, run: RunFolder) -> None:
     curves.learning_curves({"iteration": metrics.pop("iteration")}, run.path / "iterations.png")
     curves.learning_curves(metrics, run.path / "learning.png")
     shown = [f"iteration-{n:02}/dream_and_real.mp4" for n in sorted({1, cfg.iterations})]
-    filmed = Section("The first and the last iteration", "Left the dream, right the real environment.", shown)
+    filmed = Section("First and last iteration", "Left the dream, right the real environment.", shown)
     drawn = Section("Learning", "By iteration, and by update or generation.", ["iterations.png", "learning.png"])
     pages.report(run, NAME, command(NAME, cfg, PRESETS), rows, "World Models iteratively", [filmed, drawn])
 

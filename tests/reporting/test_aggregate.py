@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dreamjax.reporting.aggregate import Run, aggregate_repeats, aggregate_runs, read_run
+from dreamjax.reporting.aggregate import Run, aggregate_repeats, aggregate_runs, episode_returns, read_run
 from dreamjax.reporting.results import read_result, result_row, write_result
 from dreamjax.reporting.tables import section
 from dreamjax.storage.metrics import MetricsLog
@@ -128,3 +128,22 @@ def test_runs_of_several_seeds_become_one_row(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'once' differ"):
         aggregate_repeats(into, "swing", "iteration", [repeat(tmp_path / "short", "once", 3, 9.0, steps=(1,))])
     assert (into / "repeats.jsonl").read_text() == written
+
+
+def test_returns_are_placed_at_the_frames_of_the_environment(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path) as log:
+        for step in (3, 8):
+            log.write("episode", step, {"return": step / 2, "length": 4})
+    frames, returns = episode_returns(tmp_path, repeat=4)
+    assert (frames.tolist(), returns.tolist()) == ([12, 32], [1.5, 4.0])
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "metrics.jsonl").touch()
+    assert [len(part) for part in episode_returns(tmp_path / "none")] == [0, 0]
+
+
+def test_runs_become_the_committed_result_of_their_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    aggregate_runs(None, "dreamerv3", [run(tmp_path, "walk", 0, 10.0)])
+    aggregate_repeats(None, "swing", "iteration", [repeat(tmp_path / "once", "once", 0, 3.0)])
+    assert names(Path("experiments/results/dreamerv3"))["walk"] == 10.0
+    assert names(Path("experiments/results/swing"))["once"] == 3.0

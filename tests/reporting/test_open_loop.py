@@ -1,6 +1,6 @@
-"""A trained agent in fresh episodes: every one counts once, and its predictions are those of its model."""
+"""Predictions of trained agents in episodes that no training saw are those of their models."""
 
-import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -9,25 +9,18 @@ from typing import Any
 import gymnasium
 import imageio.v2 as imageio
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from dreamjax.envs.lanes import rescaled
-from dreamjax.reporting.evaluation import (
-    FILMED,
-    FIRST_SEED,
-    OBSERVED,
-    Trained,
-    evaluate,
-    newest,
-    predict,
-    write_predictions,
-)
 
-from dreamjax.dreamerv3 import learner, model
+from dreamjax.acting.seeds import TEST
+from dreamjax.dreamerv3 import model
 from dreamjax.dreamerv3.config import debug
-from dreamjax.dreamerv3.model import Dreamer, DreamerParams
 from dreamjax.envs.gymnasium import spec_from_gymnasium
-from dreamjax.storage.checkpoints import Checkpoints
+from dreamjax.envs.host import rescaled
+from dreamjax.reporting.open_loop import EPISODES, OBSERVED, one_step_error, predict, write_predictions
+from dreamjax.rollout import Transition
+from dreamjax.types import Agent, AgentParams, EnvSpec, LatentModel, Outcome, Policy, Space, Step
 
 KEY = jax.random.key(4)
 
@@ -35,9 +28,7 @@ KEY = jax.random.key(4)
 class Drift(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     """A place that actions move; the episode of a seed lasts `shortest + seed % 5` steps, with reward 1 for each."""
 
-    taken: list[float]
-
-    def __init__(self, shortest: int, taken: list[float]) -> None:
+    def __init__(self, shortest: int) -> None:
         self.observation_space: Any = gymnasium.spaces.Dict(
             {
                 "image": gymnasium.spaces.Box(0, 255, (48, 64, 1), np.uint8),
@@ -45,7 +36,7 @@ class Drift(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             }
         )
         self.action_space = gymnasium.spaces.Box(-2, 2, (1,), np.float32)
-        self.shortest, self.taken = shortest, taken
+        self.shortest = shortest
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         assert seed is not None
@@ -53,7 +44,6 @@ class Drift(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return self._observe(), {}
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.taken.append(float(action[0]))
         self.place += float(action[0])
         self.left -= 1
         return self._observe(), 1.0, self.left == 0, False, {}
@@ -63,45 +53,29 @@ class Drift(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return {"image": shade, "place": np.float32(self.place)}
 
 
-def trained(shortest: int, taken: list[float] | None = None) -> Trained:
-    make = lambda: rescaled(Drift(shortest, [] if taken is None else taken))  # noqa: E731
-    spec = spec_from_gymnasium(make(), 100)
-    dreamer = Dreamer.of(replace(debug(), compute_dtype="float32"), spec)
-    return Trained(dreamer, parameters(dreamer), make)
+def trained(shortest: int) -> tuple[Agent, AgentParams, Callable[[], gymnasium.Env]]:
+    make = lambda: rescaled(lambda: Drift(shortest))  # noqa: E731
+    agent = model.make(replace(debug(), compute_dtype="float32"), spec_from_gymnasium(make(), 200))
+    return agent, parameters(agent), make
 
 
 @cache
-def parameters(dreamer: Dreamer) -> DreamerParams:
-    return jax.jit(partial(model.init, dreamer))(jax.random.key(0))
-
-
-def test_every_fresh_episode_counts_once_however_short(tmp_path: Path) -> None:
-    taken: list[float] = []
-    path = tmp_path / "evaluation" / "7.jsonl"
-    agent = trained(3, taken)
-    expected = [3.0 + (FIRST_SEED + i) % 5 for i in range(11)]
-    np.testing.assert_array_equal(evaluate(agent, KEY, 11, path), expected)
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert sorted(row["seed"] for row in rows) == [FIRST_SEED + i for i in range(11)]
-    assert all(row["return"] == row["steps"] and row["terminal"] for row in rows)
-    # Drawn, not the likeliest ones; rescaled, and cut to the bounds of the environment.
-    assert len(taken) == sum(expected) and len(set(np.round(taken, 3))) > len(taken) // 3
-    assert max(map(abs, taken)) == 2
-    np.testing.assert_array_equal(evaluate(agent, KEY, 11, path), expected)
-    assert len(taken) == sum(expected)  # nothing was played again
+def parameters(agent: Agent) -> AgentParams:
+    key_model, key_policy = jax.random.split(jax.random.key(0))
+    return AgentParams(jax.jit(agent.model.init)(key_model), jax.jit(agent.policy.init)(key_policy))
 
 
 def test_predictions_are_films_of_pieces_of_episodes(tmp_path: Path) -> None:
     agent = trained(12)
-    predictions = predict(agent, KEY)
+    predictions = predict(*agent, KEY)
     assert predictions is not None
-    lengths = [12 + (FIRST_SEED + i) % 5 for i in range(FILMED)]
+    lengths = [12 + (TEST[0] + i) % 5 for i in range(EPISODES)]
     length = sorted(lengths)[2]
     shape = (sum(one >= length for one in lengths), length)  # shorter episodes give no piece
     assert predictions.seen["image"].shape == predictions.predicted["image"].shape == (*shape, 48, 64, 1)
     assert predictions.predicted["image"].dtype == np.uint8
     assert predictions.seen["place"].shape == predictions.predicted["place"].shape == shape
-    first = FIRST_SEED + next(i for i, one in enumerate(lengths) if one >= length)
+    first = TEST[0] + next(i for i, one in enumerate(lengths) if one >= length)
     assert predictions.seen["place"][0, 0] == first % 7
 
     still = predictions.errors["place"]["repeating the last seen"]
@@ -111,32 +85,46 @@ def test_predictions_are_films_of_pieces_of_episodes(tmp_path: Path) -> None:
     apart = predictions.seen["image"] / 255 - predictions.predicted["image"] / 255
     np.testing.assert_allclose(predictions.errors["image"]["model"], (apart**2).mean((0, 2, 3, 4)), atol=1e-5)
 
-    names = write_predictions(tmp_path, agent.dreamer, predictions)
+    names = write_predictions(tmp_path, predictions)
     assert names == ["open_loop_image.mp4", "open_loop_image.png", "open_loop_errors.png"]
     assert len(imageio.mimread(tmp_path / names[0])) == length + 10
     assert all((tmp_path / name).stat().st_size > 500 for name in names)
 
 
 def test_longer_episodes_are_cut_into_pieces() -> None:
-    predictions = predict(trained(120), KEY)
+    predictions = predict(*trained(120), KEY)
     assert predictions is not None
-    assert predictions.seen["place"].shape == (FILMED, 50)
-    actions_before = np.abs(predictions.seen["place"][:, 0] - [(FIRST_SEED + i) % 7 for i in range(FILMED)])
+    assert predictions.seen["place"].shape == (EPISODES, 50)
+    actions_before = np.abs(predictions.seen["place"][:, 0] - [(TEST[0] + i) % 7 for i in range(EPISODES)])
     assert (actions_before > 0).all()  # the middle piece of each is not its beginning
 
 
 def test_episodes_that_end_at_once_leave_nothing_to_predict() -> None:
-    assert predict(trained(1), KEY) is None
+    assert predict(*trained(1), KEY) is None
 
 
-def test_the_newest_parameters_of_a_run_are_read(tmp_path: Path) -> None:
-    agent = trained(3)
-    with pytest.raises(FileNotFoundError, match="train first"):
-        newest(tmp_path, agent.dreamer)
-    assert list(tmp_path.iterdir()) == []
-    like = jax.eval_shape(partial(learner.init, agent.dreamer), jax.random.key(0))
-    state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)._replace(params=agent.params)
-    Checkpoints(tmp_path / "checkpoints").save(12, state)
-    updates, params = newest(tmp_path, agent.dreamer)
-    assert updates == 12
-    jax.tree.map(np.testing.assert_array_equal, params, agent.params)
+def test_one_step_errors_count_where_they_are_asked_for() -> None:
+    """The model expects every picture to be as bright as the last action says, plus one."""
+    picture = Space((64, 64, 3), np.uint8, 0, 256)
+    spec = EnvSpec({"image": picture}, Space((), np.float32, -1, 1), 9)
+    guess = LatentModel(
+        init=lambda key: (),
+        start=lambda params: jnp.float32(0),
+        encode=lambda params, observation: (),
+        observe=lambda params, key, state, action, embedding, is_first: jnp.float32(0),
+        imagine=lambda params, key, state, action, temperature: 50 * action + 1,
+        features=lambda state: state[None],
+        outcome=lambda params, state: Outcome(state, state),
+        decode=lambda params, state: {"image": jnp.full(picture.shape, state).astype(jnp.uint8)},
+        spec=spec,
+    )
+    agent = Agent(guess, Policy(lambda key: (), lambda params, key, features: jnp.float32(0)))
+    action = np.array([[1, 0, 1], [0, 0, 1]], np.float32)
+    images = np.array([[0, 51, 4], [0, 1, 3]], np.uint8)[..., None, None, None] * np.ones(picture.shape, np.uint8)
+    no = np.zeros((2, 3), bool)
+    recorded = Transition(Step({"image": images}, np.zeros((2, 3), np.float32), no, no, no), action)
+    error = partial(one_step_error, agent, AgentParams((), ()))
+    size = 64 * 64 * 3 / 255**2
+    for mask, wrong in (([[1, 0], [1, 0]], 0), ([[0, 1], [0, 0]], 9), ([[1, 1], [1, 1]], (9 + 4) / 4)):
+        keys = jax.random.split(KEY)
+        assert float(error(keys, recorded, "image", np.array(mask, bool))) == pytest.approx(wrong * size)

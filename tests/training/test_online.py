@@ -1,25 +1,33 @@
-"""The host loop: an exact train ratio, and the same run however often it is stopped."""
+"""Online training: an exact train ratio, the same run however often it is stopped, and workers that die or hang."""
 
 import json
+import os
 import shutil
+import signal
+import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import jax
 import numpy as np
 import pytest
-from dreamjax.envs.lanes import Lanes, make_lanes
 
+from dreamjax.acting.vector import VectorEnvironment
 from dreamjax.dreamerv3.config import DreamerConfig, HeadsConfig, RSSMConfig
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs import probes
-from dreamjax.envs.gymnasium import to_gymnasium, to_gymnasium_vector
+from dreamjax.envs.gymnasium import to_gymnasium
+from dreamjax.replay.sequences import Address
+from dreamjax.storage.agents import read_starts
 from dreamjax.storage.folder import RunFolder
-from dreamjax.storage.metrics import MetricsLog, read_metrics
-from dreamjax.storage.recordings import write_spec
+from dreamjax.storage.metrics import read_metrics
+from dreamjax.storage.recordings import open_recording, write_recording
 from dreamjax.storage.replays import ReplayError
-from dreamjax.training.online import HostConfig, train_offline, train_on_host, updates_due
+from dreamjax.training.online import OnlineConfig, train_offline, train_online, updates_due
+from dreamjax.types import Step
 
 TINY = DreamerConfig(
     RSSMConfig(deter=16, hidden=8, stoch=4, classes=4),
@@ -27,13 +35,13 @@ TINY = DreamerConfig(
     compute_dtype="float32",
 )
 TINY = replace(TINY, codec=replace(TINY.codec, units=8), behaviour=replace(TINY.behaviour, horizon=3))
-CFG = HostConfig(160, batch_size=2, batch_length=8, train_ratio=8, capacity=400, checkpoint_every=10, log_every=5)
+CFG = OnlineConfig(160, batch_size=2, batch_length=8, train_ratio=8, capacity=400, checkpoint_every=10, log_every=5)
 
 
 @pytest.mark.parametrize("streams", [1, 3, 16])
 @pytest.mark.parametrize("ratio", [0.7, 32, 512, 2000])
 def test_the_train_ratio_is_exact(streams: int, ratio: float):
-    cfg = HostConfig(10**6, train_ratio=ratio)
+    cfg = OnlineConfig(10**6, train_ratio=ratio)
     first = next(w for w in range(10**6) if streams * max(0, w - 65 + 1) >= 16 * 64)
     assert updates_due(cfg, 65, streams, first * streams - 1) == 0
     assert updates_due(cfg, 65, streams, first * streams) == 1
@@ -42,12 +50,15 @@ def test_the_train_ratio_is_exact(streams: int, ratio: float):
 
 
 def test_the_published_loop_begins_after_2048_steps_of_16_environments():
-    cfg = HostConfig(10**6, train_ratio=32)
+    cfg = OnlineConfig(10**6, train_ratio=32)
     assert [updates_due(cfg, 65, 16, steps) for steps in (2032, 2048, 2079, 2080)] == [0, 1, 1, 2]
 
 
-def lanes() -> Lanes:
-    return Lanes(to_gymnasium_vector(probes.counter(max_steps=7), 2), 7)
+def counter() -> gymnasium.Env:
+    return to_gymnasium(probes.counter(max_steps=7))
+
+
+SPEC = VectorEnvironment(counter, 1, 7).spec
 
 
 class Telling(gymnasium.Wrapper):
@@ -61,27 +72,26 @@ class Telling(gymnasium.Wrapper):
 
 
 def test_what_environments_tell_about_an_episode_is_written_down(tmp_path):
-    telling = make_lanes(lambda: Telling(to_gymnasium(probes.counter(max_steps=7))), 2, 7)
-    run(tmp_path, replace(CFG, steps=40), made=telling)
+    run(tmp_path, replace(CFG, steps=40), VectorEnvironment(lambda: Telling(counter()), 2, 7))
     metrics = read_metrics(tmp_path / "metrics.jsonl")["episode"]
     steps, lengths = metrics["length"]
-    for lane in (0, 1):
-        mine = steps % 2 == lane
+    for environment in (0, 1):
+        mine = steps % 2 == environment
         np.testing.assert_array_equal(metrics["info/seen"][1][mine], np.cumsum(lengths[mine]))
 
 
-def run(folder: Path, cfg: HostConfig, made: Lanes | None = None):
-    made = made or lanes()
-    dreamer = Dreamer.of(TINY, made.spec)
-    with MetricsLog(folder) as log, jax.debug_key_reuse(False):
-        return train_on_host(RunFolder(folder, TINY), log, dreamer, made, cfg, 0)
+def run(
+    folder: Path, cfg: OnlineConfig, environment: VectorEnvironment | None = None, agent: DreamerConfig = TINY
+) -> Any:
+    environment = environment or VectorEnvironment(counter, 2, 7)
+    with closing(environment), jax.debug_key_reuse(False):
+        dreamer = Dreamer.of(agent, environment.spec)
+        return train_online(RunFolder(folder, agent), dreamer, environment, cfg, 0)
 
 
 def learn(folder: Path, updates: int, recording: Path | None = None, agent: DreamerConfig = TINY):
-    spec = lanes().spec
-    with MetricsLog(folder) as log, jax.debug_key_reuse(False):
-        dreamer = Dreamer.of(agent, spec)
-        return train_offline(RunFolder(folder, agent), log, dreamer, CFG, 0, updates, recording)
+    with jax.debug_key_reuse(False):
+        return train_offline(RunFolder(folder, agent), Dreamer.of(agent, SPEC), CFG, 0, updates, recording)
 
 
 def test_a_run_learns_at_its_ratio_writes_episodes_and_goes_on(tmp_path):
@@ -113,7 +123,6 @@ def test_offline_learning_is_the_same_however_often_it_stops(tmp_path):
 
 def test_another_agent_learns_from_the_replay_of_a_run(tmp_path):
     run(tmp_path / "collected", replace(CFG, steps=60))
-    write_spec(tmp_path / "collected", lanes().spec)
     wider = replace(TINY, rssm=replace(TINY.rssm, deter=32))
     assert int(learn(tmp_path / "other", 3, tmp_path / "collected", wider).step) == 3
     with pytest.raises(ReplayError, match="name a recording"):
@@ -142,10 +151,8 @@ def test_a_damaged_replay_is_refused_with_a_way_on(tmp_path):
 
 def test_what_is_not_finite_stops_the_run(tmp_path):
     broken = replace(TINY, optimizer=replace(TINY.optimizer, learning_rate=1e30, warmup=0))
-    made = lanes()
-    dreamer = Dreamer.of(broken, made.spec)
-    with MetricsLog(tmp_path) as log, jax.debug_key_reuse(False), pytest.raises(FloatingPointError, match="learn"):
-        train_on_host(RunFolder(tmp_path, broken), log, dreamer, made, CFG, 0)
+    with pytest.raises(FloatingPointError, match="learn"):
+        run(tmp_path, CFG, agent=broken)
 
 
 def test_metrics_are_lines_of_json(tmp_path):
@@ -158,3 +165,88 @@ def test_metrics_are_lines_of_json(tmp_path):
 def test_bad_settings_are_refused(change: dict):
     with pytest.raises(ValueError, match="positive"):
         replace(CFG, **change)
+
+
+def brittle(folder: Path, how: str) -> Any:
+    """Make environments of 7 steps each, of which the first to take 10 steps in all raises, is killed or hangs."""
+
+    class Brittle(gymnasium.Env):
+        observation_space = gymnasium.spaces.Box(0, 1, (1,))
+        action_space = gymnasium.spaces.Discrete(2)
+        total = 0
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+            self.time = 0
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+            self.time, self.total = self.time + 1, self.total + 1
+            if self.total == 10 and self._is_first():
+                if how == "raise":
+                    raise LookupError("the simulator is gone")
+                if how == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                time.sleep(600)
+            return np.ones(1, np.float32), 1.0, self.time == 7, False, {}
+
+        def _is_first(self) -> bool:
+            try:
+                (folder / "failed").touch(exist_ok=False)
+            except FileExistsError:
+                return False
+            return True
+
+    return Brittle
+
+
+@pytest.mark.filterwarnings("ignore:environment . is made anew")
+@pytest.mark.parametrize(("how", "workers"), [("raise", 0), ("kill", 2), ("hang", 2)])
+def test_a_failing_environment_costs_its_episode_alone(tmp_path: Path, how: str, workers: int) -> None:
+    environment = VectorEnvironment(brittle(tmp_path, how), 2, 9, workers, timeout=3.0)
+    state = run(tmp_path / "run", CFG, environment)
+    assert int(state.step) == updates_due(CFG, 9, 2, 160)
+    assert (environment.failures, environment.restarts) == (1, int(how != "raise"))
+    metrics = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert metrics["failures"]["environments"][1].tolist() == [1]
+    assert metrics["failures"]["environments"][0].tolist() == [22]  # steps of both, before the episodes' next ones
+    lengths = metrics["episode"]["length"][1]
+    assert lengths[lengths != 7].tolist() == [3] and len(lengths) > 15
+    recording = open_recording(tmp_path / "run")
+    step = recording.read(Address(np.arange(2), np.zeros(2, int)), recording.written).step
+    assert (step.is_last & ~step.is_terminal).sum() == 1
+
+
+def test_the_newest_first_observations_are_kept_over_a_resumed_run(tmp_path: Path) -> None:
+    class Numbered(gymnasium.Env):
+        observation_space = gymnasium.spaces.Box(0, np.inf, (1,))
+        action_space = gymnasium.spaces.Discrete(2)
+        number = 0
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+            Numbered.number += 1
+            return np.float32([Numbered.number]), {}
+
+        def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+            return np.zeros(1, np.float32), 0.0, True, False, {}
+
+    # Each run ends with two episodes that are open and not yet acted on: 21 and 22, 43 and 44.
+    first, second, third = list(range(1, 21)), list(range(23, 43)), list(range(45, 105))
+    for steps, kept in ((40, first), (80, first + second), (200, (second + third)[-64:])):
+        environment = VectorEnvironment(Numbered, 2, 9)
+        run(tmp_path, replace(CFG, steps=steps), environment)
+        starts = read_starts(tmp_path, environment.spec)
+        assert np.asarray(starts).ravel().tolist() == kept
+
+
+def test_offline_learning_begins_dreams_where_its_recording_does(tmp_path: Path) -> None:
+    def steps() -> Any:
+        for count in range(40):
+            first = np.array([count % 5 == 0])
+            no, zero = np.array([False]), np.zeros(1, np.float32)
+            observation = np.full((1, *SPEC.observation.shape), count % 3, SPEC.observation.dtype)
+            yield Step(observation, zero, first, no, no), np.zeros(1, np.int32)
+
+    write_recording(tmp_path / "recording", SPEC, 1, steps())
+    learn(tmp_path / "run", 1, tmp_path / "recording")
+    starts = np.asarray(read_starts(tmp_path / "run", SPEC))
+    assert starts.reshape(8, -1)[:, 0].tolist() == [count % 3 for count in range(0, 40, 5)]

@@ -1,0 +1,40 @@
+"""Environments by name are those that were published."""
+
+import numpy as np
+import pytest
+import vizdoom
+
+from dreamjax.envs import suites
+
+
+@pytest.mark.parametrize(
+    ("task", "image", "actions"),
+    [
+        ("atari_pong", (96, 96, 1), 18),
+        ("atari100k_pong", (64, 64, 3), 6),
+        ("crafter_reward", (64, 64, 3), 17),
+        ("doom_takecover", (64, 64, 3), 3),
+    ],
+)
+def test_the_published_environments_are_made(task: str, image: tuple[int, ...], actions: int) -> None:
+    env = suites.task(task).make_env()
+    assert (env.observation_space.shape, env.action_space.n) == (image, actions)
+    env.close()
+
+
+def test_the_agent_steps_sideways_in_doom() -> None:
+    env = suites.task("doom_takecover").make_env()
+    env.reset(seed=0)
+    sideways = []
+    for action in np.arange(3).repeat(10):
+        env.step(action)
+        sideways.append(env.unwrapped._game.get_game_variable(vizdoom.GameVariable.POSITION_Y))
+    left, stood, right = np.diff(sideways[9::10], prepend=sideways[0])
+    env.close()
+    assert left * right < 0
+    assert abs(stood) < abs(left)
+
+
+def test_an_unknown_task_names_what_there_is() -> None:
+    with pytest.raises(ValueError, match="there are dmc"):
+        suites.task("chess")
