@@ -15,8 +15,7 @@ what happens there: it has to go there, look, and learn again. Each iteration:
     python experiments/swingup_iterative.py --folder runs/swingup-rnn --units 8          # C is a recurrent network
     python experiments/swingup_iterative.py --aggregate runs/seed-0 runs/seed-1          # one result of several runs
 
-All of it runs on one device, the environment too. The command started again resumes where it stopped. What the
-committed runs measured, with commands, commits and machines: results/swingup_iterative.
+All of it runs on one device. The command started again resumes. Measured: results/swingup_iterative.
 """
 
 from dataclasses import dataclass, replace
@@ -80,7 +79,9 @@ _FAST = replace(_FEW, first_vision_updates=3, vision_updates=2, vision_batch=4, 
 SMOKE = replace(_FAST, evolution=EvolutionConfig(population_size=8, sigma=0.1))
 PRESETS = {"cpu": Config(), "smoke": SMOKE}
 act = jax.jit(partial(recorded.act, ENVIRONMENT), static_argnums=(0, 3, 4))
-act_upright = jax.jit(partial(recorded.act, swingup.swingup("both", upright=True)), static_argnums=(0, 3, 4))
+act_upright = jax.jit(
+    partial(recorded.act, swingup.swingup(observation="both", upright=True)), static_argnums=(0, 3, 4)
+)
 
 
 def world(cfg: Config) -> wm.WorldModelConfig:
@@ -175,8 +176,8 @@ def report(cfg: Config, run: RunFolder) -> None:
     name = "iterated" if cfg.iterate else "not-iterated"
     name += f", curious {cfg.curiosity:g}" * (cfg.curiosity > 0) + f", {cfg.units} recurrent units" * (cfg.units > 0)
     last = run.stage_record(f"iteration-{cfg.iterations:02}")["summary"]
-    held = result_row(f"{name}, held upright at the end", np.array(last["held"], float), "of episodes")
-    rows = [result_row(name, np.array(last["returns"]), "return"), held]
+    rows = [result_row(name, np.array(last["returns"]), "return")]
+    rows += [result_row(f"{name}, held upright at the end", np.array(last["held"], float), "of episodes")]
     metrics = read_metrics(run.path / "metrics.jsonl")
     curves.learning_curves({"iteration": metrics.pop("iteration")}, run.path / "iterations.png")
     curves.learning_curves(metrics, run.path / "learning.png")
