@@ -116,7 +116,6 @@ def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, agent: Agent
     first, end = (i * cfg.memory_updates for i in (n, n + 1))
     chunks = lambda step: latents.chunks(data, 1000 * cfg.seed + n, cfg.streams, cfg.length, step - first)  # noqa: E731
     memory_state = train(run, log, "memory", learned["memory"], updates(remember, chunks), end)
-
     model = wm.WorldModelParams(vision_state.params, memory_state.params)
     params = AgentParams(model, (), starts=data.first_frames(len(data.length)))
 
@@ -145,9 +144,8 @@ def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, agent: Agent
 
 def evaluate(cfg: Config, key: Key, agent: Agent, params: AgentParams) -> dict[str, PyTree]:
     """Score C in the real environment, without noise, and M on what it must know to hold the pole up."""
-    key_real, key_upright = jax.random.split(key)
+    key_real, key_act, *keys = jax.random.split(key, 4)
     returns, held = swingup.score(act(agent, params, key_real, cfg.real_episodes, STEPS + 1).step)
-    key_act, *keys = jax.random.split(key_upright, 3)
     fall = act_upright(*RANDOM, key_act, cfg.real_episodes, UPRIGHT_STEPS)  # random actions let it fall sooner
     stands = swingup.is_upright(fall.step.observation["state"][:, 1:]) & ~fall.step.is_first[:, 1:]
     error = float(one_step_error(agent, params, jnp.stack(keys), fall, "image", stands))
@@ -176,8 +174,8 @@ def report(cfg: Config, run: RunFolder) -> None:
     name = "iterated" if cfg.iterate else "not-iterated"
     name += f", curious {cfg.curiosity:g}" * (cfg.curiosity > 0) + f", {cfg.units} recurrent units" * (cfg.units > 0)
     last = run.stage_record(f"iteration-{cfg.iterations:02}")["summary"]
-    rows = [result_row(name, np.array(last["returns"]), "return")]
-    rows += [result_row(f"{name}, held upright at the end", np.array(last["held"], float), "of episodes")]
+    held = result_row(f"{name}, held upright at the end", np.array(last["held"], float), "of episodes")
+    rows = [result_row(name, np.array(last["returns"]), "return"), held]
     metrics = read_metrics(run.path / "metrics.jsonl")
     curves.learning_curves({"iteration": metrics.pop("iteration")}, run.path / "iterations.png")
     curves.learning_curves(metrics, run.path / "learning.png")
