@@ -11,9 +11,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamjax.types import Action, Array, EnvSpec, Outcome, PyTree, State, Step
+from dreamjax.types import Action, Array, Environment, EnvSpec, Key, Outcome, Params, PyTree, State, Step, StepPolicy
 
 _FLAGS = ("is_first", "is_last", "is_terminal")
+
+
+def loop(environment: Environment, agent: StepPolicy) -> tuple[Environment, StepPolicy]:
+    """Wrap what a loop calls, so that every call is checked. The wrapped functions raise ValueError."""
+    spec = environment.spec
+
+    def reset(key: Key) -> tuple[State, Step]:
+        begun, first = environment.reset(key)
+        step(spec, first, "Environment.reset")
+        return begun, first
+
+    def advance(key: Key, before: State, taken: Action) -> tuple[State, Step]:
+        after, arrived = environment.step(key, before, taken)
+        state(before, after, "Environment.step")
+        step(spec, arrived, "Environment.step")
+        return after, arrived
+
+    def act(params: Params, key: Key, before: State, arrived: Step) -> tuple[State, Action]:
+        after, chosen = agent.act(params, key, before, arrived)
+        state(before, after, "StepPolicy.act")
+        action(spec, chosen, "StepPolicy.act")
+        return after, chosen
+
+    return Environment(reset, advance, spec), StepPolicy(agent.start, act)
 
 
 def step(spec: EnvSpec, value: Step, by: str) -> None:

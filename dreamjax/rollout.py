@@ -189,17 +189,18 @@ def unroll(
     Shapes: transitions [T, ...].
     Raises: ValueError if the environment or the agent returns what its spec does not declare.
     """
+    environment, agent = checks.loop(environment, agent)
     key_reset, key_steps = jax.random.split(key)
     if state is None:
-        state = UnrollState(*_reset(environment, key_reset), agent.start(params))
+        state = UnrollState(*environment.reset(key_reset), agent.start(params))
 
     def advance(state: UnrollState, key: Key) -> tuple[UnrollState, Transition]:
         key_act, key_step, key_next = jax.random.split(key, 3)
-        memory, action = _act(environment, agent, params, key_act, state.agent, state.step)
+        memory, action = agent.act(params, key_act, state.agent, state.step)
         following, step = jax.lax.cond(
             state.step.is_last,
-            lambda: _reset(environment, key_next),
-            lambda: _step(environment, key_step, state.environment, action),
+            lambda: environment.reset(key_next),
+            lambda: environment.step(key_step, state.environment, action),
         )
         return UnrollState(following, step, memory), Transition(state.step, action)
 
@@ -229,17 +230,18 @@ def episodes(
     Shapes: params [E, ...], keys [E] -> [E].
     Raises: ValueError if the environment or the agent returns what its spec does not declare.
     """
+    environment, agent = checks.loop(environment, agent)
     count = len(keys)
     results = Returns(jnp.zeros(count), jnp.zeros(count, jnp.int32))
 
     def begin(number: Array, params: Params, key: Key) -> _Episode:
-        state, step = _reset(environment, jax.random.fold_in(key, 0))
+        state, step = environment.reset(jax.random.fold_in(key, 0))
         return _Episode(number, params, key, state, step, agent.start(params), jnp.float32(0), jnp.int32(0))
 
     def advance(episode: _Episode) -> _Episode:
         key_act, key_step = jax.random.split(jax.random.fold_in(episode.key, episode.steps + 1))
-        memory, action = _act(environment, agent, episode.params, key_act, episode.agent, episode.step)
-        state, step = _step(environment, key_step, episode.environment, action)
+        memory, action = agent.act(episode.params, key_act, episode.agent, episode.step)
+        state, step = environment.step(key_step, episode.environment, action)
         # An episode that is over stays as it was, until the batch is packed again.
         over = episode.step.is_last
         return _Episode(
@@ -265,28 +267,6 @@ def episodes(
             results.total.at[running.number].set(running.total), results.steps.at[running.number].set(running.steps)
         )
     return results
-
-
-def _reset(environment: Environment, key: Key) -> tuple[State, Step]:
-    state, step = environment.reset(key)
-    checks.step(environment.spec, step, "Environment.reset")
-    return state, step
-
-
-def _step(environment: Environment, key: Key, before: State, action: Action) -> tuple[State, Step]:
-    state, step = environment.step(key, before, action)
-    checks.state(before, state, "Environment.step")
-    checks.step(environment.spec, step, "Environment.step")
-    return state, step
-
-
-def _act(
-    environment: Environment, agent: StepPolicy, params: Params, key: Key, before: State, step: Step
-) -> tuple[State, Action]:
-    state, action = agent.act(params, key, before, step)
-    checks.state(before, state, "StepPolicy.act")
-    checks.action(environment.spec, action, "StepPolicy.act")
-    return state, action
 
 
 def _batch_sizes(count: int, shrink: float, smallest: int) -> list[int]:

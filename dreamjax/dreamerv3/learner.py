@@ -34,11 +34,14 @@ class Batch(NamedTuple):
 
 
 class Hyper(NamedTuple):
-    """Settings that are traced, so that one compiled program serves all values, also several at once by `vmap`."""
+    """Settings that are traced, so that one compiled program serves all values, also several at once by `vmap`.
 
-    learning_rate: Array  # [] float32, at the end of the warmup
-    entropy: Array  # [] float32, scale of the actor's entropy
-    discount: Array  # [] float32; the continue head learns it, and `Outcome.continues` is divided by the config's
+    The continue head learns the discount, but an agent's `Outcome.continues` is divided by that of its configuration.
+    """
+
+    learning_rate: Array | float  # [] float32, at the end of the warmup
+    entropy: Array | float  # [] float32, scale of the actor's entropy
+    discount: Array | float  # [] float32
 
     @classmethod
     def of(cls, cfg: DreamerConfig) -> "Hyper":
@@ -69,8 +72,9 @@ class Trained(NamedTuple):
 def init(dreamer: Dreamer, key: Key, hyper: Hyper | None = None) -> TrainState:
     """Start training, with the configuration's learning rate, entropy scale and discount where `hyper` is None."""
     params = model.init(dreamer, key)
-    # Buffers of their own, as the state is donated.
-    slow, hyper = jax.tree.map(jnp.array, (params.value, hyper or Hyper.of(dreamer.cfg)))
+    # Copies, as the state is donated.
+    slow = jax.tree.map(jnp.array, params.value)
+    hyper = Hyper(*(jnp.array(value, jnp.float32) for value in hyper or Hyper.of(dreamer.cfg)))
     opt_state = optim.laprop(dreamer.cfg.optimizer).init(params)
     return TrainState(jnp.int32(0), params, slow, opt_state, returns.range_init(), hyper)
 
@@ -142,7 +146,7 @@ def _observe(dreamer: Dreamer, params: ModelParams, key: Key, batch: Batch, toke
 
 
 def _model_losses(
-    dreamer: Dreamer, params: ModelParams, states: RSSMState, posterior: Array, steps: Step, discount: Array
+    dreamer: Dreamer, params: ModelParams, states: RSSMState, posterior: Array, steps: Step, discount: Array | float
 ) -> dict[str, Array]:
     """Losses of the world model, [B, T] each. Source: Hafner et al. 2023, equations 4 and 5."""
     cfg, scales = dreamer.cfg, dreamer.cfg.loss

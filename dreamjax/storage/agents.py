@@ -91,13 +91,11 @@ def _load_run(folder: Path) -> tuple[Agent, AgentParams]:
     cfg, agent = _described(folder / f"{_NAME}.json")
     if not isinstance(cfg, DreamerConfig):
         raise FileNotFoundError(f"{folder} holds no {_NAME}.npz yet: its training is not finished")
-    of: Any = dreamer.Dreamer.of
-    like = jax.eval_shape(partial(dreamer_learner.init, of(cfg, agent.model.spec)), jax.random.key(0))
+    like = jax.eval_shape(partial(dreamer_learner.init, dreamer.Dreamer.of(cfg, agent.model.spec)), jax.random.key(0))
     found = Checkpoints(folder / "checkpoints").restore(like)
     if found is None:
         raise FileNotFoundError(f"there is no checkpoint in {folder / 'checkpoints'}: train first")
-    params: Any = found[1].params
-    return agent, AgentParams(params.model, params.policy)
+    return agent, dreamer.agent_params(found[1].params)
 
 
 def _describe(path: Path, cfg: Config, spec: EnvSpec) -> None:

@@ -11,10 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamjax import rollout
+from dreamjax import dream, dreamerv3, rollout
+from dreamjax.dreamerv3.config import debug
+from dreamjax.envs import probes
 from dreamjax.envs.car_racing import car_racing_spec
 from dreamjax.envs.vizdoom import take_cover_spec
 from dreamjax.storage.agents import describe, load, save_agent
+from dreamjax.storage.checkpoints import Checkpoints
 from dreamjax.storage.leaves import CheckpointError
 from dreamjax.types import Agent, AgentParams, Step
 from dreamjax.worldmodels.controller import ControllerConfig
@@ -116,6 +119,40 @@ def test_an_agent_needs_a_configuration_of_a_system(params: AgentParams, tmp_pat
         save_agent(tmp_path / "agent.json", WORLD, AGENT, params)
 
 
+# DreamerV3
+
+DREAMER, SPEC = debug(), probes.counter().spec
+
+
+def test_a_run_folder_gives_the_agent_of_its_newest_checkpoint(tmp_path: Path) -> None:
+    description = dreamerv3.model.Dreamer.of(DREAMER, SPEC)
+    old, new = (dreamerv3.learner.init(description, jax.random.key(seed)) for seed in (0, 1))
+    describe(tmp_path, DREAMER, SPEC)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .* train first"):
+        load(tmp_path)
+    checkpoints.save(1, old)
+    checkpoints.save(2, new)
+    agent, back = load(tmp_path)
+    assert agent is dreamerv3.model.make(DREAMER, SPEC) and back.starts == ()
+    expected = AgentParams(new.params.model, new.params.policy)
+    jax.tree.map(np.testing.assert_array_equal, back, expected)
+    (tmp_path / "agent.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"agent\.json is missing"):
+        load(tmp_path)
+
+
+def test_a_dreamer_is_stored_in_a_file_and_dreams(tmp_path: Path) -> None:
+    agent = dreamerv3.model.make(DREAMER, SPEC)
+    params = dreamerv3.learner.init(dreamerv3.model.Dreamer.of(DREAMER, SPEC), jax.random.key(0)).params
+    start = agent.model.encode(params.model, jnp.zeros(SPEC.observation.shape, SPEC.observation.dtype))
+    save_agent(tmp_path / "agent.npz", DREAMER, agent, AgentParams(params.model, params.policy, start[None]))
+    back = load(tmp_path)
+    assert back[0] is agent and back[1].starts.dtype == start.dtype == jnp.bfloat16
+    dreamed = dream.imagine(*back, jax.random.key(1), agent.model.start(params.model), 3)
+    assert dreamed.actions.shape == (3,) and set(dreamed.actions.tolist()) <= {0, 1}
+
+
 # The committed agents
 
 
@@ -159,7 +196,9 @@ def test_the_committed_driver_acts_as_when_it_was_evolved() -> None:
 
 SCRIPT = """
 import sys, jax, numpy as np
-from dreamjax import rollout
+from dreamjax import dream, dreamerv3, rollout
+from dreamjax.dreamerv3.config import debug
+from dreamjax.envs import probes
 from dreamjax.storage.agents import load
 from dreamjax.types import Step
 agent, params = load(sys.argv[1])
