@@ -32,7 +32,6 @@ from dreamjax.envs.dmc import ControlSuite
 from dreamjax.reporting.results import result_row, write_result
 from dreamjax.reporting.timing import measure
 from dreamjax.storage.folder import RunFolder
-from dreamjax.storage.metrics import MetricsLog
 from dreamjax.training.devices import device_mesh, keep_freed_memory
 from dreamjax.training.online import OnlineConfig, train_online
 from dreamjax.types import Environment
@@ -70,9 +69,8 @@ class HostLoop:
     def go(self, steps: int) -> None:
         """Collect and learn `steps` further; what it takes to read and write the run is in it."""
         self._steps += steps
-        with MetricsLog(self._folder.name) as log:
-            cfg = replace(self._cfg, steps=self._steps)
-            self.state = train_online(self._run, log, self.dreamer, self._environment, cfg, 0)
+        cfg = replace(self._cfg, steps=self._steps)
+        self.state = train_online(self._run, self.dreamer, self._environment, cfg, 0)
 
 
 def jitted(environment: Environment, agent: DreamerConfig, cfg: LoopConfig, iterations: int) -> Any:

@@ -11,15 +11,17 @@ ratio of replayed to collected steps; one configuration for every domain.
     python experiments/dreamerv3.py --evaluate runs/cartpole --episodes 100
     python experiments/dreamerv3.py --aggregate runs/cartpole runs/walker
 
-The command started again goes on where it stopped, with the agent and the replay that it had; with more `--steps` it
+The command started again resumes where it stopped, with the agent and the replay that it had; with more `--steps` it
 trains longer. With `--offline` it learns from the replay of the folder, or from a recording, and needs no environment.
-At the end of training the agent is evaluated in fresh episodes and predicts pieces of them open-loop; `--evaluate` does
+At the end of training the agent is evaluated in test episodes and predicts pieces of them open-loop; `--evaluate` does
 that for any run, also while it is under way. What the committed runs measured, how long they took and on which machine:
 results/dreamerv3/result.json.
 """
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,17 +32,11 @@ from dreamjax.acting.vector import VectorEnvironment
 from dreamjax.dreamerv3.config import DreamerConfig, Size, scaled
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs import suites
-from dreamjax.reporting import curves
-from dreamjax.reporting.aggregate import aggregate_runs, read_run
-from dreamjax.reporting.open_loop import OBSERVED, predict, write_predictions
-from dreamjax.reporting.pages import Section, write_summary
-from dreamjax.reporting.results import result_row, shown_measurement, write_result
-from dreamjax.storage import agents
-from dreamjax.storage.configs import command_line
-from dreamjax.storage.folder import RunFolder
-from dreamjax.storage.metrics import MetricsLog, read_metrics
-from dreamjax.storage.recordings import read_spec, write_spec
-from dreamjax.training.experiment import Options, read_command_line
+from dreamjax.reporting import Section, curves, open_loop, pages, result_row, show_rows
+from dreamjax.reporting.aggregate import aggregate_runs, episode_returns, read_run
+from dreamjax.storage import RunFolder, load, read_metrics
+from dreamjax.storage.recordings import read_spec
+from dreamjax.training.experiment import Options, command, read_command_line
 from dreamjax.training.online import OnlineConfig, train_offline, train_online
 
 NAME = "dreamerv3"
@@ -50,7 +46,7 @@ MAY_CHANGE = ("steps", "workers", "checkpoint_every", "log_every", "capacity")
 
 @dataclass(frozen=True)
 class Config:
-    """What is trained, and where it differs from what is published; None takes the published value of the suite."""
+    """What is trained; None takes the published value of the suite."""
 
     task: str = "dmc_walker_walk"
     size: Size = "12m"
@@ -66,10 +62,15 @@ class Config:
     checkpoint_every: int = 1000
     log_every: int = 100
 
+    @property
+    def preset(self) -> str:
+        """What results are filed under."""
+        return self.size
+
 
 @dataclass(frozen=True)
 class DreamerOptions(Options):
-    """What to do with a configuration: train, unless one of the others is given."""
+    """What to do: train, unless one of the others is given."""
 
     episodes: int = 10  # to evaluate the agent in, once it is trained; 0 leaves that out
     offline: int | None = None  # learn up to so many updates, without the environment
@@ -77,7 +78,18 @@ class DreamerOptions(Options):
     variant: str = ""  # what sets aggregated runs apart from those of the plain settings, such as "lr 1.6e-4"
 
 
-PRESETS = {"published": Config()}
+SMALL: dict[str, Any] = {
+    "batch_size": 4,
+    "batch_length": 8,
+    "train_ratio": 16.0,
+    "checkpoint_every": 20,
+    "log_every": 10,
+}
+PRESETS = {
+    "paper": Config(),
+    "cpu": Config("gym_CartPole-v1", "1m", steps=20_000),
+    "smoke": Config("gym_CartPole-v1", "debug", steps=400, envs=2, log_every=10, **SMALL),
+}
 
 
 def train(cfg: Config, folder: Path, options: DreamerOptions) -> RunFolder:
@@ -93,28 +105,16 @@ def train(cfg: Config, folder: Path, options: DreamerOptions) -> RunFolder:
         log_every=cfg.log_every,
     )
     agent = scaled(cfg.agent, cfg.size)
-    if options.offline is None:
-        environment = VectorEnvironment(make_env, cfg.envs or suite.envs, suite.max_steps, cfg.workers)
-        spec = environment.spec
-    else:
-        spec = read_spec(options.recording or folder)
-    dreamer = Dreamer.of(agent, spec)
-    run = RunFolder(folder, cfg, MAY_CHANGE)
-    write_spec(folder, spec)
-    agents.describe(folder, agent, spec)
-    with MetricsLog(folder) as log:
-        if options.offline is None:
-            train_online(run, log, dreamer, environment, online, cfg.seed)
-            environment.close()
-        else:
-            train_offline(run, log, dreamer, online, cfg.seed, options.offline, options.recording)
-    return run
-
-
-def episodes_of(cfg: Config, folder: Path) -> curves.Series:
-    """Frames before the end of each training episode, and its return."""
-    steps, returns = read_metrics(folder / "metrics.jsonl").get("episode", {}).get("return", ([], []))
-    return np.asarray(steps) * suites.task(cfg.task).suite.repeat, np.asarray(returns)
+    if options.offline is not None:
+        dreamer = Dreamer.of(agent, read_spec(options.recording or folder))
+        run = RunFolder(folder, cfg, MAY_CHANGE)
+        train_offline(run, dreamer, online, cfg.seed, options.offline, options.recording)
+        return run
+    with closing(VectorEnvironment(make_env, cfg.envs or suite.envs, suite.max_steps, cfg.workers)) as environment:
+        dreamer = Dreamer.of(agent, environment.spec)
+        run = RunFolder(folder, cfg, MAY_CHANGE)
+        train_online(run, dreamer, environment, online, cfg.seed)
+        return run
 
 
 def crafter_score(path: Path) -> dict:
@@ -130,51 +130,39 @@ def crafter_score(path: Path) -> dict:
 def report(run: RunFolder, into: RunFolder, episodes: int) -> None:
     """Evaluate the newest agent of a run, and write what there is to see of it into a folder."""
     cfg: Config = run.config
-    rows, sections = [], []
-    frames, returns = episodes_of(cfg, run.path)
-    metrics = read_metrics(run.path / "metrics.jsonl")
+    suite, make_env = suites.task(cfg.task)
+    rows, sections, lead = [], [], ""
+    frames, returns = episode_returns(run.path, suite.repeat)
     if len(returns):
         rows.append(result_row(cfg.task, returns[-5:], "return"))
         if cfg.task == "crafter_reward":
             rows.append(crafter_score(run.path / "metrics.jsonl"))
         curves.return_curves({cfg.task: {"": (frames, returns)}}, into.path / "returns.png")
+        lead = f"{len(returns)} episodes in {frames[-1]:,} frames."
         sections.append(Section("Learning", "The return of each training episode, over the frames.", ["returns.png"]))
     if episodes:
-        make_env, key = suites.task(cfg.task).make_env, jax.random.key(cfg.seed)
-        agent, params = agents.load(run.path)
+        (agent, params), key = load(run.path), jax.random.key(cfg.seed)
         notes = into.path / "evaluation.jsonl"
         scores = evaluate(agent, params, make_env, seeds.test(episodes), key, envs=8, notes=notes)
         rows.append(result_row(f"{cfg.task}, evaluated", scores, "return"))
-        predictions = predict(agent, params, make_env, key)
-        if predictions:
-            text = (
-                f"The model filters {OBSERVED} steps (green); from there on it predicts open-loop, from actions alone."
-            )
-            media = write_predictions(into.path, predictions)
-            sections.append(Section("What happens, and what the model expects", text, media))
-    losses = {name: series for name, series in metrics.get("learn", {}).items() if "loss" in name}
-    if losses:
+        if predictions := open_loop.predict(agent, params, make_env, key):
+            media = open_loop.write_predictions(into.path, predictions)
+            sections.append(Section("What happens, and what the model expects", open_loop.CAPTION, media))
+    losses = read_metrics(run.path / "metrics.jsonl").get("learn", {})
+    if losses := {name: series for name, series in losses.items() if "loss" in name}:
         curves.learning_curves({"learn": losses}, into.path / "losses.png")
         sections.append(Section("Losses", "Over the updates.", ["losses.png"]))
-    if rows:
-        command = " ".join([f"python experiments/{NAME}.py", *command_line(cfg, Config())])
-        wall = run.stage_record("train")["seconds"]
-        write_result(into.path / "result.json", NAME, cfg.size, command, [cfg.seed], wall, rows, origin=run.origin)
-    for row in rows:
-        print(f"{row['name']}: {shown_measurement(row)}, {row['n']} episodes")
-    lead = "" if len(returns) == 0 else f"{len(returns)} episodes in {frames[-1]:,} frames."
-    print(f"Open {write_summary(into, f'DreamerV3: {cfg.task}', rows, sections, lead)}")
+    pages.report(run, NAME, command(NAME, cfg, PRESETS), rows, f"DreamerV3: {cfg.task}", sections, lead, into)
 
 
 def aggregate(options: DreamerOptions) -> None:
     """Put the results of runs together."""
-    configs = [RunFolder.opened(folder, Config).config for folder in options.aggregate]
-    runs = [
-        read_run(folder, cfg.task, cfg.size, cfg.seed, episodes_of(cfg, folder), options.variant)
-        for folder, cfg in zip(options.aggregate, configs, strict=True)
-    ]
-    for row in aggregate_runs(options.into or Path("experiments/results") / NAME, NAME, runs):
-        print(f"{row['name']}: {shown_measurement(row)}, {row['n']} episodes")
+    runs = []
+    for folder in options.aggregate:
+        cfg: Config = RunFolder.opened(folder, Config).config
+        returns = episode_returns(folder, suites.task(cfg.task).suite.repeat)
+        runs.append(read_run(folder, cfg.task, cfg.size, cfg.seed, returns, options.variant))
+    show_rows(aggregate_runs(options.into, NAME, runs))
 
 
 def main() -> None:

@@ -6,10 +6,11 @@ Paper: Hafner et al. 2023. Several seeds learn at once, by `vmap`.
     python experiments/dreamerv3_jax.py --task dodge --size 1m
     python experiments/dreamerv3_jax.py --task gymnax_CartPole-v1
 
-The last one needs an extra: gymnax, craftax or brax. The command started again goes on where it stopped. In
-`metrics.jsonl` are, by iteration, the environment steps of each seed so far and, for each seed, how many episodes
-ended and their mean return; in `result.json` what the trained agents reach in fresh episodes. What the committed runs
-reached: results/dreamerv3_jax_*/result.json.
+The last one needs an extra: gymnax, craftax or brax. The command started again resumes where it stopped; with more
+`--iterations` it trains longer. In `metrics.jsonl` are, by iteration, the environment steps of each seed so far and,
+for each seed, how many episodes ended and their mean return; in `result.json` what the trained agents reach in new
+episodes; in `agent.npz` the agent of the first seed, for `dreamjax.load`. What the committed runs reached:
+results/dreamerv3_jax_*/result.json.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,17 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreamjax import rollout
-from dreamjax.dreamerv3 import loop, model
-from dreamjax.dreamerv3.config import DreamerConfig, Size, scaled
-from dreamjax.dreamerv3.loop import LoopConfig, LoopState
-from dreamjax.dreamerv3.model import Dreamer, DreamerParams
+from dreamjax.dreamerv3 import Dreamer, DreamerConfig, DreamerParams, LoopConfig, agent_params, loop, model, scaled
+from dreamjax.dreamerv3.config import Size
+from dreamjax.dreamerv3.loop import LoopState
 from dreamjax.envs import brax, craftax, gymnax, probes
 from dreamjax.envs.swingup import swingup
-from dreamjax.reporting.results import result_row, shown_measurement, write_result
-from dreamjax.storage.configs import command_line
-from dreamjax.storage.folder import RunFolder
-from dreamjax.storage.metrics import MetricsLog
-from dreamjax.training.experiment import Options, read_command_line
+from dreamjax.reporting import Section, curves, pages, result_row
+from dreamjax.storage import MetricsLog, RunFolder, read_metrics, save_agent
+from dreamjax.training.experiment import Options, command, read_command_line
 from dreamjax.training.loop import train
 from dreamjax.types import Array, Environment, Key, Metrics
 
@@ -60,15 +58,22 @@ class Config:
     iterations: int = 1000  # of collecting and learning
     loop: LoopConfig = LoopConfig()
     agent: DreamerConfig = DreamerConfig()  # everything but the sizes, which `size` sets, unless it is "custom"
-    per_call: int = 10  # iterations of one call, after which there is news
+    per_call: int = 10  # iterations of one call, after which there are metrics
     checkpoint_every: int = 100  # iterations; a multiple of `per_call`
 
     def __post_init__(self) -> None:
         if self.checkpoint_every % self.per_call or self.iterations % self.per_call:
             raise ValueError(f"checkpoint_every and iterations must be multiples of per_call, {self.per_call}")
 
+    @property
+    def preset(self) -> str:
+        """What results are filed under."""
+        return self.size
 
-PRESETS = {"published": Config()}
+
+TINY = LoopConfig(envs=2, batch_size=2, batch_length=4, train_ratio=4, capacity=100)
+SMOKE = Config("remember", "debug", seeds=2, iterations=6, loop=TINY, per_call=2, checkpoint_every=2)
+PRESETS = {"cpu": Config(), "smoke": SMOKE}
 
 
 def make(task: str) -> Environment:
@@ -79,6 +84,14 @@ def make(task: str) -> Environment:
     if suite in SUITES:
         return SUITES[suite](name)
     raise SystemExit(f"unknown task {task!r}; there are {', '.join(TASKS)}, and those of {', '.join(SUITES)}")
+
+
+def save(run: RunFolder, cfg: DreamerConfig, environment: Environment, params: DreamerParams) -> None:
+    """Store a trained agent, with the observations that some episodes open with, where its dreams begin."""
+    agent, learned = model.make(cfg, environment.spec), agent_params(params)
+    _, step = jax.vmap(environment.reset)(jax.random.split(jax.random.key(run.config.seed), 64))
+    starts = jax.jit(jax.vmap(agent.model.encode, (None, 0)))(learned.model, step.observation)
+    save_agent(run.path / "agent.npz", cfg, agent, learned._replace(starts=starts))
 
 
 def train_agents(cfg: Config, run: RunFolder, dreamer: Dreamer, environment: Environment) -> DreamerParams:
@@ -139,19 +152,18 @@ def evaluate(
 
 def main() -> None:
     """Train, evaluate and report."""
-    cfg, options = read_command_line(NAME, __doc__, PRESETS, Options)
-    environment = make(cfg.task)
-    dreamer = Dreamer.of(scaled(cfg.agent, cfg.size), environment.spec)
+    cfg, options = read_command_line(NAME, __doc__, PRESETS, Options, without=("evaluate", "aggregate", "into"))
+    environment, agent = make(cfg.task), scaled(cfg.agent, cfg.size)
+    dreamer = Dreamer.of(agent, environment.spec)
     run = RunFolder(options.folder or Path("runs") / f"{cfg.task}-{cfg.size}-{cfg.seed}", cfg, ("iterations",))
     params = train_agents(cfg, run, dreamer, environment)
+    save(run, agent, environment, jax.tree.map(lambda leaf: leaf[0], params))
     returns = evaluate(cfg, dreamer, environment, params, options.episodes)
     names = [f"{cfg.task}, seed {seed}" for seed in range(cfg.seeds)] if cfg.seeds > 1 else [cfg.task]
     rows = [result_row(name, scores, "return") for name, scores in zip(names, returns, strict=True)]
-    command = " ".join([f"python experiments/{NAME}.py", *command_line(cfg, Config())])
-    wall = run.stage_record("train")["seconds"]
-    write_result(run.path / "result.json", NAME, cfg.size, command, [cfg.seed], wall, rows, origin=run.origin)
-    for row in rows:
-        print(f"{row['name']}: {shown_measurement(row)}, {row['n']} episodes")
+    curves.learning_curves(read_metrics(run.path / "metrics.jsonl"), run.path / "learning.png")
+    section = Section("Learning", "Over the iterations; returns are of training episodes.", ["learning.png"])
+    pages.report(run, NAME, command(NAME, cfg, PRESETS), rows, f"DreamerV3: {cfg.task}", [section])
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ START_DEVIATION = 0.2  # standard deviation of each part of the first state, aro
 
 FRAME = 64  # height and width of a frame, pixels
 VIEW_WIDTH, VIEW_HEIGHT = 5.0, 1.8  # of what a frame shows, in units of length: squeezed, as the paper's frames are
+CELLS = (8, 8, 16, 16)  # of position, velocity, angle and spin, in which `visited` counts
+HELD_STEPS, HELD_REWARD = 50, 0.95  # at the end of an episode, and at least: within 26 degrees of upright
 # Grey levels. Not on white or black: V's first updates drive its output to the background's level, and a sigmoid that
 # has arrived at 1 or 0 no longer learns where the pole is.
 BACKGROUND, RAIL, CART, POLE = 60.0, 90.0, 170.0, 255.0
@@ -132,3 +134,30 @@ def draw_swingup(state: SwingUpState) -> Array:
     frame = shade(frame, box(state.position, 0.5, 0.25), CART)
     frame = shade(frame, from_pole - 0.1, POLE)
     return jnp.broadcast_to(jnp.round(frame).astype(jnp.uint8)[:, :, None], (FRAME, FRAME, 3))
+
+
+def visited(states: np.ndarray) -> float:
+    """Return the share of the cells of the state space that were visited; many of them cannot be reached.
+
+    Shapes: states [N, 5], as "state" observes them.
+    """
+    position, velocity, cos, sin, spin = states.T
+    parts = zip((position, velocity, np.arctan2(sin, cos), spin), (TRACK, 6.0, np.pi, 15.0), CELLS, strict=True)
+    index = [np.clip((x / limit + 1) / 2 * n, 0, n - 1).astype(int) for x, limit, n in parts]
+    return float(len(np.unique(np.ravel_multi_index(index, CELLS))) / np.prod(CELLS))
+
+
+def is_upright(states: Array) -> Array:
+    """Whether the pole is within 26 degrees of upright. Shapes: [..., 5], as "state" observes them -> [...] bool."""
+    return states[..., 2] > 2 * HELD_REWARD - 1
+
+
+def score(step: Step) -> tuple[np.ndarray, np.ndarray]:
+    """Score the first episode of each row: its return, and whether the pole stood throughout the last `HELD_STEPS`.
+
+    Shapes: step [E, T, ...], of which T - 1 are the step limit -> [E] float32, [E] bool.
+    """
+    reward, is_last = np.asarray(step.reward), np.asarray(step.is_last)
+    is_over = np.cumsum(is_last, 1) - is_last > 0  # what comes after the first episode
+    held = (reward[:, -HELD_STEPS:] > HELD_REWARD).all(1) & ~is_over.any(1)
+    return (reward * ~is_over).sum(1), held

@@ -24,10 +24,12 @@ if TYPE_CHECKING:
         film_dream_and_real as film_dream_and_real,
         film_episode as film_episode,
     )
+    from dreamjax.reporting.open_loop import one_step_error as one_step_error
     from dreamjax.reporting.pages import Section as Section, write_summary as write_summary
     from dreamjax.reporting.results import (
         read_result as read_result,
         result_row as result_row,
+        show_rows as show_rows,
         write_result as write_result,
     )
     from dreamjax.reporting.videos import write_video as write_video

@@ -12,6 +12,8 @@ from dreamjax.reporting.results import read_result, result_row, shown_number, wr
 from dreamjax.storage.atomic import replacing
 from dreamjax.storage.metrics import read_metrics
 
+_RESULTS = Path("experiments/results")
+
 
 class Run(NamedTuple):
     """The learning curve of a run, and the result that it wrote."""
@@ -37,14 +39,23 @@ def read_run(
     return Run(task, size, seed, frames.tolist(), rounded, read_result(folder / "result.json"), variant)
 
 
-def aggregate_runs(into: Path, experiment: str, runs: Iterable[Run]) -> list[dict[str, Any]]:
+def episode_returns(folder: Path, repeat: int = 1) -> curves.Series:
+    """Frames before the end of each training episode of a run, and its return; `repeat` is the frames of an action."""
+    steps, returns = read_metrics(folder / "metrics.jsonl").get("episode", {}).get("return", ([], []))
+    return np.asarray(steps) * repeat, np.asarray(returns)
+
+
+def aggregate_runs(into: Path | None, experiment: str, runs: Iterable[Run]) -> list[dict[str, Any]]:
     """Write `curves.jsonl`, and from it `result.json` and `curves.png`; return the rows of the result.
 
     Runs already in `curves.jsonl` are kept, unless one of `runs` has the same task, size, variant and seed. If there is
     a `published.json`, task -> [[frames, score], ...], rows hold the score published nearest to the end of their run.
 
+    The files go to the folder `into`, or to the committed results of the experiment.
+
     Raises: ValueError if there are no runs at all.
     """
+    into = into or _RESULTS / experiment
     known = {(run.task, run.size, run.variant, run.seed): run for run in [*_read(into / "curves.jsonl"), *runs]}
     all_runs = [known[identity] for identity in sorted(known)]
     if not all_runs:
@@ -74,16 +85,18 @@ class Repeat(NamedTuple):
     series: dict[str, tuple[list[float], list[float]]]  # steps and values of each metric of one stage
 
 
-def aggregate_repeats(into: Path, experiment: str, stage: str, folders: Iterable[Path]) -> list[dict[str, Any]]:
+def aggregate_repeats(into: Path | None, experiment: str, stage: str, folders: Iterable[Path]) -> list[dict[str, Any]]:
     """Write `repeats.jsonl`, and from it `result.json` and `repeats.png`; return the rows of the result.
 
     A row holds mean and standard deviation, over runs with the same settings, of the means in their rows of that name.
     The plot shows mean and standard deviation of the metrics of one stage. Runs already in `repeats.jsonl` are kept,
-    unless one of the folders has the same settings and seeds.
+    unless one of the folders has the same settings and seeds. The files go to the folder `into`, or to the committed
+    results of the experiment.
 
     Raises: ValueError if there are no runs, or runs of one name differ in preset, rows or steps; FileNotFoundError if
         one has no result yet.
     """
+    into = into or _RESULTS / experiment
     path = into / "repeats.jsonl"
     found = [Repeat(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
     for folder in folders:

@@ -15,7 +15,7 @@ from dreamjax.acting import seeds
 from dreamjax.acting.evaluation import play_all, record_episode
 from dreamjax.envs.host import InvalidStep
 from dreamjax.reporting import videos
-from dreamjax.types import Agent, AgentParams, Array, Key
+from dreamjax.types import Agent, AgentParams, Array, Key, PyTree
 
 _SEEN, _IMAGINED = (0, 158, 115), (213, 94, 0)  # borders
 _BORDER = 3  # pixels
@@ -77,14 +77,20 @@ class _Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def film_dream(agent: Agent, params: AgentParams, key: Key, steps: int, temperature: float = 1.0) -> np.ndarray:
-    """Film one dreamed episode, at most `steps` of it. Shapes: -> uint8 [T, H, W, 3]."""
-    continues, frames = _dream(agent, params, key, steps, temperature)
+    """Film one dreamed episode, at most `steps` of it. Shapes: -> uint8 [T, H, W, C].
+
+    Raises: ValueError if the observation does not hold exactly one picture.
+    """
+    continues, decoded = _dream(agent, params, key, steps, temperature)
+    pictures = [leaf for leaf in jax.tree.leaves(decoded) if leaf.dtype == np.uint8 and leaf.ndim == 4]
+    if len(pictures) != 1:
+        raise ValueError(f"a dream of {len(pictures)} pictures cannot be filmed, only of one")
     over = 1 + np.flatnonzero(np.asarray(continues[1:]) < 0.5)
-    return np.asarray(frames[: over[0] + 1 if len(over) else steps])
+    return np.asarray(pictures[0][: over[0] + 1 if len(over) else steps])
 
 
 @partial(jax.jit, static_argnames=("agent", "steps"))
-def _dream(agent: Agent, params: AgentParams, key: Key, steps: int, temperature: Array | float) -> tuple[Array, Array]:
+def _dream(agent: Agent, params: AgentParams, key: Key, steps: int, temperature: Array | float) -> tuple[Array, PyTree]:
     key_reset, key_imagine = jax.random.split(key)
     model, learned = agent.model, params.model
     begin, _ = dream.environment(model, learned, params.starts, temperature).reset(key_reset)

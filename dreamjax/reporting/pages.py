@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from dreamjax.reporting.results import shown_duration, shown_measurement, shown_number, write_result
+from dreamjax.reporting.results import show_rows, shown_duration, shown_measurement, shown_number, write_result
 from dreamjax.storage.atomic import replacing
 from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.provenance import commit, machine
@@ -69,16 +69,20 @@ def report(
     title: str,
     sections: Sequence[Section] = (),
     lead: str = "",
+    into: RunFolder | None = None,
 ) -> None:
     """Write `result.json` and `summary.html` of a run whose configuration has a preset and a seed; print the rows.
 
+    They go to the run folder, or into another one. Without rows there is no result, but still a summary.
+
     Raises: as `write_result` and `write_summary` do.
     """
-    preset, seeds, path = run.config.preset, [run.config.seed], run.path / "result.json"
-    write_result(path, experiment, preset, command, seeds, run.seconds, rows, origin=run.origin)
-    page = write_summary(run, title, rows, sections, lead)
-    for row in rows:
-        print(f"{row['name']:>22}: {shown_measurement(row)}, {row['n']} episodes")
+    into = into or run
+    preset, seeds, path = run.config.preset, [run.config.seed], into.path / "result.json"
+    if rows:
+        write_result(path, experiment, preset, command, seeds, run.seconds, rows, origin=run.origin)
+    page = write_summary(into, title, rows, sections, lead)
+    show_rows(rows)
     print(f"Open {page}")
 
 

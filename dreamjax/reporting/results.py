@@ -100,6 +100,12 @@ def _check_result(result: Any, where: str) -> None:
         require(is_published, f"published must be a number, text or None in {row}")
 
 
+def show_rows(rows: Iterable[dict[str, Any]], counted: str = "episodes") -> None:
+    """Print the rows of a result, of so many of what is `counted`."""
+    for row in rows:
+        print(f"{row['name']:>22}: {shown_measurement(row)}, {row['n']} {counted}")
+
+
 def shown_number(value: float | str) -> str:
     """Format a number with four significant digits, and all digits before the point; text stays as it is."""
     return value if isinstance(value, str) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

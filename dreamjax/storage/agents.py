@@ -5,6 +5,7 @@ parameters: `agent.json` beside `agent.npz`, or beside the checkpoints of a run 
 """
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ Config = WorldModelConfig | DreamerConfig
 
 _SYSTEMS: dict[str, type[Any]] = {"worldmodels": WorldModelConfig, "dreamerv3": DreamerConfig}
 _NAME = "agent"  # of the files in a folder
+_STARTS = "starts.npz"  # beside the checkpoints of a run
 
 
 class _FormerParams(NamedTuple):
@@ -42,6 +44,22 @@ class _FormerParams(NamedTuple):
 def describe(folder: str | os.PathLike[str], cfg: Config, spec: EnvSpec) -> None:
     """Write `agent.json` in a run folder, so that `load` can read the agent in its checkpoints."""
     _describe(Path(folder) / f"{_NAME}.json", cfg, spec)
+
+
+def write_starts(folder: str | os.PathLike[str], observations: Sequence[PyTree]) -> None:
+    """Write first observations of episodes in a run folder, where the dreams of the agent that `load` reads begin."""
+    if observations:
+        save_weights(Path(folder) / _STARTS, {"starts": jax.tree.map(lambda *leaves: np.stack(leaves), *observations)})
+
+
+def read_starts(folder: str | os.PathLike[str], spec: EnvSpec) -> PyTree | None:
+    """Read what `write_starts` wrote; None if it wrote nothing. Shapes: -> [S, ...]. Raises: as `load` does."""
+    path = Path(folder) / _STARTS
+    if not path.exists():
+        return None
+    _, count = _inspect(path)
+    like = jax.tree.map(lambda space: jax.ShapeDtypeStruct((count, *space.shape), space.dtype), spec.observation)
+    return load_weights(path, {"starts": like})["starts"]
 
 
 def save_agent(path: str | os.PathLike[str], cfg: Config, agent: Agent, params: AgentParams) -> None:
@@ -63,8 +81,8 @@ def load(path: str | os.PathLike[str]) -> tuple[Agent, AgentParams]:
     """Read a trained agent of either system.
 
     `path` is a file of `save_agent`, or a folder: with `agent.npz`, or with the checkpoints of a DreamerV3 run, of
-    which the newest is read. Parameters of a file come back as float32. An agent from checkpoints has no `starts`;
-    encode first observations with `agent.model.encode` to dream with it.
+    which the newest is read. Parameters of a file come back as float32. The starts of a run are its newest first
+    observations, as its world model encodes them.
 
     Raises:
         FileNotFoundError: there is no agent at `path`, or no description beside it.
@@ -95,7 +113,11 @@ def _load_run(folder: Path) -> tuple[Agent, AgentParams]:
     found = Checkpoints(folder / "checkpoints").restore(like)
     if found is None:
         raise FileNotFoundError(f"there is no checkpoint in {folder / 'checkpoints'}: train first")
-    return agent, dreamer.agent_params(found[1].params)
+    params = dreamer.agent_params(found[1].params)
+    first = read_starts(folder, agent.model.spec)
+    if first is not None:
+        params = params._replace(starts=jax.jit(jax.vmap(agent.model.encode, (None, 0)))(params.model, first))
+    return agent, params
 
 
 def _describe(path: Path, cfg: Config, spec: EnvSpec) -> None:

@@ -180,6 +180,15 @@ class Checkpoints:
             shutil.rmtree(unfinished)
 
 
+def newest(folder: str | os.PathLike[str], like: PyTree) -> PyTree:
+    """Read the newest undamaged checkpoint in a folder; `like` itself, which is arrays, if there never was one.
+
+    Raises: as `Checkpoints.restore` does.
+    """
+    found = Checkpoints(folder).restore(like) if Path(folder).exists() else None
+    return like if found is None else found[1]
+
+
 def _crc32(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 

@@ -5,7 +5,7 @@ The folder of a DreamerV3 run is a recording. `write_recording` makes one from a
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
@@ -78,10 +78,11 @@ def open_recording(folder: str | os.PathLike[str]) -> SequenceReplay:
     return recording
 
 
-def fill(replay: SequenceReplay, recording: SequenceReplay) -> None:
+def fill(replay: SequenceReplay, recording: SequenceReplay, seen: Callable[[Step], None] = lambda step: None) -> None:
     """Add the newest steps of a recording to a replay with the same number of streams, as many as it can hold.
 
-    Latent states are another agent's and are not copied: they start at zero, and are refreshed when they are drawn.
+    `seen` is called with each of them. Latent states are another agent's and are not copied: they start at zero, and
+    are refreshed when they are drawn.
 
     Raises: ValueError if the recording is of other spaces or streams.
     """
@@ -93,4 +94,6 @@ def fill(replay: SequenceReplay, recording: SequenceReplay) -> None:
     first = recording.written - replay.cfg.capacity // replay.streams
     for time in range(max(recording.oldest, first), recording.written):
         step = recording.read(Address(streams, np.full_like(streams, time)), 1)
-        replay.add(jax.tree.map(lambda x: x[:, 0], step)._replace(latent=latent))
+        now = jax.tree.map(lambda x: x[:, 0], step)._replace(latent=latent)
+        replay.add(now)
+        seen(now.step)

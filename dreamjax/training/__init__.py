@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         iterative as iterative,
         loop as loop,
         online as online,
+        recorded as recorded,
         stages as stages,
     )
     from dreamjax.training.dreamer import train as train

@@ -13,8 +13,6 @@ from dreamjax.dreamerv3.config import SIZES, DreamerConfig
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.storage import agents
 from dreamjax.storage.folder import RunFolder
-from dreamjax.storage.metrics import MetricsLog
-from dreamjax.storage.recordings import write_spec
 from dreamjax.training.online import OnlineConfig, train_online
 from dreamjax.types import Agent, AgentParams
 
@@ -70,11 +68,8 @@ def train(
     try:
         dreamer = Dreamer.of(agent, environment.spec)
         run = RunFolder(folder, cfg, MAY_CHANGE)
-        write_spec(folder, environment.spec)
-        agents.describe(folder, agent, environment.spec)
         begin = agents.load(weights)[1] if weights is not None else None
-        with MetricsLog(folder) as log:
-            train_online(run, log, dreamer, environment, online, seed, begin)
+        train_online(run, dreamer, environment, online, seed, begin)
     finally:
         environment.close()
     return agents.load(folder)

@@ -2,10 +2,10 @@
 
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
 
@@ -32,13 +32,15 @@ def read_command_line(
     experiment: str,
     description: str | None,
     presets: Mapping[str, Config],
-    options: type[Chosen] = Options,  # type: ignore[assignment]
+    options: type[Chosen],
     arguments: Sequence[str] | None = None,
+    *,
+    without: Collection[str] = (),
 ) -> tuple[Config, Chosen]:
     """Read `--preset NAME`, every field of its configuration, and the options; `--help` lists them all.
 
-    The first preset is the default. `options` is `Options`, or a dataclass derived from it. Exits, as command lines do,
-    where something is wrong or help was asked for.
+    The first preset is the default. `options` is `Options`, or a dataclass derived from it; those named in `without`
+    are not offered. Exits, as command lines do, where something is wrong or help was asked for.
     """
     keep_freed_memory()
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -48,7 +50,13 @@ def read_command_line(
         raise SystemExit(f"{experiment}.py has no preset {name!r}: use one of {', '.join(presets)}")
     flat: Any = lambda kind: Annotated[kind, tyro.conf.arg(name="")]  # noqa: E731
     config = presets[name]
-    both = make_dataclass("Arguments", [("config", flat(type(config)), config), ("options", flat(options), options())])
+    kinds = get_type_hints(options, include_extras=True)
+    hidden: list[Any] = [(one, Annotated[kinds[one], tyro.conf.Suppress], getattr(options(), one)) for one in without]
+    options = make_dataclass(options.__name__, hidden, bases=(options,), frozen=True)
+    parts = [("config", flat(type(config)), config), ("options", flat(options), options())]
+    if not hasattr(config, "preset"):
+        parts.append(("preset", str, name))
+    both = make_dataclass("Arguments", parts)
     parsed: Any = tyro.cli(both, args=given, description=description, prog=f"{experiment}.py")
     return parsed.config, parsed.options
 
@@ -65,6 +73,7 @@ def evaluation_folder(experiment: str, options: Options) -> Path:
 
 
 def command(experiment: str, cfg: Any, presets: Mapping[str, Any]) -> str:
-    """Return the command line that gives this configuration."""
-    flags = command_line(cfg, presets[cfg.preset])
-    return " ".join([f"python experiments/{experiment}.py --preset {cfg.preset}", *flags])
+    """Return the command that makes this configuration: from its own preset, if it names one, or from the first."""
+    named = [f"--preset {cfg.preset}"] if cfg.preset in presets else []
+    flags = command_line(cfg, presets[cfg.preset] if named else next(iter(presets.values())))
+    return " ".join([f"python experiments/{experiment}.py", *named, *flags])

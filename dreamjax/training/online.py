@@ -1,5 +1,6 @@
 """Training DreamerV3 while it acts in host environments, or from a replay alone."""
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,14 +20,17 @@ from dreamjax.dreamerv3.learner import TrainState
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.replay.sequences import Address, ReplayConfig, SequenceReplay
 from dreamjax.rollout import AgentState
+from dreamjax.storage import agents
 from dreamjax.storage.checkpoints import Checkpoints
 from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.metrics import MetricsLog
 from dreamjax.storage.progress import progress
-from dreamjax.storage.recordings import fill, open_recording
+from dreamjax.storage.recordings import fill, open_recording, write_spec
 from dreamjax.storage.replays import ReplayError, ReplayFolder
 from dreamjax.training.devices import device_mesh
-from dreamjax.types import AgentParams, Metrics, Step
+from dreamjax.types import AgentParams, Metrics, PyTree, Step
+
+STARTS = 64  # first observations that are kept, where the dreams of the trained agent may begin
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Progress(NamedTuple):
     updates: int  # so far
     episodes: dict[int, Metrics]  # of the environments whose episode ended: return, length, info/<name>
     metrics: dict[int, Metrics]  # of the updates that are due to be logged, by their number
+    failures: int = 0  # environments that raised, died or hung since training began or was resumed
 
 
 def updates_due(cfg: OnlineConfig, length: int, streams: int, steps: int) -> int:
@@ -78,7 +83,6 @@ def updates_due(cfg: OnlineConfig, length: int, streams: int, steps: int) -> int
 
 def train_online(
     run: RunFolder,
-    log: MetricsLog,
     dreamer: Dreamer,
     environment: VectorEnvironment,
     cfg: OnlineConfig,
@@ -88,19 +92,28 @@ def train_online(
     """Bring the agent of a run folder to `cfg.steps` collected steps, from its newest checkpoint if there is one.
 
     A resumed run has the agent, the replay and the counters it had; its environments begin new episodes. A new run
-    begins with the world model and the policy of `begin`, if they are given.
+    begins with the world model and the policy of `begin`, if they are given. `metrics.jsonl` has a line for every
+    episode, `log_every` updates, and step at which environments failed, whose episodes end there as truncated.
+
+    Raises: ValueError if the weights of `begin` do not fit; ReplayError if the replay of the run is damaged;
+        FloatingPointError if a metric is not finite; as `VectorEnvironment.step` does.
     """
     training = Training(run, dreamer, len(environment), cfg, seed)
     if begin is not None:
         training.begin_with(begin)
     training.restore()
-    with run.stage("train") as stage, progress(cfg.steps, "train", initial=training.steps, unit="step") as bar:
+    bar = progress(cfg.steps, "train", initial=training.steps, unit="step")
+    failures = 0
+    with MetricsLog(run.path) as log, run.stage("train") as stage, bar:
         for now in act_and_learn(training, environment):
             for i, episode in now.episodes.items():
                 log.write("episode", now.steps - len(environment) + i, episode)
                 bar.set_postfix({"return": f"{episode['return']:.4g}", "updates": now.updates})
             for number, metrics in now.metrics.items():
                 log.write("learn", number, metrics)
+            if now.failures > failures:
+                log.write("failures", now.steps, {"environments": now.failures - failures})
+                failures = now.failures
             bar.update(now.steps - bar.n)
             if now.updates - training.saved >= cfg.checkpoint_every:
                 training.save()
@@ -129,20 +142,15 @@ def act_and_learn(training: "Training", environment: VectorEnvironment) -> Itera
             for i in np.flatnonzero(step.is_last)
         }
         training.replay.add(Experience(step, action, latent))
+        training.note(step)
         step = environment.step(action)
-        yield Progress(training.steps, training.updates, episodes, metrics)
+        yield Progress(training.steps, training.updates, episodes, metrics, environment.failures)
     metrics = training.learn(updates_due(cfg, training.replay.cfg.length, envs, training.steps))
-    yield Progress(training.steps, training.updates, {}, metrics)
+    yield Progress(training.steps, training.updates, {}, metrics, environment.failures)
 
 
 def train_offline(
-    run: RunFolder,
-    log: MetricsLog,
-    dreamer: Dreamer,
-    cfg: OnlineConfig,
-    seed: int,
-    updates: int,
-    recording: Path | None,
+    run: RunFolder, dreamer: Dreamer, cfg: OnlineConfig, seed: int, updates: int, recording: Path | None = None
 ) -> TrainState:
     """Bring the agent of a run folder to `updates` updates without any environment.
 
@@ -159,11 +167,12 @@ def train_offline(
     elif recording is not None:
         recorded = open_recording(recording)
         training = Training(run, dreamer, recorded.streams, cfg, seed)
-        fill(training.replay, recorded)
+        fill(training.replay, recorded, training.note)
         training.save()
     else:
         raise ReplayError(f"{run.path} holds no agent with a replay to learn from: name a recording")
-    with run.stage("train") as stage, progress(updates, "train", initial=training.updates, unit="update") as bar:
+    bar = progress(updates, "train", initial=training.updates, unit="update")
+    with MetricsLog(run.path) as log, run.stage("train") as stage, bar:
         while training.updates < updates:
             for number, metrics in training.learn(min(updates, training.updates + cfg.log_every)).items():
                 log.write("learn", number, metrics)
@@ -175,7 +184,7 @@ def train_offline(
 
 
 class Training:
-    """The agent and the replay of a run."""
+    """The agent and the replay of a run, which its folder also describes, so that others can read them."""
 
     def __init__(self, run: RunFolder, dreamer: Dreamer, streams: int, cfg: OnlineConfig, seed: int) -> None:
         self.dreamer, self.cfg, self.seed = dreamer, cfg, seed
@@ -184,10 +193,14 @@ class Training:
         mesh = device_mesh("batch", None if cfg.batch_size % jax.device_count() == 0 else 1)
         self._split = NamedSharding(mesh, PartitionSpec("batch"))
         whole = NamedSharding(mesh, PartitionSpec())
+        write_spec(run.path, dreamer.spec)
+        agents.describe(run.path, dreamer.cfg, dreamer.spec)
         self.state = jax.jit(learner.init, static_argnums=0, out_shardings=whole)(dreamer, key_init)
         self.replay = SequenceReplay(cfg.replay(dreamer.cfg.context), experience.example(dreamer), streams)
         self._checkpoints = Checkpoints(run.path / "checkpoints")
         self._replays = ReplayFolder(run.path / "replay")
+        self._folder = run.path
+        self._starts: deque[PyTree] = deque(maxlen=STARTS)
         self.updates = self.saved = 0
         self._written = 0  # steps of each stream that were saved
         self._waiting: tuple[Address, Learned] | None = None
@@ -204,6 +217,11 @@ class Training:
     def steps(self) -> int:
         """Count the steps collected so far, of all environments together."""
         return self.replay.written * self.replay.streams
+
+    def note(self, step: Step) -> None:
+        """Keep the observations of the steps that open an episode, the newest of them."""
+        for i in np.flatnonzero(step.is_first):
+            self._starts.append(jax.tree.map(lambda leaf, i=i: np.array(leaf[i]), step.observation))
 
     def act(self, memory: AgentState, step: Step) -> tuple[AgentState, Latent]:
         """Begin to act; nothing is waited for."""
@@ -240,6 +258,7 @@ class Training:
     def save(self) -> None:
         """Write replay and agent; the agent last, because it is what a resumed run looks for."""
         self._store()
+        agents.write_starts(self._folder, self._starts)
         if self.updates > self.saved or self.replay.written > self._written:
             self._replays.save(self.replay, self.updates)
             self._written = self.replay.written
@@ -262,3 +281,7 @@ class Training:
                 f"{folder / str(self.updates)} to go on from an older one of {self._checkpoints.steps()}."
             ) from error
         self.saved, self._written = self.updates, self.replay.written
+        first = agents.read_starts(self._folder, self.dreamer.spec)
+        if first is not None:
+            count = len(jax.tree.leaves(first)[0])
+            self._starts.extend(jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), first) for i in range(count))
