@@ -171,7 +171,7 @@ class CarOptions(Options):
 
 def main() -> None:
     """Train what the folder does not hold and report, or evaluate a stored agent."""
-    cfg, options = read_command_line(NAME, __doc__, PRESETS, CarOptions)
+    cfg, options = read_command_line(NAME, __doc__, PRESETS, CarOptions, without=("aggregate", "into"))
     CarRacing(cfg.engine, max_steps=cfg.max_steps).close()  # report what is missing now, not in hours
     name, world = options.controller, CONTROLLERS[options.controller][0]
     key_make, key_evaluate = jax.random.split(jax.random.key(cfg.seed))
