@@ -150,8 +150,9 @@ def report(cfg: Config, run: RunFolder, name: Name, films: list[str]) -> None:
         stage = metrics.get(f"{other}-{'iteration' if other == 'full-dream' else 'evolve'}", {})
         if "evaluation_mean" in stage:
             driven[other] = curves.against_sum(stage, "frames", ("evaluation_mean", "evaluation_std"))
-    curves.learning_curves(metrics, run.path / "learning.png")
-    validation = {"return on validation tracks, until lost": driven}
+    learned = {stage: metrics[stage] for stage in metrics if stage.endswith(("vision", "memory"))}
+    curves.learning_curves(learned, run.path / "learning.png")
+    validation = {"return on validation tracks": driven}
     curves.series_with_bars(validation, "frames that C drove", run.path / "evolution.png")
     sections = [
         Section(f"{name}: dreams, and the road", "A dream on the left, the real game on the right.", films),
@@ -170,7 +171,7 @@ class CarOptions(Options):
 
 def main() -> None:
     """Train what the folder does not hold and report, or evaluate a stored agent."""
-    cfg, options = read_command_line(NAME, __doc__, PRESETS, CarOptions)
+    cfg, options = read_command_line(NAME, __doc__, PRESETS, CarOptions, without=("aggregate", "into"))
     CarRacing(cfg.engine, max_steps=cfg.max_steps).close()  # report what is missing now, not in hours
     name, world = options.controller, CONTROLLERS[options.controller][0]
     key_make, key_evaluate = jax.random.split(jax.random.key(cfg.seed))

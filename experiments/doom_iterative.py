@@ -126,7 +126,8 @@ def report(cfg: Config, run: RunFolder, rows: list[dict]) -> None:
 
 def main() -> None:
     """Do whatever the folder does not hold."""
-    cfg, options = read_command_line(NAME, __doc__, PRESETS, Options)
+    unread = ("evaluate", "episodes", "aggregate", "into")
+    cfg, options = read_command_line(NAME, __doc__, PRESETS, Options, without=unread)
     run = run_folder(NAME, cfg, options)
     key_train, key_evaluate = jax.random.split(jax.random.key(cfg.seed))
     agent, (_, begun) = model.make(DOOM, take_cover_spec(cfg.max_steps)), load(cfg.begin or COMMITTED)

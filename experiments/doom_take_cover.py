@@ -159,7 +159,7 @@ def report(cfg: Config, run: RunFolder, agent: Agent, params: AgentParams) -> No
 
 def main() -> None:
     """Train an agent, or evaluate a stored one."""
-    cfg, options = read_command_line(NAME, __doc__, PRESETS, Options)
+    cfg, options = read_command_line(NAME, __doc__, PRESETS, Options, without=("aggregate", "into"))
     if options.evaluate:
         agent, params = load(options.evaluate)
         who = evaluation_folder(NAME, options), agent, params, make_env(cfg), jax.random.key(cfg.seed)

@@ -168,7 +168,8 @@ def report(cfg: Config, run: RunFolder, scores: dict[Features, Any], rows: list[
 
 def main() -> None:
     """Do whatever the folder does not hold."""
-    cfg, options = read_command_line(NAME, __doc__, PRESETS, Options)
+    unread = ("evaluate", "episodes", "aggregate", "into")
+    cfg, options = read_command_line(NAME, __doc__, PRESETS, Options, without=unread)
     run = run_folder(NAME, cfg, options)
     key_evolve, key_score, key_look = jax.random.split(jax.random.key(cfg.seed), 3)
     _, stored = load(cfg.world or COMMITTED)

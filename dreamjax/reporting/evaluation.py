@@ -29,6 +29,7 @@ def evaluate_and_film(
 
     The score is printed with its `unit`; the film is `<name>.mp4` in the folder.
 
+    Shapes: key [], params.policy not stacked, params.starts [S, ...].
     Raises: as `evaluate` and `film_dream_and_real` do.
     """
     row = result_row("real", evaluate(agent, params, make_env, seeds.test(episodes), key), unit)

@@ -143,7 +143,7 @@ def film_dream_and_real(
 
     The episode is the first that `acting.evaluate` scores with the same key, not a chosen one.
 
-    Raises: as `film_episode` does.
+    Shapes: key [], params.policy not stacked, params.starts [S, ...]. Raises: as `film_episode` does.
     """
     real = film_episode(agent, params, make_env, seeds.TEST[0], key)[:steps]
     # Acting folds the seed of its episode into the key, which is never 0 in a test episode.

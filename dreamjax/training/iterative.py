@@ -70,6 +70,8 @@ def train_iteratively(
     that exploit errors of the dream. `learn(n, seen)` trains M further after iteration n, on what the iterations 1 to n
     saw, and returns the parameters of the world model. `open_pool` opens the environments to act in between dreams,
     `name` names the stages and a folder. Killed at any moment, it resumes where it was.
+
+    Shapes: key [], params.policy not stacked, params.starts [S, ...].
     """
     best = params
     state = evolution.init(evolves, params.policy)
@@ -106,6 +108,8 @@ def learn_memory(
 
     M learns from `data` and from all that the iterations saw, beginning with `state`, or with `params.memory` and a new
     optimizer if there is none. V stays as it is. `name` is that of the stage.
+
+    Shapes: key [], data of any number of steps and episodes [N, ...].
     """
     if state is None:
         state = learner.init(MemoryLearner(world.memory, cfg.optimizer, cfg.streams), jax.random.fold_in(key, 0))

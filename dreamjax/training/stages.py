@@ -39,7 +39,7 @@ from dreamjax.worldmodels.vision import VisionConfig
 
 @dataclass(frozen=True)
 class Collect:
-    """Random play, recorded."""
+    """A random policy acts, and is recorded."""
 
     episodes: int = 10_000  # that are kept
     min_steps: int = 1  # of an episode that is kept
@@ -82,7 +82,7 @@ class Evolve:
 
 
 def collect(run: RunFolder, cfg: Collect, make_env: Callable[[], gymnasium.Env], spec: EnvSpec, seed: int) -> Store:
-    """Record random play in `episodes/` of the run folder, unless that is done; open the episodes."""
+    """Record a random policy in `episodes/` of the run folder, unless that is done; open the episodes."""
     folder = run.path / "episodes"
     if run.stage_done("collect"):
         return episodes.open_store(folder).head(cfg.episodes)  # a killed collection may have left more
@@ -168,8 +168,8 @@ def evolve_in_dreams(
 ) -> Params:
     """Evolve C in the dreams of `params.model` that begin at `params.starts`; return the mean of the last distribution.
 
-    Not the mean that dreamed best: means of different generations dream too much alike to be told apart by their
-    dreams, and the later one has averaged out more luck.
+    Not the mean that scored best in dreams: those of different generations differ by less than the noise of their
+    scores, and a later one has averaged over more of it.
     """
     mesh = _population_mesh(cfg)
 
@@ -199,10 +199,10 @@ def evolve_in_environment(
     groups: int = 1,
     name: str = "evolve",
 ) -> Params:
-    """Evolve C in host environments; return the mean of the last distribution.
+    """Evolve C in the real environment; return the mean of the last distribution.
 
     The episodes of a generation are drawn anew, and shared within each of so many groups of the population. The mean
-    plays validation episodes. The metric `frames` counts the steps of a generation.
+    is evaluated in validation episodes. The metric `frames` counts the steps of a generation.
     """
     entropy = int(jax.random.bits(key, dtype="uint32"))
 
