@@ -70,7 +70,10 @@ class Trained(NamedTuple):
 
 
 def init(dreamer: Dreamer, key: Key, hyper: Hyper | None = None) -> TrainState:
-    """Start training, with the configuration's learning rate, entropy scale and discount where `hyper` is None."""
+    """Start training, with the configuration's learning rate, entropy scale and discount where `hyper` is None.
+
+    Shapes: `hyper` holds numbers [], which `jax.vmap` may stack to train with several at once.
+    """
     params = model.init(dreamer, key)
     # Copies, as the state is donated.
     slow = jax.tree.map(jnp.array, params.value)
@@ -81,7 +84,10 @@ def init(dreamer: Dreamer, key: Key, hyper: Hyper | None = None) -> TrainState:
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def train_step(dreamer: Dreamer, key: Key, state: TrainState, batch: Batch) -> tuple[TrainState, Trained]:
-    """Update everything on one batch. The same key may be passed at every step; `state` is donated."""
+    """Update everything on one batch. The same key may be passed at every step; `state` is donated.
+
+    Shapes: as in `Batch`, sequences [B, C + T, ...].
+    """
     key = jax.random.fold_in(key, state.step)
     grads, (range_, trained) = jax.grad(partial(loss, dreamer), has_aux=True)(state.params, key, state, batch)
     optimizer = optim.laprop(dreamer.cfg.optimizer, state.hyper.learning_rate)

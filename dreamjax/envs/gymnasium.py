@@ -164,7 +164,9 @@ class _Vector(gymnasium.vector.VectorEnv[Any, Any, np.ndarray]):
             seeds = self.np_random.integers(SEED_LIMIT, size=self.num_envs).tolist()
         if seeds is not None:
             if len(seeds) != self.num_envs:
-                raise ValueError(f"got {len(seeds)} seeds for {self.num_envs} environments; give one each, or one integer")
+                raise ValueError(
+                    f"got {len(seeds)} seeds for {self.num_envs} environments: give one each, or an integer"
+                )
             self._keys = jax.vmap(jax.random.key)(jnp.asarray([_checked_seed(one) for one in seeds], jnp.uint32))
         self._keys, self._state, step = self._reset(self._keys)
         self._over = step.is_last
