@@ -17,8 +17,12 @@ from dreamjax.envs.swingup import (
     SwingUpState,
     accelerations,
     draw_swingup,
+    is_upright,
+    score,
     swingup,
+    visited,
 )
+from dreamjax.types import Step
 
 
 def state_of(position: float, velocity: float, angle: float, spin: float, time: int = 1) -> SwingUpState:
@@ -183,3 +187,25 @@ def test_who_knows_the_state_can_swing_up_and_hold(played: dict[str, np.ndarray]
 def test_bad_arguments_are_refused(bad: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         swingup(**bad)
+
+
+def test_the_first_episode_of_each_row_is_scored() -> None:
+    reward = np.full((4, 101), 0.99, np.float32)
+    is_last = np.zeros((4, 101), bool)
+    is_last[0, 100] = True
+    is_last[1, 9] = True  # it left the track; another episode follows, which holds the pole up
+    reward[2, 60] = 0.9
+    reward[3, :40] = 0  # swung up before the last 50 steps
+    no = np.zeros((4, 101), bool)
+    returns, held = score(Step((), reward, no, is_last, no))
+    np.testing.assert_allclose(returns, [101 * 0.99, 10 * 0.99, 100 * 0.99 + 0.9, 61 * 0.99], rtol=1e-5)
+    assert held.tolist() == [True, False, False, True]
+
+
+def test_visited_states_are_counted_in_cells() -> None:
+    hanging, upright = [0, 0, -1, 0, 0], [0, 0, 1, 0, 0]
+    far = [99, 99, 1, 0, 99]  # in the last cells
+    cells = 8 * 8 * 16 * 16
+    assert visited(np.array([hanging, upright, upright, far], np.float32)) == 3 / cells
+    tilted = [0, 0, float(np.cos(0.47)), float(np.sin(0.47)), 0]  # 27 degrees
+    assert np.asarray(is_upright(jnp.array([hanging, upright, tilted]))).tolist() == [False, True, False]

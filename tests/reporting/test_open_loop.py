@@ -69,7 +69,7 @@ def test_predictions_are_films_of_pieces_of_episodes(tmp_path: Path) -> None:
     agent = trained(12)
     predictions = predict(*agent, KEY)
     assert predictions is not None
-    lengths = [12 + (TEST[0] + i) % 5 for i in range(EPISODES)]
+    lengths = [13 + (TEST[0] + i) % 5 for i in range(EPISODES)]  # steps, one more than actions
     length = sorted(lengths)[2]
     shape = (sum(one >= length for one in lengths), length)  # shorter episodes give no piece
     assert predictions.seen["image"].shape == predictions.predicted["image"].shape == (*shape, 48, 64, 1)
@@ -126,5 +126,5 @@ def test_one_step_errors_count_where_they_are_asked_for() -> None:
     error = partial(one_step_error, agent, AgentParams((), ()))
     size = 64 * 64 * 3 / 255**2
     for mask, wrong in (([[1, 0], [1, 0]], 0), ([[0, 1], [0, 0]], 9), ([[1, 1], [1, 1]], (9 + 4) / 4)):
-        keys = jax.random.split(KEY)
+        keys = jax.random.split(jax.random.key(4))
         assert float(error(keys, recorded, "image", np.array(mask, bool))) == pytest.approx(wrong * size)
