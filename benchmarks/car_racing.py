@@ -5,8 +5,8 @@
 
 Whole episodes, with the making of their tracks. First the same tracks and actions, of the paper's random collection, in
 turn in one process: Gymnasium makes pictures of 96x96; ours makes the same, and of them the 64x64 that models see. Then
-a population of controllers, which all do nothing: as `run.pool` plays it, with V and M behind every step, and the same
-episodes played by as many processes with nobody looking, which is as fast as the game can be.
+a population of controllers, which all do nothing: as `acting.evaluate_population` plays it, with V and M behind every
+step, and the same episodes stepped by as many processes with nobody looking, which is as fast as the game can be.
 """
 
 import multiprocessing
@@ -21,25 +21,34 @@ import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
-from dreamjax.acting.collect import random_network_actions
 from gymnasium.envs.box2d import car_racing
 
-from dreamjax.acting.pool import GamePool, population_returns
-from dreamjax.envs.car_racing import MAX_STEPS, CarRacing
+from dreamjax.acting import random_play
+from dreamjax.acting.playing import evaluate_population
+from dreamjax.acting.pool import Pool
+from dreamjax.envs.car_racing import MAX_STEPS, CarRacing, car_racing_spec
 from dreamjax.reporting.results import result_row, write_result
 from dreamjax.reporting.timing import measure
-from dreamjax.worldmodels import controller, model
+from dreamjax.types import AgentParams
+from dreamjax.worldmodels import model
 
 RESULTS = Path(__file__).parent / "results" / "car_racing.json"
 
 
-def driving(env: gymnasium.Env, steps: int) -> Callable[[], None]:
+def random_actions(steps: int) -> np.ndarray:
+    """Draw the actions of an episode as the paper's random collection does. Shapes: -> [steps, 3]."""
+    policy = random_play.POLICIES["network"]
+    act = lambda memory, key: policy.act((), key, memory, jnp.zeros(1))  # noqa: E731
+    return np.asarray(jax.lax.scan(act, policy.start(()), jax.random.split(jax.random.key(0), steps))[1])
+
+
+def driving(env: gymnasium.Env, actions: np.ndarray) -> Callable[[], None]:
     """Return a function that drives an episode on the next track."""
     tracks = iter(range(1_000_000))
 
     def drive() -> None:
         env.reset(seed=next(tracks))
-        for action in random_network_actions(np.random.default_rng(0), steps):
+        for action in actions:
             env.step(action)
 
     return drive
@@ -54,38 +63,39 @@ def drive_unseen(steps: int, seeds: list[int]) -> None:
             pass
 
 
-def population(steps: int, candidates: int, lanes: int, repeats: int) -> dict[str, np.ndarray]:
-    """Steps per second of a population on all cores, played by the pool and by processes that only step games."""
-    world, policy = model.make(model.CAR_RACING), controller.make(controller.ControllerConfig("carracing", 288))
-    params, zeros = world.init(jax.random.key(0)), policy.init(jax.random.key(0))
-    many = jax.tree.map(lambda leaf: jnp.zeros((candidates, *leaf.shape)), zeros)
-    seeds, cores = np.arange(candidates), os.cpu_count() or 1
-    make = partial(CarRacing, full_length=True, max_steps=steps)
+def population(steps: int, individuals: int, envs: int, repeats: int) -> dict[str, np.ndarray]:
+    """Steps per second of a population on all cores, played by the pool and by processes that only step."""
+    agent = model.make(model.CAR_RACING, car_racing_spec(steps))
+    params = AgentParams(agent.model.init(jax.random.key(0)), agent.policy.init(jax.random.key(0)))
+    many = jax.tree.map(lambda leaf: jnp.zeros((individuals, *leaf.shape)), params.policy)
+    seeds, cores = np.arange(individuals), os.cpu_count() or 1
+    make_env = partial(CarRacing, full_length=True, max_steps=steps)
     context = multiprocessing.get_context("forkserver")
-    with GamePool(make, world.spec.observation, cores, lanes) as pool, context.Pool(cores) as processes:
+    with Pool(make_env, envs, cores) as pool, context.Pool(cores) as processes:
         unseen = partial(drive_unseen, steps)
         contenders = {
-            "population": lambda: population_returns(
-                pool, world, policy, (params, many), jax.random.key(1), seeds[:, None]
+            "population": lambda: evaluate_population(
+                pool, agent, params._replace(policy=many), jax.random.key(1), seeds[:, None]
             ),
-            "games alone": lambda: processes.map(unseen, [seeds[i::cores].tolist() for i in range(cores)], 1),
+            "environments alone": lambda: processes.map(unseen, [seeds[i::cores].tolist() for i in range(cores)], 1),
         }
         timings = measure(contenders, repeats)
-    return {name: timing.rate(candidates * steps) for name, timing in timings.items()}
+    return {name: timing.rate(individuals * steps) for name, timing in timings.items()}
 
 
 def main(smoke: bool) -> None:
     """Measure and write."""
     begun = time.monotonic()
     steps, repeats = (10, 1) if smoke else (MAX_STEPS, 6)
-    games = {"ours": CarRacing(full_length=True), "gymnasium": car_racing.CarRacing()}
-    timings = measure({name: driving(env, steps) for name, env in games.items()}, repeats)
+    contenders = {"ours": CarRacing(full_length=True), "gymnasium": car_racing.CarRacing()}
+    actions = random_actions(steps)
+    timings = measure({name: driving(env, actions) for name, env in contenders.items()}, repeats)
     rate = {name: timing.rate(steps) for name, timing in timings.items()}
     rows = [result_row(name, values, "steps/s") for name, values in rate.items()]
     rows.append(result_row("ours / gymnasium", rate["ours"] / rate["gymnasium"], "x"))
-    rate = population(10, 4, 1, 1) if smoke else population(MAX_STEPS // 2, 64, 16, 3)
+    rate = population(10, 4, 4, 1) if smoke else population(MAX_STEPS // 2, 64, 64, 3)
     rows += [result_row(f"{name}, {os.cpu_count()} cores", values, "steps/s") for name, values in rate.items()]
-    rows.append(result_row("population / games alone", rate["population"] / rate["games alone"], "x"))
+    rows.append(result_row("population / environments alone", rate["population"] / rate["environments alone"], "x"))
     print("\n".join(f"{row['name']:24} {row['mean']:8.2f} ± {row['std']:.2f} {row['unit']}" for row in rows))
     if not smoke:
         write_result(

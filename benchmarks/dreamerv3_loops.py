@@ -1,12 +1,12 @@
-"""What the loops around DreamerV3's update cost: host loop and jitted loop on one probe, and the share of updates.
+"""What the loops around DreamerV3's update cost: online loop and jitted loop on one probe, and the share of updates.
 
     python benchmarks/dreamerv3_loops.py            five to ten minutes on two cores, mostly to compile
     python benchmarks/dreamerv3_loops.py --smoke    a minute, to see that it runs; writes nothing
 
 The probe is `counter`, and the agent the smallest there is, so that what is not the update shows. The host loop steps
-it through Gymnasium; the jitted one is one program. The share of updates is measured on walker of the Control Suite
-from vectors, size 1m, at the published train ratio of 512: it is the time that as many updates take on their own, in
-turn with the loop, over the time of the loop.
+a copy in numpy through Gymnasium; the jitted one is one program. The share of updates is measured on walker of the
+Control Suite from vectors, size 1m, at the published train ratio of 512: it is the time that as many updates take on
+their own, in turn with the loop, over the time of the loop.
 """
 
 import sys
@@ -17,36 +17,51 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import jax
 import numpy as np
-from dreamjax.envs.lanes import Lanes, make_lanes
 from jax.sharding import NamedSharding, PartitionSpec
 
+from dreamjax.acting.vector import VectorEnvironment
 from dreamjax.dreamerv3 import experience, loop
 from dreamjax.dreamerv3.config import SIZES, DreamerConfig, debug
 from dreamjax.dreamerv3.loop import LoopConfig
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs import probes
 from dreamjax.envs.dmc import ControlSuite
-from dreamjax.envs.gymnasium import to_gymnasium_vector
 from dreamjax.reporting.results import result_row, write_result
 from dreamjax.reporting.timing import measure
 from dreamjax.storage.folder import RunFolder
-from dreamjax.storage.metrics import MetricsLog
 from dreamjax.training.devices import device_mesh, keep_freed_memory
-from dreamjax.training.online import HostConfig, train_on_host
+from dreamjax.training.online import OnlineConfig, train_online
 from dreamjax.types import Environment
 
 RESULTS = Path(__file__).parent / "results" / "dreamerv3_loops.json"
 ENVS = 16
 
 
+class Counter(gymnasium.Env[np.ndarray, np.integer]):
+    """The probe `counter` in numpy."""
+
+    observation_space = gymnasium.spaces.Box(0, 1, (5,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self._value = 0
+        return np.eye(5, dtype=np.float32)[0], {}
+
+    def step(self, action: np.integer) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self._value = min(self._value + int(action), 4)
+        return np.eye(5, dtype=np.float32)[self._value], float(self._value == 4), self._value == 4, False, {}
+
+
 class HostLoop:
     """A run of the host loop that is taken further and further."""
 
-    def __init__(self, agent: DreamerConfig, lanes: Lanes, cfg: HostConfig) -> None:
-        self.dreamer = Dreamer.of(agent, lanes.spec)
-        self._lanes, self._cfg, self._steps = lanes, cfg, cfg.steps
+    def __init__(self, agent: DreamerConfig, environment: VectorEnvironment, cfg: OnlineConfig) -> None:
+        self.dreamer = Dreamer.of(agent, environment.spec)
+        self._environment, self._cfg, self._steps = environment, cfg, cfg.steps
         self._folder = tempfile.TemporaryDirectory()
         self._run = RunFolder(self._folder.name, agent)
         self.go(0)
@@ -54,9 +69,8 @@ class HostLoop:
     def go(self, steps: int) -> None:
         """Collect and learn `steps` further; what it takes to read and write the run is in it."""
         self._steps += steps
-        with MetricsLog(self._folder.name) as log:
-            cfg = replace(self._cfg, steps=self._steps)
-            self.state = train_on_host(self._run, log, self.dreamer, self._lanes, cfg, 0)
+        cfg = replace(self._cfg, steps=self._steps)
+        self.state = train_online(self._run, self.dreamer, self._environment, cfg, 0)
 
 
 def jitted(environment: Environment, agent: DreamerConfig, cfg: LoopConfig, iterations: int) -> Any:
@@ -85,8 +99,8 @@ def probe_rows(batch: tuple[int, int], ratio: float, iterations: int, repeats: i
     environment, agent = probes.counter(), replace(debug(), compute_dtype="float32")
     inside = LoopConfig(ENVS, *batch, ratio)
     _, steps = inside.rhythm
-    lanes = Lanes(to_gymnasium_vector(environment, ENVS), environment.spec.max_steps)
-    host = HostLoop(agent, lanes, HostConfig(2 * ENVS * batch[1] + batch[0] * batch[1], *batch, ratio))
+    stepped = VectorEnvironment(Counter, ENVS, environment.spec.max_steps)
+    host = HostLoop(agent, stepped, OnlineConfig(2 * ENVS * batch[1] + batch[0] * batch[1], *batch, ratio))
     amount = iterations * steps * ENVS
     timings = measure(
         {"jitted": jitted(environment, agent, inside, iterations), "host": partial(host.go, amount)}, repeats
@@ -99,10 +113,9 @@ def probe_rows(batch: tuple[int, int], ratio: float, iterations: int, repeats: i
     ]
 
 
-def share_rows(agent: DreamerConfig, cfg: HostConfig, steps: int, repeats: int) -> list[dict[str, Any]]:
+def share_rows(agent: DreamerConfig, cfg: OnlineConfig, steps: int, repeats: int) -> list[dict[str, Any]]:
     """Measure how much of the host loop's time its updates take, on walker."""
-    lanes = make_lanes(partial(ControlSuite, "walker_walk"), ENVS, 500)
-    host = HostLoop(agent, lanes, cfg)
+    host = HostLoop(agent, VectorEnvironment(partial(ControlSuite, "walker_walk"), ENVS, 500), cfg)
     rng = np.random.default_rng(0)
     length = agent.context + cfg.batch_length
 
@@ -136,10 +149,10 @@ def main(smoke: bool) -> None:
     keep_freed_memory()
     if smoke:
         rows = probe_rows((2, 4), 4, 2, 1)
-        rows += share_rows(replace(debug(), compute_dtype="float32"), HostConfig(200, 2, 4, 4), 64, 1)
+        rows += share_rows(replace(debug(), compute_dtype="float32"), OnlineConfig(200, 2, 4, 4), 64, 1)
     else:
         rows = probe_rows((16, 64), 32, 40, 5) + probe_rows((16, 64), 1, 20, 5)
-        rows += share_rows(replace(SIZES["1m"], compute_dtype="float32"), HostConfig(2064, 16, 64, 512), 128, 3)
+        rows += share_rows(replace(SIZES["1m"], compute_dtype="float32"), OnlineConfig(2064, 16, 64, 512), 128, 3)
     print("\n".join(f"{row['name']}: {row['mean']:.3g} ± {row['std']:.2g} {row['unit']}" for row in rows))
     if not smoke:
         command = "python benchmarks/dreamerv3_loops.py"

@@ -137,7 +137,7 @@ def start(agent: Agent, params: AgentParams) -> AgentState:
 
 @partial(jax.jit, static_argnums=0)
 def act(agent: Agent, params: AgentParams, key: Key, state: AgentState, step: Step) -> tuple[AgentState, Action]:
-    """Act once, on one step. `jax.vmap(partial(act, agent), (None, 0, 0, 0))` acts in a batch of environments.
+    """Act once, on one step. `jax.vmap(partial(act, agent), (None, 0, 0, 0))` acts in a batch [B, ...] of environments.
 
     An episode may begin at any step: where `is_first`, what was remembered is forgotten.
     """

@@ -21,6 +21,7 @@ results/dreamerv3/result.json.
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -77,11 +78,17 @@ class DreamerOptions(Options):
     variant: str = ""  # what sets aggregated runs apart from those of the plain settings, such as "lr 1.6e-4"
 
 
-SMALL = {"batch_size": 4, "batch_length": 8, "train_ratio": 16.0, "checkpoint_every": 20, "log_every": 10}
+SMALL: dict[str, Any] = {
+    "batch_size": 4,
+    "batch_length": 8,
+    "train_ratio": 16.0,
+    "checkpoint_every": 20,
+    "log_every": 10,
+}
 PRESETS = {
     "paper": Config(),
     "cpu": Config("gym_CartPole-v1", "1m", steps=20_000),
-    "smoke": Config("gym_CartPole-v1", "debug", steps=400, envs=2, **SMALL),
+    "smoke": Config("gym_CartPole-v1", "debug", steps=400, envs=2, log_every=10, **SMALL),
 }
 
 

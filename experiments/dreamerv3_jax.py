@@ -30,7 +30,7 @@ from dreamjax.envs import brax, craftax, gymnax, probes
 from dreamjax.envs.swingup import swingup
 from dreamjax.reporting import Section, curves, pages, result_row
 from dreamjax.storage import MetricsLog, RunFolder, read_metrics, save_agent
-from dreamjax.training.experiment import command, read_command_line
+from dreamjax.training.experiment import Options, command, read_command_line
 from dreamjax.training.loop import train
 from dreamjax.types import Array, Environment, Key, Metrics
 
@@ -152,7 +152,7 @@ def evaluate(
 
 def main() -> None:
     """Train, evaluate and report."""
-    cfg, options = read_command_line(NAME, __doc__, PRESETS, without=("evaluate", "aggregate", "into"))
+    cfg, options = read_command_line(NAME, __doc__, PRESETS, Options, without=("evaluate", "aggregate", "into"))
     environment, agent = make(cfg.task), scaled(cfg.agent, cfg.size)
     dreamer = Dreamer.of(agent, environment.spec)
     run = RunFolder(options.folder or Path("runs") / f"{cfg.task}-{cfg.size}-{cfg.seed}", cfg, ("iterations",))
@@ -162,7 +162,7 @@ def main() -> None:
     names = [f"{cfg.task}, seed {seed}" for seed in range(cfg.seeds)] if cfg.seeds > 1 else [cfg.task]
     rows = [result_row(name, scores, "return") for name, scores in zip(names, returns, strict=True)]
     curves.learning_curves(read_metrics(run.path / "metrics.jsonl"), run.path / "learning.png")
-    section = Section("Learning", "By call; returns are of training episodes.", ["learning.png"])
+    section = Section("Learning", "Over calls of `per_call` iterations; returns in training.", ["learning.png"])
     pages.report(run, NAME, command(NAME, cfg, PRESETS), rows, f"DreamerV3: {cfg.task}", [section])
 
 

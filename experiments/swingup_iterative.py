@@ -15,12 +15,12 @@ what happens there: it has to go there, look, and learn again. Each iteration:
     python experiments/swingup_iterative.py --folder runs/swingup-rnn --units 8          # C is a recurrent network
     python experiments/swingup_iterative.py --aggregate runs/seed-0 runs/seed-1          # one result of several runs
 
-All of it runs on one device, the environment too. The command started again resumes where it stopped. What the
-committed runs measured, with commands, commits and machines: results/swingup_iterative.
+All of it runs on one device. The command started again resumes. Measured: results/swingup_iterative.
 """
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,14 +34,13 @@ from dreamjax.replay import latents
 from dreamjax.reporting import Section, aggregate, curves, films, one_step_error, pages, result_row, show_rows
 from dreamjax.storage import MetricsLog, RunFolder, newest, read_metrics, save_agent
 from dreamjax.training import recorded
-from dreamjax.training.experiment import command, read_command_line, run_folder
+from dreamjax.training.experiment import Options, command, read_command_line, run_folder
 from dreamjax.training.loop import generations, train, updates
 from dreamjax.types import Agent, AgentParams, Key, Metrics, PyTree
 from dreamjax.worldmodels import curiosity, learner, search, vision
 
 NAME = "swingup_iterative"
 ENVIRONMENT = swingup.swingup(observation="both")  # the agent sees the picture; the state is for us to measure
-UPRIGHT = swingup.swingup(observation="both", upright=True)
 STEPS, UPRIGHT_STEPS, FPS = ENVIRONMENT.spec.max_steps, 32, 20
 VISION = wm.VisionConfig(latent_size=16)
 MEMORY = wm.MemoryConfig(latent_size=16, action_size=1, hidden_size=256, predict_reward=True, predict_action=True)
@@ -80,7 +79,9 @@ _FAST = replace(_FEW, first_vision_updates=3, vision_updates=2, vision_batch=4, 
 SMOKE = replace(_FAST, evolution=EvolutionConfig(population_size=8, sigma=0.1))
 PRESETS = {"cpu": Config(), "smoke": SMOKE}
 act = jax.jit(partial(recorded.act, ENVIRONMENT), static_argnums=(0, 3, 4))
-act_upright = jax.jit(partial(recorded.act, UPRIGHT), static_argnums=(0, 3, 4))
+act_upright = jax.jit(
+    partial(recorded.act, swingup.swingup(observation="both", upright=True)), static_argnums=(0, 3, 4)
+)
 
 
 def world(cfg: Config) -> wm.WorldModelConfig:
@@ -115,7 +116,6 @@ def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, agent: Agent
     first, end = (i * cfg.memory_updates for i in (n, n + 1))
     chunks = lambda step: latents.chunks(data, 1000 * cfg.seed + n, cfg.streams, cfg.length, step - first)  # noqa: E731
     memory_state = train(run, log, "memory", learned["memory"], updates(remember, chunks), end)
-
     model = wm.WorldModelParams(vision_state.params, memory_state.params)
     params = AgentParams(model, (), starts=data.first_frames(len(data.length)))
 
@@ -125,14 +125,15 @@ def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, agent: Agent
         key = jax.random.fold_in(key_evolve, count)
         return search.generation(cfg.evolution, agent, params, key, state, cfg.dream_episodes, cfg.temperature)
 
-    often = {"checkpoint_every": cfg.generations, "log_every": 1, "show": "fitness_mean"}
+    often: dict[str, Any] = {"checkpoint_every": cfg.generations, "log_every": 1, "show": "fitness_mean"}
     found = train(run, log, "search", learned["search"], generations(generation), (n + 1) * cfg.generations, **often)
     params = params._replace(policy=found.mean)
     with run.stage("evaluate"):
         if n in (0, cfg.iterations - 1):
             save_agent(run.path / f"agent-{n + 1:02}.npz", world(cfg), agent, params)
-            real = np.asarray(act(agent, params, key_film, 1, STEPS + 1).step.observation["image"][0])
-            dreamed = films.film_dream(agent, params, key_film, STEPS)
+            key_real, key_dream = jax.random.split(key_film)
+            real = np.asarray(act(agent, params, key_real, 1, STEPS + 1).step.observation["image"][0])
+            dreamed = films.film_dream(agent, params, key_dream, STEPS)
             films.write_films(run.path / f"iteration-{n + 1:02}", dreamed, real, FPS)
         scores = evaluate(cfg, key_evaluate, agent, params)
         scores["visited"] = swingup.visited(recorded.observed(seen, "state"))
@@ -143,9 +144,8 @@ def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, agent: Agent
 
 def evaluate(cfg: Config, key: Key, agent: Agent, params: AgentParams) -> dict[str, PyTree]:
     """Score C in the real environment, without noise, and M on what it must know to hold the pole up."""
-    key_real, key_upright = jax.random.split(key)
+    key_real, key_act, *keys = jax.random.split(key, 4)
     returns, held = swingup.score(act(agent, params, key_real, cfg.real_episodes, STEPS + 1).step)
-    key_act, *keys = jax.random.split(key_upright, 3)
     fall = act_upright(*RANDOM, key_act, cfg.real_episodes, UPRIGHT_STEPS)  # random actions let it fall sooner
     stands = swingup.is_upright(fall.step.observation["state"][:, 1:]) & ~fall.step.is_first[:, 1:]
     error = float(one_step_error(agent, params, jnp.stack(keys), fall, "image", stands))
@@ -162,11 +162,11 @@ def train_agent(cfg: Config, run: RunFolder) -> None:
         "memory": learner.init(wm.MemoryLearner(MEMORY, cfg.memory_optimizer, cfg.streams), key_memory),
         "search": evolution.init(cfg.evolution, agent.policy.init(key_policy)),
     }
-    done = sum(run.stage_done(f"iteration-{number + 1:02}") for number in range(cfg.iterations))
+    done = sum(run.stage_done(f"iteration-{n + 1:02}") for n in range(cfg.iterations))
     learned = {name: newest(run.path / "checkpoints" / name, state) for name, state in learned.items()}
     with MetricsLog(run.path) as log:
-        for number in range(done, cfg.iterations):
-            learned = iterate(cfg, run, log, jax.random.fold_in(key_iterations, number), agent, learned, number)
+        for n in range(done, cfg.iterations):
+            learned = iterate(cfg, run, log, jax.random.fold_in(key_iterations, n), agent, learned, n)
 
 
 def report(cfg: Config, run: RunFolder) -> None:
@@ -179,15 +179,15 @@ def report(cfg: Config, run: RunFolder) -> None:
     metrics = read_metrics(run.path / "metrics.jsonl")
     curves.learning_curves({"iteration": metrics.pop("iteration")}, run.path / "iterations.png")
     curves.learning_curves(metrics, run.path / "learning.png")
-    shown = [f"iteration-{number:02}/dream_and_real.mp4" for number in sorted({1, cfg.iterations})]
-    filmed = Section("The first and the last iteration", "Left the dream, right the real environment.", shown)
+    shown = [f"iteration-{n:02}/dream_and_real.mp4" for n in sorted({1, cfg.iterations})]
+    filmed = Section("First and last iteration", "Left the dream, right the real environment.", shown)
     drawn = Section("Learning", "By iteration, and by update or generation.", ["iterations.png", "learning.png"])
     pages.report(run, NAME, command(NAME, cfg, PRESETS), rows, "World Models iteratively", [filmed, drawn])
 
 
 def main() -> None:
     """Train and report, or aggregate finished runs."""
-    cfg, options = read_command_line(NAME, __doc__, PRESETS, without=("evaluate", "episodes"))
+    cfg, options = read_command_line(NAME, __doc__, PRESETS, Options, without=("evaluate", "episodes"))
     if options.aggregate:
         show_rows(aggregate.aggregate_repeats(options.into, NAME, "iteration", options.aggregate), "runs")
     else:

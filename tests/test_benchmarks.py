@@ -10,7 +10,8 @@ REPO = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
-    "name", ["car_racing", "dream_throughput", "dreamerv3_loops", "dreamerv3_update", "training_throughput"]
+    "name",
+    ["car_racing", "dream_throughput", "dreamerv3_loops", "dreamerv3_update", "evaluation", "training_throughput"],
 )
 def test_benchmark_runs(name: str) -> None:
     command = [sys.executable, str(REPO / "benchmarks" / f"{name}.py"), "--smoke"]

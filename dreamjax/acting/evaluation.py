@@ -65,7 +65,10 @@ def play_all(
     workers: int | None = None,
     record: bool = False,
 ) -> Iterator[Played]:
-    """Play one episode per seed with one agent, in environments made for it. `params.policy` is not stacked."""
+    """Play one episode per seed with one agent, in environments made for it; yield each that ends.
+
+    `params.policy` is not stacked. What is recorded has shapes [steps + 1, ...], as in `Played`.
+    """
     if not seeds:
         return
     envs = min(envs, len(seeds))
@@ -78,7 +81,10 @@ def play_all(
 def record_episode(
     agent: Agent, params: AgentParams, make_env: Callable[[], gymnasium.Env], seed: int, key: Key
 ) -> Played:
-    """Play and record the episode of one seed in this process, as `evaluate` plays it with the same key."""
+    """Play and record the episode of one seed in this process, as `evaluate` plays it with the same key.
+
+    Shapes: what is recorded is [steps + 1, ...], as in `Played`.
+    """
     (played,) = play_all(agent, params, make_env, [seed], key, envs=1, workers=0, record=True)
     return played
 

@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreamjax import rollout
-from dreamjax.acting.pool import Pool
+from dreamjax.acting.pool import BATCH, Pool
 from dreamjax.acting.worker import Order, Reply
 from dreamjax.envs.host import flatten
 from dreamjax.rollout import Returns, Transition
 from dreamjax.types import Action, Agent, AgentParams, Key, PyTree, Space, State, Step
 
-BATCH = 8  # environments in which the device acts at once; batches of other sizes round otherwise
 ATTEMPTS = 3  # at an episode whose environment raises, or whose worker dies or hangs, before giving up
 
 

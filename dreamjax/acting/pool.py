@@ -22,6 +22,7 @@ from dreamjax.envs.gymnasium import spec_from_spaces
 from dreamjax.envs.host import InvalidStep, unflatten
 from dreamjax.types import EnvSpec, PyTree
 
+BATCH = 8  # environments for which the device acts at once; batches of other sizes round otherwise
 _END_TIMEOUT_S = 10.0  # for all workers to finish what they are at when the pool is closed
 
 
@@ -39,7 +40,8 @@ class Pool:
       make_env: makes an environment; anything that cloudpickle can send, so lambdas and functions of a script will do.
       envs: how many environments; rounded up to fill all groups equally.
       workers: processes; 0 steps in this process. As many as there are cores, where environments are slow.
-      groups: of each worker. With 2 the device acts for one while the worker steps the other; 1 steps all together.
+      groups: of each worker. With 2 the device acts for one while the worker steps the other; 1 steps all together. If
+        not given, 2 where each has a whole batch for the device.
       timeout: seconds after which a worker that has not answered counts as hung, and is killed and replaced.
 
     Raises: ValueError for a count that is not positive, or spaces that have no array form; RuntimeError or whatever
@@ -52,16 +54,17 @@ class Pool:
         envs: int = 1,
         workers: int = 0,
         *,
-        groups: int = 2,
+        groups: int | None = None,
         timeout: float = 120.0,
     ) -> None:
+        workers = min(workers, envs)
+        groups = (2 if envs >= 2 * BATCH * workers else 1) if groups is None else groups
         if envs < 1 or workers < 0 or groups < 1 or timeout <= 0:
             raise ValueError(
                 f"need envs >= 1, workers >= 0, groups >= 1 and timeout > 0, got {envs, workers, groups, timeout}"
             )
         self.restarts = 0  # workers that died or hung, and were replaced
         self.use = 0  # how often `begin` took the pool over
-        workers = min(workers, envs)
         self._groups_each = min(groups, -(-envs // workers)) if workers else 1
         self.size = -(-envs // (max(workers, 1) * self._groups_each))  # environments of a group
         kinds: Any = partial(Process, timeout=timeout) if workers else Here

@@ -34,11 +34,14 @@ class Batch(NamedTuple):
 
 
 class Hyper(NamedTuple):
-    """Settings that are traced, so that one compiled program serves all values, also several at once by `vmap`."""
+    """Settings that are traced, so that one compiled program serves all values, also several at once by `vmap`.
 
-    learning_rate: Array  # [] float32, at the end of the warmup
-    entropy: Array  # [] float32, scale of the actor's entropy
-    discount: Array  # [] float32; the continue head learns it, and `Outcome.continues` is divided by the config's
+    The continue head learns the discount, but an agent's `Outcome.continues` is divided by that of its configuration.
+    """
+
+    learning_rate: Array | float  # [] float32, at the end of the warmup
+    entropy: Array | float  # [] float32, scale of the actor's entropy
+    discount: Array | float  # [] float32
 
     @classmethod
     def of(cls, cfg: DreamerConfig) -> "Hyper":
@@ -67,17 +70,24 @@ class Trained(NamedTuple):
 
 
 def init(dreamer: Dreamer, key: Key, hyper: Hyper | None = None) -> TrainState:
-    """Start training, with the configuration's learning rate, entropy scale and discount where `hyper` is None."""
+    """Start training, with the configuration's learning rate, entropy scale and discount where `hyper` is None.
+
+    Shapes: `hyper` holds numbers [], which `jax.vmap` may stack to train with several at once.
+    """
     params = model.init(dreamer, key)
-    # Buffers of their own, as the state is donated.
-    slow, hyper = jax.tree.map(jnp.array, (params.value, hyper or Hyper.of(dreamer.cfg)))
+    # Copies, as the state is donated.
+    slow = jax.tree.map(jnp.array, params.value)
+    hyper = Hyper(*(jnp.array(value, jnp.float32) for value in hyper or Hyper.of(dreamer.cfg)))
     opt_state = optim.laprop(dreamer.cfg.optimizer).init(params)
     return TrainState(jnp.int32(0), params, slow, opt_state, returns.range_init(), hyper)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def train_step(dreamer: Dreamer, key: Key, state: TrainState, batch: Batch) -> tuple[TrainState, Trained]:
-    """Update everything on one batch. The same key may be passed at every step; `state` is donated."""
+    """Update everything on one batch. The same key may be passed at every step; `state` is donated.
+
+    Shapes: as in `Batch`, sequences [B, C + T, ...].
+    """
     key = jax.random.fold_in(key, state.step)
     grads, (range_, trained) = jax.grad(partial(loss, dreamer), has_aux=True)(state.params, key, state, batch)
     optimizer = optim.laprop(dreamer.cfg.optimizer, state.hyper.learning_rate)
@@ -142,7 +152,7 @@ def _observe(dreamer: Dreamer, params: ModelParams, key: Key, batch: Batch, toke
 
 
 def _model_losses(
-    dreamer: Dreamer, params: ModelParams, states: RSSMState, posterior: Array, steps: Step, discount: Array
+    dreamer: Dreamer, params: ModelParams, states: RSSMState, posterior: Array, steps: Step, discount: Array | float
 ) -> dict[str, Array]:
     """Losses of the world model, [B, T] each. Source: Hafner et al. 2023, equations 4 and 5."""
     cfg, scales = dreamer.cfg, dreamer.cfg.loss

@@ -36,7 +36,7 @@ class LoopConfig:
 
     @property
     def rhythm(self) -> tuple[int, int]:
-        """Updates, and the steps of every environment before them, that keep the train ratio exactly."""
+        """Updates of an iteration, and steps of every environment before them, that give the train ratio exactly."""
         per_step = Fraction(self.train_ratio) * self.envs / (self.batch_size * self.batch_length)
         return per_step.numerator, per_step.denominator
 

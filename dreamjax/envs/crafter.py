@@ -46,8 +46,8 @@ class Crafter(gymnasium.Env[np.ndarray, np.integer]):
             raise gymnasium.error.ResetNeeded("step needs an episode that is running: call reset first")
         observation, reward, done, info = self._game.step(int(action))
         terminated = info["discount"] == 0
-        facts = {"achievements": info["achievements"]} if done else {}
-        return observation, float(reward), terminated, done and not terminated, facts
+        last = {"achievements": info["achievements"]} if done else {}
+        return observation, float(reward), terminated, done and not terminated, last
 
 
 class _Ordered(crafter.Env):

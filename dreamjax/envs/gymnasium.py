@@ -41,11 +41,12 @@ def to_gymnasium(environment: Environment, render: Render | None = None) -> gymn
 def to_gymnasium_vector(
     environment: Environment, num_envs: int, render: Render | None = None
 ) -> gymnasium.vector.VectorEnv:
-    """Wrap `num_envs` lanes of a pure environment, stepped together by `vmap`, as a `gymnasium.vector.VectorEnv`.
+    """Wrap `num_envs` copies of a pure environment, stepped together by `vmap`, as a `gymnasium.vector.VectorEnv`.
 
-    A lane that has ended ignores its next action and opens a new episode instead, with reward 0 (auto-reset mode
-    NEXT_STEP). `reset(seed=s)` gives lane i the seed s + i, and a sequence gives each lane its own; lane i then emits
-    exactly what `to_gymnasium` emits from that seed. Errors as in `to_gymnasium`.
+    A copy whose episode has ended ignores its next action and opens a new episode instead, with reward 0 (auto-reset
+    mode NEXT_STEP). `reset(seed=s)` gives copy i the seed s + i, and a sequence gives each its own; copy i then emits
+    exactly what `to_gymnasium` emits from that seed. Observations are batched, [num_envs, ...]. Errors as in
+    `to_gymnasium`.
     """
     return _Vector(environment, num_envs, render)
 
@@ -103,7 +104,7 @@ class _Single(gymnasium.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         if not self._running:
             raise ResetNeeded("step needs an episode that is running: call reset first, and again after every end")
-        action = _to_action(self._action, action, lanes=())
+        action = _to_action(self._action, action, batch=())
         self._key, self._state, step = self._step(self._key, self._state, action)
         step = jax.device_get(step)
         terminated, is_last = bool(step.is_terminal), bool(step.is_last)
@@ -163,7 +164,9 @@ class _Vector(gymnasium.vector.VectorEnv[Any, Any, np.ndarray]):
             seeds = self.np_random.integers(SEED_LIMIT, size=self.num_envs).tolist()
         if seeds is not None:
             if len(seeds) != self.num_envs:
-                raise ValueError(f"got {len(seeds)} seeds for {self.num_envs} lanes; give one each, or one integer")
+                raise ValueError(
+                    f"got {len(seeds)} seeds for {self.num_envs} environments: give one each, or an integer"
+                )
             self._keys = jax.vmap(jax.random.key)(jnp.asarray([_checked_seed(one) for one in seeds], jnp.uint32))
         self._keys, self._state, step = self._reset(self._keys)
         self._over = step.is_last
@@ -172,7 +175,7 @@ class _Vector(gymnasium.vector.VectorEnv[Any, Any, np.ndarray]):
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         if self._keys is None:
             raise ResetNeeded("step needs running episodes: call reset first")
-        actions = _to_action(self._action, actions, lanes=(self.num_envs,))
+        actions = _to_action(self._action, actions, batch=(self.num_envs,))
         self._keys, self._state, step = self._step(self._keys, self._state, self._over, actions)
         self._over = step.is_last
         step = jax.device_get(step)
@@ -249,20 +252,20 @@ def _to_observation(space: spaces.Space, observation: PyTree) -> Any:
     return np.array(observation, dtype=space.dtype)
 
 
-def _to_action(space: PyTree, action: Any, lanes: tuple[int, ...]) -> Action:
+def _to_action(space: PyTree, action: Any, batch: tuple[int, ...]) -> Action:
     """Check an action from outside against a `Space` pytree, and give it that pytree's structure and dtypes."""
     if isinstance(space, dict):
         if not isinstance(action, Mapping) or action.keys() != space.keys():
             raise InvalidAction(f"action must be a dict with the keys {sorted(space)}, got {action!r}")
-        return {name: _to_action(space[name], action[name], lanes) for name in space}
+        return {name: _to_action(space[name], action[name], batch) for name in space}
     if isinstance(space, tuple):
         if not isinstance(action, tuple) or len(action) != len(space):
             raise InvalidAction(f"action must be a tuple of {len(space)}, got {action!r}")
-        parts = [_to_action(one, part, lanes) for one, part in zip(space, action, strict=True)]
+        parts = [_to_action(one, part, batch) for one, part in zip(space, action, strict=True)]
         return type(space)(*parts) if hasattr(space, "_fields") else tuple(parts)
     array = np.asarray(action)
-    if array.shape != lanes + space.shape:
-        raise InvalidAction(f"action must have shape {lanes + space.shape}, got {array.shape}")
+    if array.shape != batch + space.shape:
+        raise InvalidAction(f"action must have shape {batch + space.shape}, got {array.shape}")
     if space.is_discrete and array.dtype.kind not in "iub":
         raise InvalidAction(f"action must be integer in [{space.low}, {space.high}), got dtype {array.dtype}")
     cast = array.astype(space.dtype)

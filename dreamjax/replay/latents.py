@@ -92,7 +92,7 @@ def chunks(latents: Latents, seed: int, streams: int, length: int, start_step: i
     published code loses one per chunk). With `start_step` the stream continues exactly as it would have after that many
     chunks.
 
-    Raises: ValueError if there are too few steps for one chunk.
+    Shapes: as in `Chunk`, [length + 1, streams, ...]. Raises: ValueError if there are too few steps for one chunk.
     Source: Ha & Schmidhuber 2018, published code of the Doom experiment.
     """
     per_epoch = chunks_per_epoch(latents, streams, length)

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from dreamjax.reporting import (
         aggregate as aggregate,
         curves as curves,
+        evaluation as evaluation,
         films as films,
         open_loop as open_loop,
         pages as pages,
@@ -16,7 +17,13 @@ if TYPE_CHECKING:
         timing as timing,
         videos as videos,
     )
-    from dreamjax.reporting.films import film as film, film_dream as film_dream, film_episode as film_episode
+    from dreamjax.reporting.evaluation import evaluate_and_film as evaluate_and_film
+    from dreamjax.reporting.films import (
+        film as film,
+        film_dream as film_dream,
+        film_dream_and_real as film_dream_and_real,
+        film_episode as film_episode,
+    )
     from dreamjax.reporting.open_loop import one_step_error as one_step_error
     from dreamjax.reporting.pages import Section as Section, write_summary as write_summary
     from dreamjax.reporting.results import (

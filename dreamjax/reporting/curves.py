@@ -50,6 +50,7 @@ def learning_curves(metrics: Mapping[str, Mapping[str, Series]], path: str | os.
             axes.plot(steps, _running_mean(values, len(values) // 20), color=_BLUE, linewidth=1.6)
         axes.set_title(title, fontsize=10, loc="left")
         _tidy(axes)
+        axes.locator_params("x", integer=True)
     _label_lowest(all_axes, "step")
     _save(figure, path)
 
@@ -138,6 +139,7 @@ def fitness_curve(stage: Mapping[str, Series], path: str | os.PathLike[str], lab
     axes.set_ylabel(label)
     axes.legend(frameon=False, fontsize=9, loc="best")
     _tidy(axes)
+    axes.locator_params("x", integer=True)
     _save(figure, path)
 
 

@@ -1,7 +1,7 @@
-"""Films of an agent: what it dreams, what it sees in the real game, and what it expects to see there."""
+"""Films of an agent: what it dreams, what it sees in the real environment, and what it expects to see there."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -114,40 +114,42 @@ def film_episode(
     return frames
 
 
-def write_films(folder: str | os.PathLike[str], dreamed: np.ndarray, real: np.ndarray, fps: float) -> None:
-    """Write `dream_and_real.mp4`, and a sheet of eight moments of each, `dream_and_real.png`."""
+def write_films(
+    folder: str | os.PathLike[str], dreamed: np.ndarray, real: np.ndarray, fps: float, name: str = "dream_and_real"
+) -> None:
+    """Write a dream and a real episode side by side, `<name>.mp4`, and a sheet of eight moments of each, `<name>.png`.
+
+    Shapes: dreamed and real uint8 [T, H, W, 3], of any two lengths.
+    """
     large = [videos.upscale(film, 5) for film in (dreamed, real)]
     videos.write_video(
-        Path(folder) / "dream_and_real.mp4", videos.side_by_side(large, ["its dream", "the real game"]), fps
+        Path(folder) / f"{name}.mp4", videos.side_by_side(large, ["its dream", "the real environment"]), fps
     )
     moments = [film[np.linspace(0, len(film) - 1, 8).astype(int)] for film in (dreamed, real)]
     sheet = videos.contact_sheet(videos.upscale(np.concatenate(moments), 2), 8)
-    videos.write_image(Path(folder) / "dream_and_real.png", sheet)
+    videos.write_image(Path(folder) / f"{name}.png", sheet)
 
 
-def film_temperatures(
-    folder: Path,
-    name: str,
+def film_dream_and_real(
+    path: Path,
     agent: Agent,
-    by_temperature: Mapping[float, AgentParams],
+    params: AgentParams,
+    make_env: Callable[[], gymnasium.Env],
     key: Key,
-    real: tuple[Callable[[], gymnasium.Env], int],
     steps: int,
-    fps: float,
-) -> list[str]:
-    """Film a dream of each temperature, at most `steps` of it, beside a real episode: how to make it, and its seed.
+    temperature: float = 1.0,
+) -> None:
+    """Film a dream beside the first test episode, at most `steps` of each: an `.mp4`, and a `.png` of some moments.
 
-    Returns the names of the films, `<name>-at-<temperature>/dream_and_real.mp4`. Those that the folder has stay.
+    The episode is the first that `acting.evaluate` scores with the same key, not a chosen one.
+
+    Shapes: key [], params.policy not stacked, params.starts [S, ...]. Raises: as `film_episode` does.
     """
-    key_dream, key_real = jax.random.split(key)
-    files = []
-    for temperature, params in by_temperature.items():
-        files.append(f"{name}-at-{temperature:.2f}/dream_and_real.mp4")
-        if not (folder / files[-1]).exists():
-            dreamed = film_dream(agent, params, key_dream, steps, temperature)
-            episode = film_episode(agent, params, *real, key_real)
-            write_films((folder / files[-1]).parent, dreamed, episode, fps)
-    return files
+    real = film_episode(agent, params, make_env, seeds.TEST[0], key)[:steps]
+    # Acting folds the seed of its episode into the key, which is never 0 in a test episode.
+    dreamed = film_dream(agent, params, jax.random.fold_in(key, 0), steps, temperature)
+    with make_env() as env:
+        write_films(path.parent, dreamed, real, env.metadata["render_fps"], path.stem)
 
 
 def write_open_loop(

@@ -92,7 +92,8 @@ def _result_cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _stage_cells(record: dict[str, Any]) -> tuple[str, ...]:
-    outcome = ", ".join(f"{name} {_rounded(value)}" for name, value in record["summary"].items())
+    shown = {name: value for name, value in record["summary"].items() if not isinstance(value, list)}
+    outcome = ", ".join(f"{name} {_rounded(value)}" for name, value in shown.items())
     return record["name"], "done" if record["done"] else "not finished", shown_duration(record["seconds"]), outcome
 
 

@@ -16,7 +16,7 @@ _BACKGROUND = 24  # grey level of gaps and label strips
 
 
 def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float) -> None:
-    """Write an `.mp4` (H.264, 4:2:0, which every browser plays), atomically.
+    """Write frames uint8 [T, H, W, 3] as an `.mp4` (H.264, 4:2:0, which every browser plays), atomically.
 
     An odd height or width grows by one, repeating the last row or column: 4:2:0 halves the resolution of colours.
 

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
         stages as stages,
     )
     from dreamjax.training.dreamer import train as train
-    from dreamjax.training.iterative import IterativeConfig as IterativeConfig, train_iteratively as train_iteratively
+    from dreamjax.training.iterative import (
+        IterativeConfig as IterativeConfig,
+        learn_memory as learn_memory,
+        train_iteratively as train_iteratively,
+    )
     from dreamjax.training.online import (
         OnlineConfig as OnlineConfig,
         train_offline as train_offline,

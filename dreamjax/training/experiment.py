@@ -3,7 +3,7 @@
 import itertools
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, make_dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -32,15 +32,15 @@ def read_command_line(
     experiment: str,
     description: str | None,
     presets: Mapping[str, Config],
-    options: type[Chosen] = Options,  # type: ignore[assignment]
+    options: type[Chosen],
     arguments: Sequence[str] | None = None,
     *,
     without: Collection[str] = (),
 ) -> tuple[Config, Chosen]:
     """Read `--preset NAME`, every field of its configuration, and the options; `--help` lists them all.
 
-    The first preset is the default. `options` is `Options`, or a dataclass derived from it; those named in
-    `without` are not offered. Exits, as command lines do, where something is wrong or help was asked for.
+    The first preset is the default. `options` is `Options`, or a dataclass derived from it; those named in `without`
+    are not offered. Exits, as command lines do, where something is wrong or help was asked for.
     """
     keep_freed_memory()
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -53,9 +53,8 @@ def read_command_line(
     kinds = get_type_hints(options, include_extras=True)
     hidden: list[Any] = [(one, Annotated[kinds[one], tyro.conf.Suppress], getattr(options(), one)) for one in without]
     options = make_dataclass(options.__name__, hidden, bases=(options,), frozen=True)
-    as_dataclass: Any = config
     parts = [("config", flat(type(config)), config), ("options", flat(options), options())]
-    if "preset" not in {field.name for field in fields(as_dataclass)}:
+    if not hasattr(config, "preset"):
         parts.append(("preset", str, name))
     both = make_dataclass("Arguments", parts)
     parsed: Any = tyro.cli(both, args=given, description=description, prog=f"{experiment}.py")
@@ -66,6 +65,11 @@ def run_folder(experiment: str, cfg: Any, options: Options, variant: str = "") -
     """Open the folder of a run: the one that was asked for, or one named after preset and seed."""
     default = Path("runs") / experiment / "-".join(filter(None, [cfg.preset, str(cfg.seed), variant]))
     return RunFolder(options.folder or default, cfg)
+
+
+def evaluation_folder(experiment: str, options: Options) -> Path:
+    """Return where the films of an evaluated agent go: the folder that was asked for, or one of the experiment's."""
+    return options.folder or Path("runs") / experiment / "evaluation"
 
 
 def command(experiment: str, cfg: Any, presets: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Iterative training: C evolves in dreams, acts, and M learns what was seen, so that it dreams better.
+"""Iterative training: C evolves in dreams, then acts; M learns from what was seen, and dreams better.
 
 Source: Ha & Schmidhuber 2018, section 5, with V as it is.
 """
@@ -24,10 +24,13 @@ from dreamjax.storage.metrics import MetricsLog
 from dreamjax.storage.weights import load_weights, save_weights
 from dreamjax.training.encode import encode_episodes, read_latents, write_latents
 from dreamjax.training.loop import generations, train
+from dreamjax.training.stages import TrainMemory, remember
 from dreamjax.types import Agent, AgentParams, Key, Metrics, Params
-from dreamjax.worldmodels import search
+from dreamjax.worldmodels import learner, search
+from dreamjax.worldmodels.learner import MemoryLearner, TrainState
+from dreamjax.worldmodels.model import WorldModelConfig, WorldModelParams
 
-Learn = Callable[[int, Sequence[Latents]], Params]
+Learn = Callable[[int, Sequence[Latents]], Params]  # see `train_iteratively`
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,8 @@ class IterativeConfig:
     generations: int = 100  # in dreams
     dream_episodes: int = 16  # per individual
     temperature: float = 1.0
-    episodes: int = 256  # played by individuals of the last generation
-    evaluation_episodes: int = 1024  # played by the mean of the distribution, always the same
+    episodes: int = 256  # in which individuals of the last generation act
+    evaluation_episodes: int = 1024  # in which the mean of the distribution acts, always the same
 
     def __post_init__(self) -> None:
         counts = self.iterations, self.generations, self.dream_episodes, self.episodes, self.evaluation_episodes
@@ -62,11 +65,13 @@ def train_iteratively(
 ) -> AgentParams:
     """Bring an agent through all iterations; return the parameters whose mean scored best in between.
 
-    Every iteration begins anew around the best controller so far, and what it evolved acts: individuals of the last
-    generation, which go wrong in many ways, and the mean. Keeping the best guards against controllers that know how to
-    fool the dream, which it breeds too. `learn(n, seen)` trains M further after iteration n, on what the iterations 1
-    to n saw, and returns the parameters of the world model. `open_pool` opens the environments to act in between
-    dreams, `name` names the stages and a folder. Killed at any moment, it resumes where it was.
+    Every iteration starts a new search around the best controller so far. Then individuals of its last generation,
+    which fail in many ways, and its mean act in the real environment. Keeping the best mean guards against controllers
+    that exploit errors of the dream. `learn(n, seen)` trains M further after iteration n, on what the iterations 1 to n
+    saw, and returns the parameters of the world model. `open_pool` opens the environments to act in between dreams,
+    `name` names the stages and a folder. Killed at any moment, it resumes where it was.
+
+    Shapes: key [], params.policy not stacked, params.starts [S, ...].
     """
     best = params
     state = evolution.init(evolves, params.policy)
@@ -84,6 +89,41 @@ def train_iteratively(
         seen.append(_act(cfg, run, log, key_play, agent, params, population, number, open_pool=open_pool, name=name))
         best = load_weights(run.path / name / "best.npz", params)
     return best
+
+
+def learn_memory(
+    run: RunFolder,
+    log: MetricsLog,
+    key: Key,
+    cfg: TrainMemory,
+    world: WorldModelConfig,
+    params: WorldModelParams,
+    data: Latents,
+    *,
+    seed: int,
+    state: TrainState | None = None,
+    name: str = "memory",
+) -> Learn:
+    """Return the `learn` of `train_iteratively` that trains M further, `cfg.updates` updates after each iteration.
+
+    M learns from `data` and from all that the iterations saw, beginning with `state`, or with `params.memory` and a new
+    optimizer if there is none. V stays as it is. `name` is that of the stage.
+
+    Shapes: key [], data of any number of steps and episodes [N, ...].
+    """
+    if state is None:
+        state = learner.init(MemoryLearner(world.memory, cfg.optimizer, cfg.streams), jax.random.fold_in(key, 0))
+        state = state._replace(params=params.memory)
+    state = jax.tree.map(jnp.array, state)  # a copy, which training gives up
+
+    def learn(iteration: int, seen: Sequence[Latents]) -> WorldModelParams:
+        nonlocal state
+        known, first = latents.concatenate([data, *seen]), (iteration - 1) * cfg.updates
+        order, key_learn = 1000 * seed + iteration, jax.random.fold_in(key, iteration)
+        state = remember(run, log, key_learn, cfg, world.memory, known, order, state=state, name=name, first=first)
+        return params._replace(memory=state.params)
+
+    return learn
 
 
 def _generation(
@@ -116,7 +156,7 @@ def _act(
     open_pool: Callable[[], Pool],
     name: str,
 ) -> Latents:
-    """Let what an iteration evolved act, unless that is done; keep it if it is the best; return what V saw."""
+    """Let what an iteration evolved act, unless that is done; keep the mean if it is the best; return what was seen."""
     path, stage = run.path / name / f"{number:02}.npz", f"{name}-iteration-{number:02}"
     if not run.stage_done(stage):
         size = len(jax.tree.leaves(population)[0])

@@ -283,6 +283,5 @@ class Training:
         self.saved, self._written = self.updates, self.replay.written
         first = agents.read_starts(self._folder, self.dreamer.spec)
         if first is not None:
-            leaves, structure = jax.tree.flatten(first)
-            rows = zip(*map(np.asarray, leaves), strict=True)
-            self._starts.extend(jax.tree.unflatten(structure, row) for row in rows)
+            count = len(jax.tree.leaves(first)[0])
+            self._starts.extend(jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), first) for i in range(count))

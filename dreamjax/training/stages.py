@@ -1,4 +1,4 @@
-"""The stages of *World Models*: collect, see, encode, remember, evolve. Each is resumable, and done once.
+"""The stages of *World Models*: collect, see, encode, remember, evolve, evaluate. Each is resumable, and done once.
 
 Source: Ha & Schmidhuber 2018, appendix A; every default is the published one of Doom.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dreamjax import evolution
-from dreamjax.acting import random_play, seeds
+from dreamjax.acting import evaluation, random_play, seeds
 from dreamjax.acting.collection import CollectConfig, collect as fill
 from dreamjax.acting.playing import Request, evaluate_population, play
 from dreamjax.acting.pool import Pool
@@ -39,7 +39,7 @@ from dreamjax.worldmodels.vision import VisionConfig
 
 @dataclass(frozen=True)
 class Collect:
-    """Random play, recorded."""
+    """A random policy acts, and is recorded."""
 
     episodes: int = 10_000  # that are kept
     min_steps: int = 1  # of an episode that is kept
@@ -66,6 +66,7 @@ class TrainMemory:
     streams: int = 100  # parallel ones of a batch
     length: int = 499  # inputs per chunk
     optimizer: AdamConfig = field(default_factory=lambda: MEMORY_OPTIMIZER)
+    lowest_reward: float | None = None  # that M learns to predict; lower ones are clipped to it
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Evolve:
 
 
 def collect(run: RunFolder, cfg: Collect, make_env: Callable[[], gymnasium.Env], spec: EnvSpec, seed: int) -> Store:
-    """Record random play in `episodes/` of the run folder, unless that is done; open the episodes."""
+    """Record a random policy in `episodes/` of the run folder, unless that is done; open the episodes."""
     folder = run.path / "episodes"
     if run.stage_done("collect"):
         return episodes.open_store(folder).head(cfg.episodes)  # a killed collection may have left more
@@ -122,7 +123,7 @@ def see(
 
 
 def encode(run: RunFolder, store: Store, vision: VisionConfig, params: Params) -> Latents:
-    """Let V see every frame of a store, but for those that an earlier call has done."""
+    """Encode every frame of a store with V, but for those that an earlier call has encoded."""
     return encoding.encode(run, store, partial(_posterior, vision, params))
 
 
@@ -145,6 +146,8 @@ def remember(
     learns = MemoryLearner(memory, cfg.optimizer, cfg.streams)
     if state is None:
         state = learner.init(learns, key_init)
+    if cfg.lowest_reward is not None:
+        data = data._replace(reward=data.reward.clip(cfg.lowest_reward))
 
     def chunks(step: int) -> Iterator[Any]:
         return latents.chunks(data, seed, cfg.streams, cfg.length, step - first)
@@ -165,8 +168,8 @@ def evolve_in_dreams(
 ) -> Params:
     """Evolve C in the dreams of `params.model` that begin at `params.starts`; return the mean of the last distribution.
 
-    Not the mean that dreamed best: means of different generations dream too much alike to be told apart by their
-    dreams, and the later one has averaged out more luck.
+    Not the mean that scored best in dreams: those of different generations differ by less than the noise of their
+    scores, and a later one has averaged over more of it.
     """
     mesh = _population_mesh(cfg)
 
@@ -196,10 +199,10 @@ def evolve_in_environment(
     groups: int = 1,
     name: str = "evolve",
 ) -> Params:
-    """Evolve C in host environments; return the mean of the last distribution.
+    """Evolve C in the real environment; return the mean of the last distribution.
 
     The episodes of a generation are drawn anew, and shared within each of so many groups of the population. The mean
-    plays validation episodes. The metric `frames` counts the steps of a generation.
+    is evaluated in validation episodes. The metric `frames` counts the steps of a generation.
     """
     entropy = int(jax.random.bits(key, dtype="uint32"))
 
@@ -218,6 +221,28 @@ def evolve_in_environment(
         return state, metrics
 
     return _evolve(run, log, name, cfg, agent.policy.init(key), generation, 1)
+
+
+def evaluate(
+    run: RunFolder,
+    key: Key,
+    name: str,
+    agent: Agent,
+    params: AgentParams,
+    make_env: Callable[[], gymnasium.Env],
+    episodes: int,
+) -> np.ndarray:
+    """Score an agent in test episodes; return the sums of their rewards. Shapes: -> [episodes].
+
+    Each episode is noted in `evaluation/<name>.jsonl` of the run folder when it ends. The record of the stage
+    `evaluate-<name>` holds their mean, their standard deviation and their number.
+    """
+    notes = run.path / "evaluation" / f"{name}.jsonl"
+    with run.stage(f"evaluate-{name}"):
+        returns = evaluation.evaluate(agent, params, make_env, seeds.test(episodes), key, notes=notes, label=name)
+        scored = {"mean": float(returns.mean()), "std": float(returns.std()), "n": episodes}
+        run.finish_stage(f"evaluate-{name}", scored)
+    return returns
 
 
 _posterior = jax.jit(vision_module.encode, static_argnums=0)

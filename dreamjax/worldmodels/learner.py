@@ -58,7 +58,7 @@ class TrainState(NamedTuple):
 
 
 def init(learner: VisionLearner | MemoryLearner, key: Key) -> TrainState:
-    """Start training with the learning rate of the configuration."""
+    """Start training with the learning rate of the configuration, a number []. Shapes: as in `TrainState`."""
     part: Any = vision if isinstance(learner, VisionLearner) else memory
     carry = () if isinstance(learner, VisionLearner) else memory.start(learner.cfg, (learner.streams,))
     params = part.init(learner.cfg, key)
@@ -70,7 +70,7 @@ def init(learner: VisionLearner | MemoryLearner, key: Key) -> TrainState:
 def train_step(
     learner: VisionLearner | MemoryLearner, key: Key, state: TrainState, batch: PyTree
 ) -> tuple[TrainState, Metrics]:
-    """Update V or M on one batch, shaped as the learner says. `state` is donated.
+    """Update V or M on one batch: frames uint8 [B, 64, 64, 3], or a `Chunk` [T + 1, B, ...]. `state` is donated.
 
     The key is folded with the number of the update, so that one key serves all of them.
     """

@@ -23,8 +23,8 @@ def generation(
 ) -> tuple[EvolutionState, Metrics]:
     """Ask for a population, let all of it dream the same `episodes`, and tell the search their mean returns.
 
-    `params` provide the world model and the starts; their policy is not read. With a mesh of one axis the population is
-    split over its devices.
+    `params` provide the world model and the starts [S, ...]; their policy is not read. With a mesh of one axis the
+    population is split over its devices.
 
     Raises: ValueError if the devices do not divide the population.
     """

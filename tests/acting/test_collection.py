@@ -262,14 +262,13 @@ def test_wandering_holds_longer_in_half_of_the_episodes() -> None:
 
 def test_a_random_network_drives_as_the_published_one() -> None:
     """Gas about one half, steering and braking noise around what its bias says, the same in a whole episode."""
-    actions = actions_of("network", 200, 300)
+    actions = actions_of("network", 200, 1000)
     steer, gas, brake = actions.transpose(2, 0, 1)
-    assert actions.shape == (300, 200, 3)
+    assert actions.shape == (1000, 200, 3)
     assert np.abs(steer).max() <= 1 and gas.min() >= 0 and gas.max() <= 1 and brake.min() >= 0 and brake.max() <= 1
-    assert abs(np.median(gas) - 0.5) < 0.01 and abs(np.median(steer)) < 0.02
-    assert 0.35 < (brake == 0).mean() < 0.65  # it is cut off at 0
-    # tanh^-1 of the steering is normal around the bias, with a deviation of the kernel's norm.
-    spread = np.arctanh(np.clip(steer, -0.999, 0.999)).std(1)
-    assert 0.02 < np.median(spread) < 1 and len(np.unique(spread.round(6))) > 250
-    kurtosis = (((steer - steer.mean(1, keepdims=True)) / steer.std(1, keepdims=True)) ** 4).mean(1)
-    assert 2.5 < np.median(kurtosis) < 3.3
+    # Medians over episodes of what was recorded of the published collection.
+    assert np.median(steer.std(1)) == pytest.approx(0.16, abs=0.03)
+    assert np.median(gas.mean(1)) == pytest.approx(0.5, abs=0.01)
+    assert np.median(gas.std(1)) == pytest.approx(0.08, abs=0.015)
+    assert np.median(brake.mean(1)) == pytest.approx(0.07, abs=0.015)
+    assert len(np.unique(steer.mean(1).round(6))) > 950  # a network for each episode

@@ -91,7 +91,7 @@ def test_the_agent_moves_to_all_sides_and_beyond() -> None:
 @pytest.mark.parametrize(("envs", "workers"), [(3, 0), (9, 0), (40, 0), (2, 1), (5, 2), (16, 2)])
 def test_an_episode_does_not_depend_on_those_beside_it_or_on_the_workers(envs: int, workers: int) -> None:
     """Fewer environments than episodes, and more; groups of one, and batches that are filled up."""
-    with Pool(Ragged, envs, workers) as pool:
+    with Pool(Ragged, envs, workers, groups=2) as pool:
         assert_same(played(pool), expected())
 
 
@@ -100,7 +100,7 @@ def test_an_episode_does_not_depend_on_those_beside_it_or_on_the_workers(envs: i
 )
 def test_what_dies_or_hangs_changes_nothing(tmp_path: Path, how: str, at: int, workers: int) -> None:
     """Twice in one episode, in its middle, at its reset and in its last step."""
-    with Pool(partial(Faulty, tmp_path, how, BAD, at, times=2), 6, workers, timeout=2) as pool:
+    with Pool(partial(Faulty, tmp_path, how, BAD, at, times=2), 6, workers, groups=2, timeout=2) as pool:
         assert_same(played(pool), expected())
         assert pool.restarts == (0 if how == "raise" else 2)
     assert len(list(tmp_path.iterdir())) == 2

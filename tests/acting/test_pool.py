@@ -44,7 +44,7 @@ def test_spaces_of_every_kind_are_the_same_in_this_process_and_in_workers() -> N
     seen = []
     for workers in (0, 2):
         with Pool(Everything, 4, workers) as pool:
-            assert len(pool) == 4 and pool.groups == (4 if workers else 1)
+            assert len(pool) == 4 and pool.groups == max(workers, 1)
             assert pool.observation_space == Everything.observation_space
             first = ask(pool, [5, 6, 7, -1])
             opened = observed(pool)
@@ -74,10 +74,13 @@ def test_spaces_of_every_kind_are_the_same_in_this_process_and_in_workers() -> N
 
 @pytest.mark.parametrize(
     ("envs", "workers", "groups", "expected"),
-    [(3, 0, 2, (1, 3)), (1, 2, 2, (1, 1)), (4, 2, 1, (2, 2)), (5, 2, 2, (4, 2)), (2, 2, 2, (2, 1))],
+    [
+        *[(3, 0, 2, (1, 3)), (1, 2, 2, (1, 1)), (4, 2, 1, (2, 2)), (5, 2, 2, (4, 2)), (2, 2, 2, (2, 1))],
+        *[(16, 2, None, (2, 8)), (31, 2, None, (2, 16)), (32, 2, None, (4, 8)), (16, 1, None, (2, 8))],
+    ],
 )
 def test_environments_are_shared_out_equally(
-    envs: int, workers: int, groups: int, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    envs: int, workers: int, groups: int | None, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dreamjax.acting.pool.Process", Unstarted)
     pool = Pool(Scripted, envs, workers, groups=groups)
@@ -214,7 +217,7 @@ def test_an_error_that_cannot_be_sent_comes_as_its_text() -> None:
 
 @pytest.mark.parametrize(("how", "message"), [(2, "died .killed by signal 9"), (3, "did not answer within 2 s")])
 def test_a_worker_that_dies_or_hangs_is_replaced_and_the_others_go_on(how: int, message: str) -> None:
-    with Pool(Scripted, 4, 2, timeout=2) as pool:
+    with Pool(Scripted, 4, 2, groups=2, timeout=2) as pool:
         before = running_workers()
         assert len(before) == 2
         ask(pool, [1, 2, 3, 4])

@@ -60,6 +60,8 @@ def test_one_program_serves_the_values_of_two_configurations() -> None:
     one, other = (trained(ONE, Hyper.of(cfg)) for cfg in (ONE, OTHER))
     assert program(ONE)._cache_size() == 1
     chex.assert_trees_all_equal(one, trained(ONE))
+    chex.assert_trees_all_equal(other, trained(ONE, Hyper(1e-2, 0.1, 0.8)))
+    assert program(ONE)._cache_size() == 1
     chex.assert_trees_all_close(other, trained(OTHER), rtol=1e-6)
 
 

@@ -6,11 +6,12 @@ import ale_py
 import numpy as np
 import pytest
 from ale_py import roms
-from dreamjax.envs.lanes import make_lanes
 from gymnasium.utils import seeding
 from gymnasium.utils.env_checker import check_env
+from PIL import Image
 
-from dreamjax.envs import atari, pixels
+from dreamjax.acting.vector import VectorEnvironment
+from dreamjax.envs import atari
 from dreamjax.envs.atari import Atari
 
 FEW = {"size": 64, "grey": False, "sticky": False, "all_actions": False}  # the settings of Atari 100k
@@ -60,7 +61,7 @@ def test_an_episode_is_that_of_the_emulator(game: str, settings: dict):
     actions = np.random.default_rng(0).integers(len(meanings), size=1000)
     total, steps, arrived = 0.0, 0, (ours.reset(seed=3)[0], 0.0, False, False, {})
     for picture, reward, over in played(game, 3, [meanings[action] for action in actions], sticky):
-        expected = pixels.resize(picture, size, size)
+        expected = np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BILINEAR))
         np.testing.assert_array_equal(arrived[0], expected if settings else grey(expected))
         assert arrived[1:] == (reward, over, False, {})
         total += reward
@@ -89,12 +90,12 @@ def test_the_limit_of_frames_terminates_as_published(monkeypatch: pytest.MonkeyP
         assert [env.step(0)[2:4] for _ in range(3)] == [(False, False), (False, False), (True, False)]
 
 
-def test_in_lanes():
-    lanes = make_lanes(lambda: Atari("pong", **FEW), 2, 27_000)
-    assert lanes.reset(seed=0).observation.shape == (2, 64, 64, 3)
-    assert lanes.spec.action.high == 6
-    lanes.step(np.array([0, 5]))
-    lanes.close()
+def test_in_a_vector_environment():
+    vector = VectorEnvironment(lambda: Atari("pong", **FEW), 2, 27_000)
+    assert vector.reset((0,)).observation.shape == (2, 64, 64, 3)
+    assert vector.spec.action.high == 6
+    vector.step(np.array([0, 5]))
+    vector.close()
 
 
 def test_bad_settings_are_refused_and_names_are_those_of_the_publications():

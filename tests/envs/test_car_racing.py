@@ -6,12 +6,15 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
-from dreamjax.acting.collect import collect, random_network_actions
 from gymnasium.envs.box2d import car_racing
 from gymnasium.utils.env_checker import check_env
 
+from dreamjax.acting.collection import CollectConfig, collect
+from dreamjax.acting.pool import Pool
+from dreamjax.acting.random_play import PARAMS, random_agent
 from dreamjax.envs import pixels
 from dreamjax.envs.car_racing import CarRacing
+from dreamjax.storage import episodes
 
 STRAIGHT_ON = np.array([0, 1, 0], np.float32)  # off the track and off the field
 
@@ -151,20 +154,10 @@ def test_bad_arguments_are_refused(bad: dict) -> None:
         CarRacing(**bad)
 
 
-def test_a_random_network_drives_on_half_gas() -> None:
-    episodes = np.stack([random_network_actions(np.random.default_rng(seed), 200) for seed in range(1000)])
-    assert episodes.shape == (1000, 200, 3) and episodes.dtype == np.float32
-    steer, gas, brake = np.moveaxis(episodes, 2, 0)
-    # Medians over episodes of what was recorded of the published collection.
-    assert np.median(steer.std(1)) == pytest.approx(0.16, abs=0.03)
-    assert np.median(gas.mean(1)) == pytest.approx(0.5, abs=0.01)
-    assert np.median(gas.std(1)) == pytest.approx(0.08, abs=0.015)
-    assert np.median(brake.mean(1)) == pytest.approx(0.07, abs=0.015)
-    assert (brake >= 0).all() and (brake <= 1).all() and (np.abs(steer) <= 1).all()
-
-
 def test_random_driving_is_collected(tmp_path: Path) -> None:
     make: Callable[[], gymnasium.Env] = partial(CarRacing, full_length=True, max_steps=12)
-    settings = {"min_length": 12, "max_steps": 12, "policy": random_network_actions}
-    store = collect(tmp_path, make, 3, 0, workers=2, **settings)
-    assert len(store) == 3 and store.frames == 36
+    with Pool(make, 3, 2) as pool:
+        agent = random_agent(pool.spec(12), "network")
+        store = collect(CollectConfig(3, min_steps=12, name="network"), tmp_path, pool, agent, PARAMS)
+    assert len(store) == 3 and store.frames == 39
+    assert episodes.read(store.paths[0]).action.shape == (13, 3)

@@ -3,10 +3,10 @@
 import crafter
 import numpy as np
 import pytest
-from dreamjax.envs.lanes import make_lanes
 from gymnasium.error import ResetNeeded
 from gymnasium.utils import seeding
 
+from dreamjax.acting.vector import VectorEnvironment
 from dreamjax.envs.crafter import ACHIEVEMENTS, Crafter, score
 
 NOTHING = crafter.constants.actions.index("noop")
@@ -31,15 +31,19 @@ def test_episodes_are_those_of_the_game_and_their_length_truncates_them():
     np.testing.assert_array_equal(ours.reset()[0], game.reset())
 
 
-def test_death_terminates_even_at_the_limit_and_lanes_have_the_achievements():
-    lanes = make_lanes(lambda: Crafter(length=1), 1, 1)
-    lanes.reset(seed=0)
-    lanes.environments.envs[0].unwrapped._game._player.health = 0
-    step = lanes.step(np.array([NOTHING]))
+def test_death_terminates_even_at_the_limit_and_the_last_info_has_the_achievements():
+    class Dying(Crafter):
+        def step(self, action: int) -> tuple:
+            self._game._player.health = 0
+            return super().step(action)
+
+    vector = VectorEnvironment(lambda: Dying(length=1), 1, 1)
+    vector.reset((0,))
+    step = vector.step(np.array([NOTHING]))
     assert step.is_terminal[0]
     assert step.reward[0] == pytest.approx(-0.9)
-    assert lanes.facts == {0: {f"achievements/{name}": 0.0 for name in ACHIEVEMENTS}}
-    lanes.close()
+    assert vector.info == {0: {f"achievements/{name}": 0.0 for name in ACHIEVEMENTS}}
+    vector.close()
 
 
 def test_equal_seeds_give_equal_worlds_whatever_the_memory_looks_like():

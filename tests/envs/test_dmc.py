@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dm_control import suite
-from dreamjax.envs.lanes import make_lanes
 from gymnasium.utils.env_checker import check_env
 
+from dreamjax.acting.vector import VectorEnvironment
 from dreamjax.envs.dmc import ControlSuite
 
 
@@ -41,12 +41,12 @@ def test_an_episode_is_that_of_the_suite():
     assert (steps, terminated, truncated) == (500, False, True)
 
 
-def test_in_lanes():
-    lanes = make_lanes(lambda: ControlSuite("ball_in_cup_catch"), 2, 500)
-    step = lanes.reset(seed=0)
+def test_in_a_vector_environment():
+    vector = VectorEnvironment(lambda: ControlSuite("ball_in_cup_catch"), 2, 500)
+    step = vector.reset((0,))
     assert {name: x.shape for name, x in step.observation.items()} == {"position": (2, 4), "velocity": (2, 4)}
     assert not np.array_equal(step.observation["position"][0], step.observation["position"][1])
-    lanes.close()
+    vector.close()
 
 
 @pytest.mark.parametrize(("arguments", "message"), [(("walk",), "unknown task"), (("walker_walk", 0), "repeat >= 1")])

@@ -207,15 +207,15 @@ def test_actions_of_the_wrong_structure_are_refused(action):
 
 
 def test_bad_seeds_and_options_are_refused():
-    env, lanes = to_gymnasium(counter()), to_gymnasium_vector(counter(), 3)
+    env, vector = to_gymnasium(counter()), to_gymnasium_vector(counter(), 3)
     with pytest.raises(ValueError, match="32 bits"):
         env.reset(seed=2**32)
     with pytest.raises(ValueError, match="no reset options"):
         env.reset(options={"level": 3})
-    with pytest.raises(ValueError, match="2 seeds for 3 lanes"):
-        lanes.reset(seed=[1, 2])
+    with pytest.raises(ValueError, match="2 seeds for 3 environments"):
+        vector.reset(seed=[1, 2])
     with pytest.raises(ResetNeeded, match="reset first"):
-        lanes.step(np.zeros(3, np.int64))
+        vector.step(np.zeros(3, np.int64))
     with pytest.raises(ValueError, match="num_envs"):
         to_gymnasium_vector(counter(), 0)
 
@@ -250,15 +250,15 @@ def test_vector_lanes_are_the_single_environments(name):
 
 
 def test_vector_seeds_and_frames():
-    lanes = to_gymnasium_vector(dodge(), 2, draw_dodge)
-    together, _ = lanes.reset(seed=[4, 4])
+    vector = to_gymnasium_vector(dodge(), 2, draw_dodge)
+    together, _ = vector.reset(seed=[4, 4])
     np.testing.assert_array_equal(together[0], together[1])
-    apart, _ = lanes.reset(seed=4)
+    apart, _ = vector.reset(seed=4)
     np.testing.assert_array_equal(apart[0], together[0])
     assert not np.array_equal(apart[0], apart[1])
-    np.testing.assert_array_equal(np.stack(lanes.render()), apart)
+    np.testing.assert_array_equal(np.stack(vector.render()), apart)
     with pytest.raises(InvalidAction, match=r"shape \(2,\)"):
-        lanes.step(np.zeros(3, np.float32))
+        vector.step(np.zeros(3, np.float32))
 
 
 def steps_of(make_env, actions, workers=0):

@@ -243,6 +243,6 @@ def test_a_killed_owner_leaves_no_game_behind(tmp_path: Path) -> None:
 
 
 def test_importing_it_does_not_import_jax() -> None:
-    modules = "dreamjax.envs.vizdoom, dreamjax.storage.episodes, dreamjax.acting.collect"
+    modules = "dreamjax.envs.vizdoom, dreamjax.storage.episodes, dreamjax.acting.worker"
     code = f"import sys, {modules}; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

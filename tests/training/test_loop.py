@@ -36,7 +36,7 @@ class KilledError(Exception):
     """Stands for the end of the process."""
 
 
-def fresh() -> Learner:
+def initial() -> Learner:
     params = {"w": jnp.linspace(-1.0, 1.0, 5)}
     return Learner(jnp.int32(0), params, OPTIMIZER.init(params))
 
@@ -63,7 +63,7 @@ def run(
     with MetricsLog(folder) as log:
         run = RunFolder(folder, Config())
         loop = updates(update, batches)
-        return train(run, log, "learn", fresh(), loop, UPDATES, checkpoint_every=4, log_every=3)
+        return train(run, log, "learn", initial(), loop, UPDATES, checkpoint_every=4, log_every=3)
 
 
 def killed_at(count: int) -> Callable[[Learner, np.ndarray], tuple[Learner, Metrics]]:
@@ -99,7 +99,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Learner, Path]:
 
 def test_an_uninterrupted_training_is_a_loop(reference: tuple[Learner, Path]) -> None:
     """Metrics come every third update and after the last, each from its own update."""
-    state, losses = fresh(), []
+    state, losses = initial(), []
     for _, batch in zip(range(UPDATES), batches(0), strict=False):
         state, metrics = update(state, batch)
         losses.append(float(metrics["loss"]))

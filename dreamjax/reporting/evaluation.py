@@ -1,0 +1,38 @@
+"""Meeting a stored agent: its score in test episodes, and a film of the first of them beside one of its dreams."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import gymnasium
+
+from dreamjax.acting import seeds
+from dreamjax.acting.evaluation import evaluate
+from dreamjax.reporting.films import film_dream_and_real
+from dreamjax.reporting.results import result_row, shown_measurement
+from dreamjax.types import Agent, AgentParams, Key
+
+
+def evaluate_and_film(
+    folder: Path,
+    agent: Agent,
+    params: AgentParams,
+    make_env: Callable[[], gymnasium.Env],
+    key: Key,
+    episodes: int,
+    unit: str,
+    *,
+    steps: int,
+    temperature: float = 1.0,
+    name: str = "dream_and_real",
+) -> None:
+    """Score an agent in test episodes, and film at most `steps` of the first of them beside a dream.
+
+    The score is printed with its `unit`; the film is `<name>.mp4` in the folder.
+
+    Shapes: key [], params.policy not stacked, params.starts [S, ...].
+    Raises: as `evaluate` and `film_dream_and_real` do.
+    """
+    row = result_row("real", evaluate(agent, params, make_env, seeds.test(episodes), key), unit)
+    print(f"{shown_measurement(row)}, {row['n']} episodes")
+    film_dream_and_real(folder / f"{name}.mp4", agent, params, make_env, key, steps, temperature)
+    print(f"Open {folder / f'{name}.mp4'}")
