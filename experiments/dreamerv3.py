@@ -19,9 +19,8 @@ results/dreamerv3/result.json.
 """
 
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -78,17 +77,11 @@ class DreamerOptions(Options):
     variant: str = ""  # what sets aggregated runs apart from those of the plain settings, such as "lr 1.6e-4"
 
 
-SMALL: dict[str, Any] = {
-    "batch_size": 4,
-    "batch_length": 8,
-    "train_ratio": 16.0,
-    "checkpoint_every": 20,
-    "log_every": 10,
-}
+_TINY = Config("gym_CartPole-v1", "debug", steps=400, envs=2, train_ratio=16.0, batch_size=4, batch_length=8)
 PRESETS = {
     "paper": Config(),
     "cpu": Config("gym_CartPole-v1", "1m", steps=20_000),
-    "smoke": Config("gym_CartPole-v1", "debug", steps=400, envs=2, log_every=10, **SMALL),
+    "smoke": replace(_TINY, checkpoint_every=20, log_every=10),
 }
 
 
