@@ -54,7 +54,7 @@ def read_command_line(
     hidden: list[Any] = [(one, Annotated[kinds[one], tyro.conf.Suppress], getattr(options(), one)) for one in without]
     options = make_dataclass(options.__name__, hidden, bases=(options,), frozen=True)
     parts = [("config", flat(type(config)), config), ("options", flat(options), options())]
-    if not hasattr(config, "preset"):
+    if "preset" not in vars(config):  # it may be derived from other fields
         parts.append(("preset", str, name))
     both = make_dataclass("Arguments", parts)
     parsed: Any = tyro.cli(both, args=given, description=description, prog=f"{experiment}.py")
