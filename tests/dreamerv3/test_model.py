@@ -199,28 +199,3 @@ def test_temperature_one_changes_nothing_and_a_low_one_draws_the_likeliest():
     np.testing.assert_array_equal(rssm.sample(CFG.rssm, uniform, logits, jnp.float32(1.0)), plain)
     cold = rssm.sample(CFG.rssm, uniform, logits, jnp.float32(1e-6))
     np.testing.assert_array_equal(cold.argmax(-1), logits.argmax(-1))
-
-
-def test_distances_are_zero_for_what_is_equal_and_known_for_what_is_not():
-    observation = {
-        "image": Space((48, 48, 2), np.uint8, 0, 256),
-        "vector": Space((3,)),
-        "word": Space((4,), np.int32, 1, 5),
-        "flag": Space((), np.bool_, 0, 2),
-    }
-    spaces = tuple(observation.items())
-    zero = {name: jnp.zeros((2, 7, *space.shape), space.dtype) for name, space in observation.items()}
-    same = codec.distances(CFG.codec, spaces, zero, zero)
-    assert {name: float(x.max()) for name, x in same.items()} == dict.fromkeys(observation, 0.0)
-    other = {
-        "image": jnp.full((2, 7, 48, 48, 2), 51, np.uint8),
-        "vector": jnp.full((2, 7, 3), np.e - 1),  # symlog 1
-        "word": zero["word"].at[..., 0].set(3),
-        "flag": ~zero["flag"],
-    }
-    apart = codec.distances(CFG.codec, spaces, other, zero)
-    assert all(x.shape == (2, 7) and x.dtype == np.float32 for x in apart.values())
-    # Older versions of jax round symlog more coarsely.
-    np.testing.assert_allclose([float(apart[name][1, 3]) for name in observation], [0.04, 1, 0.25, 1], rtol=1e-4)
-    plain = codec.distances(replace(CFG.codec, symlog=False), spaces, other, zero)
-    np.testing.assert_allclose(plain["vector"], (np.e - 1) ** 2, rtol=1e-6)

@@ -18,7 +18,7 @@ from dreamjax.dreamerv3 import model
 from dreamjax.dreamerv3.config import debug
 from dreamjax.envs.gymnasium import spec_from_gymnasium
 from dreamjax.envs.host import rescaled
-from dreamjax.reporting.open_loop import EPISODES, OBSERVED, one_step_error, predict, write_predictions
+from dreamjax.reporting.open_loop import EPISODES, OBSERVED, _distance, one_step_error, predict, write_predictions
 from dreamjax.rollout import Transition
 from dreamjax.types import Agent, AgentParams, EnvSpec, LatentModel, Outcome, Policy, Space, Step
 
@@ -128,3 +128,25 @@ def test_one_step_errors_count_where_they_are_asked_for() -> None:
     for mask, wrong in (([[1, 0], [1, 0]], 0), ([[0, 1], [0, 0]], 9), ([[1, 1], [1, 1]], (9 + 4) / 4)):
         keys = jax.random.split(jax.random.key(4))
         assert float(error(keys, recorded, "image", np.array(mask, bool))) == pytest.approx(wrong * size)
+
+
+def test_distances_are_zero_for_what_is_equal_and_known_for_what_is_not() -> None:
+    spaces = {
+        "image": Space((48, 48, 2), np.uint8, 0, 256),
+        "vector": Space((3,)),
+        "word": Space((4,), np.int32, 1, 5),
+        "flag": Space((), np.bool_, 0, 2),
+    }
+    zero = {name: jnp.zeros((7, *space.shape), space.dtype) for name, space in spaces.items()}
+    other = {
+        "image": jnp.full((7, 48, 48, 2), 51, np.uint8),
+        "vector": jnp.full((7, 3), np.e - 1),  # symlog 1
+        "word": zero["word"].at[..., 0].set(3),
+        "flag": ~zero["flag"],
+    }
+    same = [_distance(space, zero[name], zero[name]) for name, space in spaces.items()]
+    apart = [_distance(space, other[name], zero[name]) for name, space in spaces.items()]
+    assert all(x.shape == (7,) and x.dtype == np.float32 for x in same + apart)
+    assert [float(x.max()) for x in same] == [0, 0, 0, 0]
+    # Older versions of jax round symlog more coarsely.
+    np.testing.assert_allclose([float(x[3]) for x in apart], [0.04, 1, 0.25, 1], rtol=1e-4)
