@@ -1,6 +1,6 @@
 """How fast an agent is evaluated in a host environment: by `acting.evaluate`, and by the loop that one writes first.
 
-    python benchmarks/evaluation.py            some fifteen minutes on two cores
+    python benchmarks/evaluation.py            some ten minutes on two cores
     python benchmarks/evaluation.py --smoke    a minute, to see that it runs; writes nothing
 
 The committed agent plays 16 episodes of Doom. `evaluate` does so in two worker processes. The plain loop, which this
@@ -95,7 +95,7 @@ def measure(contenders: dict[str, Callable[[], int]], repeats: int) -> dict[str,
 def main(smoke: bool) -> None:
     """Measure and write."""
     begun = time.monotonic()
-    count, limit, repeats = (2, 30, 1) if smoke else (16, MAX_STEPS, 3)
+    count, limit, repeats = (2, 30, 1) if smoke else (16, MAX_STEPS, 2)
     make_env, todo = partial(TakeCover, max_steps=limit), seeds.validation(count)
     agent, params = dreamjax.load(REPO / "experiments" / "results" / "doom_take_cover")
     start, kept = rollout.start(agent, params), jitted(agent)
