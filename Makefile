@@ -52,6 +52,7 @@ clean: ## remove the venvs, builds and caches; runs/ stays
 $(VENV)/test.stamp: pyproject.toml | $(BIN)/pip
 	@echo "==> installing dreamjax with what its tests need (1 to 3 minutes, about 2 GB)"
 	@$(PIP) --editable '.[test]'
+	@$(BIN)/python -c 'import dm_control' 2>/dev/null || $(PIP) --no-deps 'dm_control>=1.0.30'  # left out on 3.13
 	@touch $@ $(VENV)/experiments.stamp
 
 $(VENV)/experiments.stamp: pyproject.toml | $(BIN)/pip

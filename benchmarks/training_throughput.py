@@ -20,15 +20,18 @@ from unittest import mock
 
 import jax
 import numpy as np
-import torch
-from torch import nn
 
+from dreamjax._extras import extra
 from dreamjax.nets import conv
 from dreamjax.replay.latents import Chunk
 from dreamjax.reporting.results import result_row, write_result
 from dreamjax.reporting.timing import measure
 from dreamjax.training.devices import keep_freed_memory
 from dreamjax.worldmodels import learner
+
+with extra("benchmarks", "the comparison"):
+    import torch
+    from torch import nn
 
 VISION = learner.VisionLearner()
 RESULTS = Path(__file__).parent / "results" / "training_throughput.json"

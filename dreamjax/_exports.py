@@ -20,7 +20,10 @@ def exports(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[],
         if name not in modules:
             raise AttributeError(f"{package} has no {name!r}; it has {', '.join(sorted(modules))}")
         if modules[name] == package:  # a module of the package itself
-            return import_module(f"{package}.{name}")
+            try:
+                return import_module(f"{package}.{name}")
+            except ModuleNotFoundError as error:  # of an extra; `help` and `hasattr` look at every name
+                raise AttributeError(str(error)) from None
         return getattr(import_module(modules[name]), name)
 
     return get, lambda: sorted([*modules, "__doc__", "__name__", "__file__", "__path__"]), sorted(modules)

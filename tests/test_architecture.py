@@ -20,6 +20,7 @@ REPO = Path(__file__).resolve().parents[1]
 
 RANK = {
     "_exports": 0,
+    "_extras": 0,
     "types": 0,
     "checks": 1,
     "nets": 1,
@@ -46,7 +47,7 @@ SUITES = {
 }  # need an extra of their own
 OWN_EXTRA = {f"dreamjax/envs/{name}.py": name for name in ("brax", "craftax", "gymnax")}  # and these, one each
 OWN_EXTRA["dreamjax/envs/car_racing.py"] = "envpool"  # for one of its engines
-ADAPTERS = {"dreamjax/envs/gymnasium.py", "dreamjax/envs/vizdoom.py"}
+ADAPTERS = {"dreamjax/envs/dmc.py", "dreamjax/envs/gymnasium.py", "dreamjax/envs/vizdoom.py"}
 IMPURE_MODULES = {"argparse", "logging", "matplotlib", "random", "shutil", "socket", "subprocess", "tempfile", "time"}
 IMPURE_CALLS = {"open", "print", "input", "np.load", "np.save", "np.savez", "np.savez_compressed", "jax.debug.print"}
 IMPURE_NAMES = {"os.environ", "os.getenv", "sys.argv", "jax.debug.callback", "jax.experimental.io_callback"}

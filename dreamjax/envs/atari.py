@@ -7,13 +7,14 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from PIL import Image
 
-try:
+from dreamjax._extras import extra
+from dreamjax.envs import pixels
+
+with extra("suites", "Atari"):
     import ale_py
     from ale_py import roms
-    from PIL import Image
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("Atari is an extra: pip install 'dreamjax[suites]'") from error
 
 REPEAT = 4  # frames of the emulator for each action
 STICKY = 0.25  # probability with which a frame repeats the action before, where actions are sticky
@@ -42,16 +43,26 @@ class Atari(gymnasium.Env[np.ndarray, np.integer]):
       grey: one channel instead of three.
       sticky: each frame repeats the action of the frame before with a probability of 0.25.
       all_actions: the 18 of the joystick instead of those that mean something in this game.
+      render_mode: "rgb_array" makes `render` return the whole picture of the emulator, or None.
     """
 
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 60 // REPEAT}  # noqa: RUF012, the base class declares it so
+
     def __init__(
-        self, game: str, size: int = 96, grey: bool = True, sticky: bool = True, all_actions: bool = True
+        self,
+        game: str,
+        size: int = 96,
+        grey: bool = True,
+        sticky: bool = True,
+        all_actions: bool = True,
+        render_mode: str | None = None,
     ) -> None:
         name = _ROMS.get(game, game)
         if name not in roms.get_all_rom_ids():
             raise ValueError(f"unknown game {game!r}; there are {', '.join(sorted(roms.get_all_rom_ids()))}")
         if size < 1:
             raise ValueError(f"size must be at least 1, got {size}")
+        self.render_mode = pixels.checked_render_mode(render_mode)
         self._rom, self._size, self._grey = str(roms.get_rom_path(name)), size, grey
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # before it is made, which prints
         self._game = ale_py.ALEInterface()
@@ -73,7 +84,7 @@ class Atari(gymnasium.Env[np.ndarray, np.integer]):
             if self._game.game_over():
                 self._game.reset_game()
         self._frames = 0
-        self._screens[:] = self.render()
+        self._screens[:] = self._game.getScreenRGB()
         return self._observe(), {}
 
     def step(self, action: np.integer) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -82,15 +93,15 @@ class Atari(gymnasium.Env[np.ndarray, np.integer]):
             reward += self._game.act(self._actions[action])
             self._frames += 1
             if frame >= REPEAT - 2:
-                self._screens = np.stack([self._screens[1], self.render()])
+                self._screens = np.stack([self._screens[1], self._game.getScreenRGB()])
             terminated = self._game.game_over() or self._frames >= LIMIT
             if terminated:
                 break
         return self._observe(), reward, terminated, False, {}
 
-    def render(self) -> np.ndarray:
+    def render(self) -> np.ndarray | None:
         """The whole picture of the emulator, uint8 [height, 160, 3]; most games are 210 high."""
-        return self._game.getScreenRGB()
+        return None if self.render_mode is None else self._game.getScreenRGB()
 
     def _load(self) -> None:
         """Start the emulator; it reads its seed only here."""

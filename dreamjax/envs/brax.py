@@ -9,18 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dreamjax._extras import extra
 from dreamjax.types import Action, Environment, EnvSpec, Key, Space, State, Step
 
 
 def make(name: str) -> Environment:
     """Make a registered environment, such as "ant", with its usual limit of 1000 steps.
 
-    Raises: ImportError without the extra, ValueError for a name that is not registered.
+    Raises: ModuleNotFoundError without the extra, ValueError for a name that is not registered.
     """
-    try:
+    with extra("brax", "Brax"):
         from brax import envs
-    except ImportError as error:
-        raise ImportError("Brax is an extra: pip install 'dreamjax[brax]'") from error
     try:
         environment = envs.create(name, auto_reset=False)
     except KeyError as error:

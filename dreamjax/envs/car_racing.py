@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import gymnasium
 import numpy as np
 
+from dreamjax._extras import extra
 from dreamjax.envs import pixels
 
-try:
+with extra("suites", "CarRacing"):
+    import Box2D as Box2D  # Gymnasium says of both that its own extra is missing
     import pygame
     from gymnasium.envs.box2d import car_racing as game
-except (ModuleNotFoundError, gymnasium.error.DependencyNotInstalled) as error:
-    raise ModuleNotFoundError("CarRacing is an extra: pip install 'dreamjax[suites]'") from error
 
 if TYPE_CHECKING:
     from dreamjax.types import EnvSpec
@@ -90,11 +90,9 @@ class CarRacing(gymnasium.Env[np.ndarray, np.ndarray]):
             raise ValueError(f"max_steps must be at least 1, got {max_steps}")
         if patience is not None and patience < 1:
             raise ValueError(f"patience must be at least 1 or None, got {patience}")
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
         self.observation_space = gymnasium.spaces.Box(0, 255, (pixels.SIZE, pixels.SIZE, 3), np.uint8)
         self.action_space = gymnasium.spaces.Box(_LOW, _HIGH)
-        self.render_mode = render_mode
+        self.render_mode = pixels.checked_render_mode(render_mode)
         self.full_length = full_length
         self.max_steps = max_steps
         self.patience = patience or max_steps
@@ -209,10 +207,8 @@ class _PooledGame:
 
     def __init__(self, render_mode: str | None) -> None:
         del render_mode
-        try:
+        with extra("envpool", "the engine envpool"):
             import envpool
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("the engine envpool is an extra: pip install 'dreamjax[envpool]'") from error
         self._make = partial(envpool.make_gymnasium, "CarRacing-v3", num_envs=1, num_threads=1)
 
     def reset(self, *, seed: int) -> tuple[np.ndarray, dict]:

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from dreamjax._extras import extra
 from dreamjax.envs.gymnax import assemble
 from dreamjax.types import Action, Array, Environment, Key, PyTree, Space, State
 
@@ -19,12 +20,10 @@ def make(name: str) -> Environment:
 
     The first one with pixels takes half a minute, and writes its textures into the folder of the package.
 
-    Raises: ImportError without the extra, ValueError for a name that Craftax does not know.
+    Raises: ModuleNotFoundError without the extra, ValueError for a name that Craftax does not know.
     """
-    try:
+    with extra("craftax", "Craftax"):
         from craftax.craftax_env import make_craftax_env_from_name
-    except ImportError as error:
-        raise ImportError("Craftax is an extra: pip install 'dreamjax[craftax]'") from error
     return from_craftax(make_craftax_env_from_name(name, auto_reset=False))
 
 

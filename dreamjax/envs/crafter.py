@@ -9,12 +9,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-try:
+from dreamjax._extras import extra
+from dreamjax.envs import pixels
+
+with extra("suites", "Crafter"):
     import crafter
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("Crafter is an extra: pip install 'dreamjax[suites]'") from error
 
 LENGTH = 10_000  # steps of an episode
+RENDERED = 288  # height and width of what `render` shows: 32 for each of the 9 x 9 fields
 ACHIEVEMENTS: tuple[str, ...] = tuple(crafter.constants.achievements)
 
 
@@ -23,12 +25,16 @@ class Crafter(gymnasium.Env[np.ndarray, np.integer]):
 
     The reward is 1 for every achievement when it is first unlocked in an episode, and 0.1 for every point of health
     gained or lost. Death terminates an episode; its length truncates it. At the end of an episode
-    `info["achievements"]` says by name how often each of the 22 was reached, which `score` reads.
+    `info["achievements"]` says by name how often each of the 22 was reached, which `score` reads. With
+    `render_mode="rgb_array"`, `render` returns a larger picture, 288 x 288.
     """
 
-    def __init__(self, size: int = 64, length: int = LENGTH) -> None:
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012, the base class declares it so
+
+    def __init__(self, size: int = 64, length: int = LENGTH, render_mode: str | None = None) -> None:
         if size < 9 or length < 1:
             raise ValueError(f"need size >= 9 (the view has 9 x 9 fields) and length >= 1, got {size}, {length}")
+        self.render_mode = pixels.checked_render_mode(render_mode)
         self._size, self._length = size, length
         self._game: _Ordered | None = None
         self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
@@ -49,6 +55,12 @@ class Crafter(gymnasium.Env[np.ndarray, np.integer]):
         last = {"achievements": info["achievements"]} if done else {}
         return observation, float(reward), terminated, done and not terminated, last
 
+    def render(self) -> np.ndarray | None:
+        """A picture for people, uint8 [288, 288, 3], or None; drawing it changes nothing in the game."""
+        if self._game is None or self.render_mode is None:
+            return None
+        return self._game.drawn(RENDERED)
+
 
 class _Ordered(crafter.Env):
     """Plays equal episodes from equal seeds in every process.
@@ -59,6 +71,13 @@ class _Ordered(crafter.Env):
 
     def _balance_chunk(self, chunk: tuple[int, ...], objs: Collection[Any]) -> None:
         super()._balance_chunk(chunk, sorted(objs, key=lambda creature: tuple(creature.pos)))
+
+    def drawn(self, size: int) -> np.ndarray:
+        """Draw the game once more. At night the picture is noisy, from the numbers that the creatures move by."""
+        state = self._world.random.get_state()
+        picture = self.render((size, size))
+        self._world.random.set_state(state)
+        return picture
 
 
 def score(episodes: Sequence[Mapping[str, float]]) -> float:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dreamjax._extras import extra
 from dreamjax.envs.host import dtype_32
 from dreamjax.types import Action, Array, Environment, EnvSpec, Key, PyTree, Space, State, Step
 
@@ -22,12 +23,10 @@ Advance = Callable[[Key, State, Action], tuple[PyTree, State, Array, Array, Arra
 def make(name: str) -> Environment:
     """Make a registered environment, such as "CartPole-v1".
 
-    Raises: ImportError without the extra, ValueError for a name that is not registered.
+    Raises: ModuleNotFoundError without the extra, ValueError for a name that is not registered.
     """
-    try:
+    with extra("gymnax", "gymnax"):
         import gymnax
-    except ImportError as error:
-        raise ImportError("gymnax is an extra: pip install 'dreamjax[gymnax]'") from error
     if name not in gymnax.registered_envs:
         raise ValueError(f"gymnax has no environment {name!r}; there are {', '.join(gymnax.registered_envs)}")
     return from_gymnax(*gymnax.make(name))

@@ -6,6 +6,13 @@ from PIL import Image
 SIZE = 64  # height and width of what the models see
 
 
+def checked_render_mode(mode: str | None) -> str | None:
+    """Return a `render_mode` that our environments have. Raises ValueError for another one."""
+    if mode not in (None, "rgb_array"):
+        raise ValueError(f"render_mode must be None or 'rgb_array', got {mode!r}")
+    return mode
+
+
 def resize(image: np.ndarray) -> np.ndarray:
     """Resize with an antialiased bilinear filter. Shapes: uint8 [H, W, 3] -> uint8 [64, 64, 3]."""
     # The width first: left alone, newer versions of Pillow choose the order by the shape, and each pass rounds.

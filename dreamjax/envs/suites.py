@@ -15,7 +15,7 @@ from dreamjax.envs.host import rescaled
 class Suite(NamedTuple):
     """How a family of tasks is published: steps are actions, whatever each is repeated in the environment."""
 
-    make: Callable[[str], gymnasium.Env]  # from the name of a task within the suite
+    make: Callable[..., gymnasium.Env]  # from the name of a task within the suite, and how to render it
     max_steps: int  # of an episode
     steps: int  # of training, all environments together
     train_ratio: float
@@ -30,18 +30,21 @@ class Task(NamedTuple):
     make_env: Callable[[], gymnasium.Env]  # continuous actions with bounds lie in [-1, 1]
 
 
-def task(name: str) -> Task:
-    """Find a task by its name, "<suite>_<task>". Raises ValueError for an unknown suite."""
+def task(name: str, render_mode: str | None = None) -> Task:
+    """Find a task by its name, "<suite>_<task>"; its environments `render` as they can with "rgb_array".
+
+    Raises: ValueError for an unknown suite.
+    """
     suite, _, within = name.partition("_")
     if suite not in SUITES:
         raise ValueError(f"unknown suite {suite!r} in task {name!r}; there are {', '.join(SUITES)}")
-    return Task(SUITES[suite], partial(rescaled, partial(SUITES[suite].make, within)))
+    return Task(SUITES[suite], partial(rescaled, partial(SUITES[suite].make, within, render_mode=render_mode)))
 
 
-def _control(task: str, observation: Literal["vectors", "pixels"]) -> gymnasium.Env:
+def _control(task: str, observation: Literal["vectors", "pixels"], render_mode: str | None) -> gymnasium.Env:
     from dreamjax.envs.dmc import ControlSuite
 
-    return ControlSuite(task, repeat=2, observation=observation)
+    return ControlSuite(task, repeat=2, observation=observation, render_mode=render_mode)
 
 
 def _atari(task: str, **settings: Any) -> gymnasium.Env:
@@ -50,22 +53,31 @@ def _atari(task: str, **settings: Any) -> gymnasium.Env:
     return Atari(task, **settings)
 
 
-def _crafter(task: str) -> gymnasium.Env:
+def _crafter(task: str, render_mode: str | None) -> gymnasium.Env:
     from dreamjax.envs.crafter import Crafter
 
     if task != "reward":
         raise ValueError(f"the task of Crafter is crafter_reward, got {task!r}")
-    return Crafter()
+    return Crafter(render_mode=render_mode)
 
 
-def _doom(task: str) -> gymnasium.Env:
+def _doom(task: str, render_mode: str | None) -> gymnasium.Env:
     from dreamjax.envs.vizdoom import TakeCover
 
     if task != "takecover":
         raise ValueError(f"the task of Doom is doom_takecover, got {task!r}")
     # The game knows three actions. A normal over its number in [-1, 1] could not prefer left and right to standing.
     actions = gymnasium.spaces.Discrete(3)
-    return gymnasium.wrappers.TransformAction(TakeCover(), (-1.0, 0.0, 1.0).__getitem__, actions)
+    game = TakeCover(render_mode=render_mode)
+    return gymnasium.wrappers.TransformAction(game, (-1.0, 0.0, 1.0).__getitem__, actions)
+
+
+def _gymnasium(task: str, render_mode: str | None) -> gymnasium.Env:
+    env = gymnasium.make(task)
+    if render_mode not in env.metadata.get("render_modes", ()):
+        return env
+    env.close()
+    return gymnasium.make(task, render_mode=render_mode)
 
 
 _ATARI_100K: dict[str, Any] = {"size": 64, "grey": False, "sticky": False, "all_actions": False}
@@ -81,5 +93,5 @@ SUITES = {
     "atari100k": Suite(partial(_atari, **_ATARI_100K), 27_000, 110_000, 256, 1, 4),
     "crafter": Suite(_crafter, 10_000, 1_100_000, 512, 1),
     "doom": Suite(_doom, 2100, 1_000_000, 32, 8),
-    "gym": Suite(gymnasium.make, 1000, 100_000, 512, 4),
+    "gym": Suite(_gymnasium, 1000, 100_000, 512, 4),
 }

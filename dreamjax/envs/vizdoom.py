@@ -78,11 +78,9 @@ class TakeCover(gymnasium.Env):
             raise ValueError(f"skill must lie in 1..5, got {skill}")
         if max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, got {max_steps}")
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
         self.observation_space = gymnasium.spaces.Box(0, 255, (pixels.SIZE, pixels.SIZE, 3), np.uint8)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (), np.float32)
-        self.render_mode = render_mode
+        self.render_mode = pixels.checked_render_mode(render_mode)
         self.skill = skill
         self.max_steps = max_steps
         self._resolution, self._rows, self._pipeline = _PIPELINES[pipeline]

@@ -4,13 +4,16 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 from functools import reduce
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from dreamjax._extras import extra
 from dreamjax.storage.atomic import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Series = tuple[np.ndarray, np.ndarray]  # steps [T], values [T]
 
@@ -128,7 +131,7 @@ def fitness_curve(stage: Mapping[str, Series], path: str | os.PathLike[str], lab
     """
     generations, mean = stage["fitness_mean"]
     low, high = stage["fitness_min"][1], stage["fitness_max"][1]
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = _figure(7, 4)
     axes = figure.subplots()
     axes.fill_between(generations, low, high, color=_BLUE, alpha=0.18, linewidth=0, label="population, worst to best")
     axes.plot(generations, mean, color=_BLUE, linewidth=1.6, label="population mean")
@@ -177,7 +180,7 @@ def cross_table(
     """
     if values.shape != (len(rows), len(columns)):
         raise ValueError(f"a table of {values.shape} needs as many names, got {len(rows)} and {len(columns)}")
-    figure = Figure(figsize=(1.1 + 0.8 * len(columns), 0.9 + 0.5 * len(rows)), layout="constrained")
+    figure = _figure(1.1 + 0.8 * len(columns), 0.9 + 0.5 * len(rows))
     axes = figure.subplots()
     axes.imshow(values, cmap="Blues", aspect="auto", vmin=0)
     for (i, j), value in np.ndenumerate(values):
@@ -204,8 +207,8 @@ def reconstruction_sheet(originals: np.ndarray, reconstructions: np.ndarray, pat
         )
     columns = min(8, len(originals))
     bands = -(-len(originals) // columns)
-    spacing = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)
-    figure = Figure(figsize=(1.25 * columns + 0.4, 2.65 * bands), layout=spacing)
+    figure = _figure(1.25 * columns + 0.4, 2.65 * bands)
+    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)
     grid = figure.subplots(2 * bands, columns, squeeze=False)
     for axes in grid.ravel():
         axes.set_xticks([])
@@ -221,18 +224,25 @@ def reconstruction_sheet(originals: np.ndarray, reconstructions: np.ndarray, pat
     _save(figure, path)
 
 
-def _grid(panels: int) -> tuple[Figure, list[Axes]]:
+def _figure(width: float, height: float) -> "Figure":
+    """Make a figure of this many inches."""
+    with extra("experiments", "a plot"):
+        from matplotlib.figure import Figure
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _grid(panels: int) -> "tuple[Figure, list[Axes]]":
     """Make a figure with this number of panels, three in a row."""
     columns = min(3, panels)
     rows = -(-panels // columns)
-    figure = Figure(figsize=(max(4.2 * columns, 6), 2.6 * rows if panels > 1 else 3.6), layout="constrained")
+    figure = _figure(max(4.2 * columns, 6), 2.6 * rows if panels > 1 else 3.6)
     all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in all_axes[panels:]:
         axes.set_visible(False)
     return figure, list(all_axes[:panels])
 
 
-def _label_lowest(all_axes: list[Axes], label: str) -> None:
+def _label_lowest(all_axes: "list[Axes]", label: str) -> None:
     """Label the horizontal axis of the lowest panel of each column."""
     for axes in all_axes[-3:]:
         axes.set_xlabel(label, fontsize=9)
@@ -251,7 +261,7 @@ def _piecewise_mean(at: np.ndarray, values: np.ndarray, pieces: int = 30) -> Ser
     return np.array([at[piece == i].mean() for i in found]), np.array([values[piece == i].mean() for i in found])
 
 
-def _tidy(axes: Axes) -> None:
+def _tidy(axes: "Axes") -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -260,6 +270,6 @@ def _tidy(axes: Axes) -> None:
     axes.ticklabel_format(axis="both", style="sci", scilimits=(-3, 5), useMathText=True)
 
 
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+def _save(figure: "Figure", path: str | os.PathLike[str]) -> None:
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=130)

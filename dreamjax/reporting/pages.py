@@ -5,8 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
-
+from dreamjax._extras import extra
 from dreamjax.reporting.results import show_rows, shown_duration, shown_measurement, shown_number, write_result
 from dreamjax.storage.atomic import replacing
 from dreamjax.storage.folder import RunFolder
@@ -35,7 +34,10 @@ def write_summary(
     Raises:
         FileNotFoundError: a file of a section is not in the folder.
         ValueError: a file is neither an image nor a video.
+        ModuleNotFoundError: the extra "experiments" is not installed.
     """
+    with extra("experiments", "a page"):
+        import jinja2
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

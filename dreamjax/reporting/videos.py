@@ -2,14 +2,14 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import cast
 
-import imageio.v2 as imageio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dreamjax._extras import extra
 from dreamjax.storage.atomic import replacing
 
 _BACKGROUND = 24  # grey level of gaps and label strips
@@ -18,25 +18,35 @@ _BACKGROUND = 24  # grey level of gaps and label strips
 def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float) -> None:
     """Write frames uint8 [T, H, W, 3] as an `.mp4` (H.264, 4:2:0, which every browser plays), atomically.
 
-    An odd height or width grows by one, repeating the last row or column: 4:2:0 halves the resolution of colours.
-
     Raises:
         ValueError: the suffix is another one, `frames` is no video, or `fps` is not positive.
+        ModuleNotFoundError: the extra "experiments" is not installed.
+    """
+    _check_video(frames)
+    with video_writer(path, fps) as write:
+        for frame in frames:
+            write(frame)
+
+
+@contextmanager
+def video_writer(path: str | os.PathLike[str], fps: float) -> Iterator[Callable[[np.ndarray], None]]:
+    """Write a video frame by frame, as `write_video` does: `with video_writer(path, 30) as write: write(frame)`.
+
+    An odd height or width grows by one, repeating the last row or column: 4:2:0 halves the resolution of colours.
+    There is no file until the block ends without an error.
+
+    Shapes: each frame uint8 [H, W, 3]. Raises: as `write_video` does.
     """
     path = Path(path)
-    _check_video(frames)
     if path.suffix != ".mp4":
         raise ValueError(f"a video is written as .mp4, got {path.name!r}")
     if not fps > 0:
         raise ValueError(f"fps must be positive, got {fps}")
-    _, height, width, _ = frames.shape
-    even = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    with replacing(path) as temporary, warnings.catch_warnings():
-        # JAX warns that a fork of its threads may deadlock; this child becomes ffmpeg at once.
-        warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
-        imageio.mimwrite(
+    with extra("experiments", "a video"):
+        import imageio.v2 as imageio
+    with replacing(path) as temporary:
+        writer = imageio.get_writer(
             temporary,
-            cast(list, even),
             format="FFMPEG",
             fps=fps,
             codec="libx264",
@@ -46,6 +56,16 @@ def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float) ->
             ffmpeg_log_level="error",
             output_params=["-movflags", "+faststart"],
         )
+
+        def write(frame: np.ndarray) -> None:
+            even = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
+            with warnings.catch_warnings():
+                # JAX warns that a fork of its threads may deadlock; this child becomes ffmpeg at once.
+                warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+                writer.append_data(even)
+
+        with closing(writer):
+            yield write
 
 
 def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:

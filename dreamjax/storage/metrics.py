@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,13 +11,14 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from tensorboardX import SummaryWriter
+
+from dreamjax._extras import without
 
 _COLUMNS = ("stage", "step", "seconds")
 
 
 class MetricsLog:
-    """Appends to `metrics.jsonl` and `tensorboard/` in a run folder.
+    """Appends to `metrics.jsonl` in a run folder, and to `tensorboard/` if tensorboardX is installed.
 
     `seconds` in the file is the time that logs of this folder were open, so that it continues when a run resumes.
     """
@@ -28,7 +30,7 @@ class MetricsLog:
         self._before = _drop_torn_line(self._path)
         self._started = time.monotonic()
         self._lines = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
-        self._tensorboard = SummaryWriter(os.fspath(Path(folder) / "tensorboard"), flush_secs=10)
+        self._tensorboard = _tensorboard(Path(folder) / "tensorboard")
 
     def write(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
         """Append numbers or arrays of one element, by name. Steps of a stage may not decrease while the log is open.
@@ -46,14 +48,16 @@ class MetricsLog:
         self._lines.write(json.dumps({"stage": stage, "step": step, "seconds": seconds} | finite) + "\n")
         self._lines.flush()
         for name, value in finite.items():
-            self._tensorboard.add_scalar(f"{stage}/{name}", value, step)
+            if self._tensorboard is not None:
+                self._tensorboard.add_scalar(f"{stage}/{name}", value, step)
         if len(finite) < len(values):
             broken = ", ".join(f"{name} = {value}" for name, value in values.items() if name not in finite)
             raise FloatingPointError(f"at step {step} of stage {stage!r}: {broken}")
 
     def close(self) -> None:
         self._lines.close()
-        self._tensorboard.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
 
     def __enter__(self) -> Self:
         return self
@@ -97,6 +101,17 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[str, dict[str, tuple[np.n
     return {
         stage: {name: _arrays(values) for name, values in names.items() if values} for stage, names in series.items()
     }
+
+
+def _tensorboard(folder: Path) -> Any:
+    """Return what writes for TensorBoard; None, and say so, if it is not installed."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ModuleNotFoundError:
+        what = without("experiments", "TensorBoard", "tensorboardX")
+        print(f"metrics.jsonl has all numbers; {what}", file=sys.stderr)
+        return None
+    return SummaryWriter(os.fspath(folder), flush_secs=10)
 
 
 def _arrays(values: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:

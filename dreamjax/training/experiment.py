@@ -7,8 +7,7 @@ from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
-import tyro
-
+from dreamjax._extras import extra
 from dreamjax.storage.configs import command_line
 from dreamjax.storage.folder import RunFolder
 from dreamjax.training.devices import keep_freed_memory
@@ -42,6 +41,11 @@ def read_command_line(
     The first preset is the default. `options` is `Options`, or a dataclass derived from it; those named in `without`
     are not offered. Exits, as command lines do, where something is wrong or help was asked for.
     """
+    try:
+        with extra("experiments", "this command"):
+            import tyro
+    except ModuleNotFoundError as error:
+        raise SystemExit(str(error)) from None
     keep_freed_memory()
     given = list(sys.argv[1:] if arguments is None else arguments)
     names = [value for flag, value in itertools.pairwise(given) if flag == "--preset"]

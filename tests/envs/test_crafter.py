@@ -60,6 +60,16 @@ def test_equal_seeds_give_equal_worlds_whatever_the_memory_looks_like():
     assert len(between) == 12_345
 
 
+def test_rendering_changes_nothing_in_the_game():
+    env = Crafter(render_mode="rgb_array")
+    env.reset(seed=0)
+    env._game._world.daylight = 0.1  # the night is noisy
+    before = env._game._world.random.get_state()[1:3]
+    picture = env.render()
+    np.testing.assert_equal(env._game._world.random.get_state()[1:3], before)
+    np.testing.assert_array_equal(picture, env.render())
+
+
 def test_the_score_is_a_geometric_mean_of_success_rates():
     nothing, everything = dict.fromkeys(ACHIEVEMENTS, 0), dict.fromkeys(ACHIEVEMENTS, 3)
     assert score([nothing, nothing]) == 0

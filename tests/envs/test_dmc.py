@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from ctypes.util import find_library
 from pathlib import Path
 
 import numpy as np
@@ -55,30 +56,34 @@ def test_bad_settings_are_refused(arguments: tuple, message: str):
         ControlSuite(*arguments)
 
 
-def python(program: str, opengl: str, *arguments: str) -> subprocess.CompletedProcess:
-    """Run a program in a process of its own, because OpenGL is chosen when MuJoCo is imported."""
-    environment = os.environ | {"MUJOCO_GL": opengl}
-    return subprocess.run([sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True)
-
-
-DRAW = "from dm_control import suite; suite.load('cartpole', 'swingup').physics.render(8, 8)"
 PLAY = """
 import sys, numpy as np
 from dreamjax.envs.dmc import ControlSuite
 
-env = ControlSuite("quadruped_walk", observation="pixels", size=32)
+env = ControlSuite("quadruped_walk", observation=sys.argv[1], size=32, render_mode="rgb_array")
 steps = [[env.reset(seed=seed)] + [env.step(np.ones(12)) for _ in range(5)] for seed in (0, 0, 1)]
-np.save(sys.argv[1], [[step[0]["image"] for step in episode] for episode in steps])
+print("OpenGL" in sys.modules)
+np.savez(sys.argv[2], seen=[[step[0].get("image", 0) for step in one] for one in steps], rendered=env.render())
 """
+NO_SCREEN = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
 
 
-def test_pixels(tmp_path: Path):
-    tried = python(DRAW, "egl")
-    if tried.returncode:
-        pytest.skip(f"EGL cannot draw on this machine: {tried.stderr.strip().splitlines()[-1]}")
-    played = python(PLAY, "egl", str(tmp_path / "images.npy"))
-    assert played.returncode == 0, played.stderr
-    images = np.load(tmp_path / "images.npy")
+def play(observation: str, path: Path, opengl: str | None) -> subprocess.CompletedProcess:
+    """Play in a process of its own, because OpenGL is opened once, and without a screen."""
+    environment = {name: value for name, value in NO_SCREEN.items() if name != "MUJOCO_GL"}
+    if opengl is not None:
+        environment["MUJOCO_GL"] = opengl
+    command = [sys.executable, "-c", PLAY, observation, str(path / "pictures.npz")]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_pixels_and_films_without_a_screen_or_a_setting(tmp_path: Path):
+    if not find_library("EGL") and not find_library("OSMesa"):
+        pytest.skip("this machine has neither EGL nor OSMesa")
+    played = play("pixels", tmp_path, None)
+    assert (played.returncode, played.stdout, played.stderr) == (0, "True\n", "")
+    pictures = np.load(tmp_path / "pictures.npz")
+    images = pictures["seen"]
     assert (images.shape, images.dtype) == ((3, 6, 32, 32, 3), np.uint8)
     first, again, other = images
     np.testing.assert_array_equal(first, again)
@@ -87,8 +92,26 @@ def test_pixels(tmp_path: Path):
     assert (blue > red + 20).sum() > 300  # on blue ground
     assert (first[0] != first[-1]).any()
     assert (first[0] != other[0]).any()
+    assert (pictures["rendered"].shape, pictures["rendered"].dtype) == ((240, 320, 3), np.uint8)
+    assert pictures["rendered"].std() > 20
 
 
-def test_pixels_that_cannot_be_drawn_say_what_to_set():
-    program = "from dreamjax.envs.dmc import ControlSuite; ControlSuite('walker_walk', observation='pixels')"
-    assert "RuntimeError: MuJoCo cannot draw: set MUJOCO_GL=egl" in python(program, "disabled").stderr
+# What is not there on any machine: a screen; and where there is no OSMesa, that.
+NOT_THERE = ["disabled", "glfw", *(() if find_library("OSMesa") else ["osmesa"])]
+
+
+@pytest.mark.parametrize("opengl", NOT_THERE)
+def test_pixels_that_cannot_be_drawn_say_what_to_set(opengl: str, tmp_path: Path):
+    played = play("pixels", tmp_path, opengl)
+    assert f"CannotDraw: MuJoCo cannot draw with MUJOCO_GL={opengl}: " in played.stderr.splitlines()[-1]
+    assert "set MUJOCO_GL=egl" in played.stderr and "During handling" not in played.stderr
+    assert len(played.stderr.splitlines()) < 25
+
+
+def test_vectors_need_no_opengl_and_print_nothing(tmp_path: Path):
+    played = play("vectors", tmp_path, "disabled")
+    assert played.stdout == "False\n"  # it has played; what fails is to render
+    assert "CannotDraw: MuJoCo cannot draw with MUJOCO_GL=disabled: " in played.stderr.splitlines()[-1]
+    plain = "from dreamjax.envs.dmc import ControlSuite; env = ControlSuite('walker_walk'); env.reset(); env.render()"
+    done = subprocess.run([sys.executable, "-c", plain], env=NO_SCREEN, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")

@@ -22,6 +22,23 @@ def test_the_published_environments_are_made(task: str, image: tuple[int, ...], 
     env.close()
 
 
+@pytest.mark.parametrize(
+    ("task", "height", "width"),
+    [
+        ("atari_pong", 210, 160),
+        ("crafter_reward", 288, 288),
+        ("doom_takecover", 120, 160),
+        ("gym_CartPole-v1", 400, 600),
+    ],
+)
+def test_every_suite_renders(task: str, height: int, width: int) -> None:
+    with suites.task(task, "rgb_array").make_env() as env:
+        env.reset(seed=0)
+        shown = env.render()
+    assert (shown.shape, shown.dtype) == ((height, width, 3), np.uint8)
+    assert shown.std() > 5
+
+
 def test_the_agent_steps_sideways_in_doom() -> None:
     env = suites.task("doom_takecover").make_env()
     env.reset(seed=0)

@@ -32,7 +32,6 @@ def test_a_long_loop_writes_lines_on_the_way(capsys, monkeypatch):
     with progress(3, "memory") as bar:
         for _ in range(3):
             bar.update(1)
-            bar.refresh()
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) >= 4 and all(line.startswith("memory: ") for line in lines)
     assert " 3/3 [" in lines[-1]
