@@ -13,7 +13,7 @@ ratio of replayed to collected steps; one configuration for every domain.
 
 The command started again resumes where it stopped, with the agent and the replay that it had; with more `--steps` it
 trains longer. With `--offline` it learns from the replay of the folder, or from a recording, and needs no environment.
-At the end of training the agent is evaluated in test episodes and predicts pieces of them open-loop; `--evaluate` does
+At the end of training the agent is evaluated in test episodes, filmed, and predicts pieces open-loop; `--evaluate` does
 that for any run, also while it is under way. What the committed runs measured, how long they took and on which machine:
 results/dreamerv3/result.json.
 """
@@ -33,6 +33,7 @@ from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs import suites
 from dreamjax.reporting import Section, curves, open_loop, pages, result_row, show_rows
 from dreamjax.reporting.aggregate import aggregate_runs, episode_returns, read_run
+from dreamjax.reporting.films import film_section
 from dreamjax.storage import RunFolder, load, read_metrics
 from dreamjax.storage.recordings import read_spec
 from dreamjax.training.experiment import Options, command, read_command_line
@@ -138,6 +139,7 @@ def report(run: RunFolder, into: RunFolder, episodes: int) -> None:
         notes = into.path / "evaluation.jsonl"
         scores = evaluate(agent, params, make_env, seeds.test(episodes), key, envs=8, notes=notes)
         rows.append(result_row(f"{cfg.task}, evaluated", scores, "return"))
+        sections += film_section(into.path, agent, params, suites.task(cfg.task, "rgb_array").make_env, cfg.seed)
         if predictions := open_loop.predict(agent, params, make_env, key):
             media = open_loop.write_predictions(into.path, predictions)
             sections.append(Section("What happens, and what the model expects", open_loop.CAPTION, media))

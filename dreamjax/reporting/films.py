@@ -15,11 +15,17 @@ from dreamjax.acting import seeds
 from dreamjax.acting.evaluation import play_all, record_episode
 from dreamjax.envs.host import InvalidStep
 from dreamjax.reporting import videos
+from dreamjax.reporting.pages import Section
 from dreamjax.types import Agent, AgentParams, Array, Key, PyTree
 
 _SEEN, _IMAGINED = (0, 158, 115), (213, 94, 0)  # borders
 _BORDER = 3  # pixels
 _PAUSE = 10  # black frames at the end
+_FILMED = 1000  # steps of an episode on a page
+
+
+class CannotFilm(InvalidStep):
+    """An environment shows nothing to film."""
 
 
 def film(
@@ -30,50 +36,73 @@ def film(
     episodes: int = 1,
     seed: int = 0,
     fps: float | None = None,
+    *,
+    max_steps: int | None = None,
 ) -> list[float]:
     """Film an agent in test episodes, one after the other, in an `.mp4`; return the sum of rewards of each.
 
     The film shows what the environment renders, if its `render_mode` is "rgb_array", and otherwise the picture that it
-    observes, at the environment's own rate unless `fps` is given. `seed` is that of the agent's draws.
+    observes, at the environment's own rate unless `fps` is given. `seed` is that of the agent's draws. Episodes are
+    truncated at `max_steps`, if given.
 
-    Raises: ValueError if there is neither.
+    Raises: CannotFilm, before anything is played, if there is neither, or the environment cannot render.
     """
-    frames: list[np.ndarray] = []
-    watched = partial(_Watched, make_env, frames)
-    key, totals = jax.random.key(seed), []
-    for played in play_all(agent, params, watched, seeds.test(episodes), key, envs=1, workers=0):
-        totals.append(played.total)
+    spec = agent.model.spec
+    short = spec._replace(max_steps=min(max_steps or spec.max_steps, spec.max_steps))
+    agent = Agent(agent.model._replace(spec=short), agent.policy)
     with make_env() as env:
-        rate = fps or env.metadata.get("render_fps", 30)
-    large = videos.upscale(np.stack(frames), max(1, 256 // frames[0].shape[0]))
-    videos.write_video(path, large, rate)
-    return totals
+        rate = fps or env.metadata.get("render_fps") or 30
+        _picture(env, env.reset(seed=seeds.TEST[0])[0])
+    with videos.video_writer(path, rate) as write:
+        watched = partial(_Watched, make_env, write)
+        played = play_all(agent, params, watched, seeds.test(episodes), jax.random.key(seed), envs=1, workers=0)
+        return [episode.total for episode in played]
+
+
+def film_section(
+    folder: Path, agent: Agent, params: AgentParams, make_env: Callable[[], gymnasium.Env], seed: int
+) -> list[Section]:
+    """Film the first test episode for the page of a run, at most 1,000 steps; where that is impossible, print why."""
+    try:
+        film(folder / "episode.mp4", agent, params, make_env, seed=seed, max_steps=_FILMED)
+    except CannotFilm as error:
+        print(f"No film of an episode: {error}")
+        return []
+    return [Section("The agent at play", "In the first test episode.", ["episode.mp4"])]
 
 
 class _Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Keep every picture of an environment."""
+    """Write every picture of an environment."""
 
-    def __init__(self, make_env: Callable[[], gymnasium.Env], frames: list[np.ndarray]) -> None:
+    def __init__(self, make_env: Callable[[], gymnasium.Env], write: Callable[[np.ndarray], None]) -> None:
         super().__init__(make_env())
-        self._frames = frames
+        self._write = write
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(seed=seed, options=options)
-        self._look(observation)
+        self._write(_picture(self.env, observation))
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, *rest = self.env.step(action)
-        self._look(observation)
+        self._write(_picture(self.env, observation))
         return observation, *rest
 
-    def _look(self, observation: Any) -> None:
-        pictures = [self.env.render()] if self.env.render_mode == "rgb_array" else jax.tree.leaves(observation)
-        for picture in pictures:
-            if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3:
-                self._frames.append(np.broadcast_to(picture, (*picture.shape[:2], 3)).copy())
-                return
-        raise InvalidStep('nothing to film: make the environment with render_mode="rgb_array", or observe a picture')
+
+def _picture(env: gymnasium.Env, observation: Any) -> np.ndarray:
+    """Return what an environment shows, enlarged if it is small. Shapes: -> uint8 [H, W, 3]."""
+    pictures = jax.tree.leaves(observation)
+    if env.render_mode == "rgb_array":
+        try:
+            pictures = [env.render()]
+        except Exception as error:
+            raise CannotFilm(f"{env} cannot render: {error}") from error
+    for picture in pictures:
+        if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3:
+            factor = max(1, 256 // len(picture))
+            colours = picture if picture.shape[2] == 3 else picture.mean(2, keepdims=True).astype(np.uint8)
+            return np.broadcast_to(colours, (*picture.shape[:2], 3)).repeat(factor, 0).repeat(factor, 1)
+    raise CannotFilm(f"{env} neither renders pictures (its render_mode is {env.render_mode!r}) nor observes one")
 
 
 def film_dream(agent: Agent, params: AgentParams, key: Key, steps: int, temperature: float = 1.0) -> np.ndarray:
