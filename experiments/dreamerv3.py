@@ -53,6 +53,7 @@ class Config:
     steps: int | None = None  # actions, all environments together
     envs: int | None = None
     train_ratio: float | None = None
+    resize: int | None = None  # height and width of the pictures that the agent sees; None leaves them as they are
     workers: int = 0  # processes that step the environments; 0 steps them in this one
     agent: DreamerConfig = DreamerConfig()  # everything but the sizes, which `size` sets, unless it is "custom"
     batch_size: int = 16
@@ -87,7 +88,7 @@ PRESETS = {
 
 def train(cfg: Config, folder: Path, options: DreamerOptions) -> RunFolder:
     """Train to the end, or from where the folder stands."""
-    suite, make_env = suites.task(cfg.task)
+    suite, make_env = suites.task(cfg.task, cfg.resize)
     online = OnlineConfig(
         cfg.steps or suite.steps,
         cfg.batch_size,
@@ -123,7 +124,7 @@ def crafter_score(path: Path) -> dict:
 def report(run: RunFolder, into: RunFolder, episodes: int) -> None:
     """Evaluate the newest agent of a run, and write what there is to see of it into a folder."""
     cfg: Config = run.config
-    suite, make_env = suites.task(cfg.task)
+    suite, make_env = suites.task(cfg.task, cfg.resize)
     rows, sections, lead = [], [], ""
     frames, returns = episode_returns(run.path, suite.repeat)
     if len(returns):

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import gymnasium
 
-from dreamjax.envs.host import rescaled
+from dreamjax.envs.adaptation import adapted
 
 
 class Suite(NamedTuple):
@@ -27,15 +27,18 @@ class Task(NamedTuple):
     """A task of a suite."""
 
     suite: Suite
-    make_env: Callable[[], gymnasium.Env]  # continuous actions with bounds lie in [-1, 1]
+    make_env: Callable[[], gymnasium.Env]  # as `adapted` makes it
 
 
-def task(name: str) -> Task:
-    """Find a task by its name, "<suite>_<task>". Raises ValueError for an unknown suite."""
+def task(name: str, resize: int | None = None) -> Task:
+    """Find a task by its name, "<suite>_<task>", its pictures resized if asked for.
+
+    Raises: ValueError for an unknown suite.
+    """
     suite, _, within = name.partition("_")
     if suite not in SUITES:
         raise ValueError(f"unknown suite {suite!r} in task {name!r}; there are {', '.join(SUITES)}")
-    return Task(SUITES[suite], partial(rescaled, partial(SUITES[suite].make, within)))
+    return Task(SUITES[suite], partial(adapted, partial(SUITES[suite].make, within), resize))
 
 
 def _control(task: str, observation: Literal["vectors", "pixels"]) -> gymnasium.Env:
