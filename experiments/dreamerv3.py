@@ -54,6 +54,7 @@ class Config:
     steps: int | None = None  # actions, all environments together
     envs: int | None = None
     train_ratio: float | None = None
+    resize: int | None = None  # height and width of the pictures that the agent sees; None leaves them as they are
     workers: int = 0  # processes that step the environments; 0 steps them in this one
     agent: DreamerConfig = DreamerConfig()  # everything but the sizes, which `size` sets, unless it is "custom"
     batch_size: int = 16
@@ -88,7 +89,7 @@ PRESETS = {
 
 def train(cfg: Config, folder: Path, options: DreamerOptions) -> RunFolder:
     """Train to the end, or from where the folder stands."""
-    suite, make_env = suites.task(cfg.task)
+    suite, make_env = suites.task(cfg.task, resize=cfg.resize)
     online = OnlineConfig(
         cfg.steps or suite.steps,
         cfg.batch_size,
@@ -124,7 +125,7 @@ def crafter_score(path: Path) -> dict:
 def report(run: RunFolder, into: RunFolder, episodes: int) -> None:
     """Evaluate the newest agent of a run, and write what there is to see of it into a folder."""
     cfg: Config = run.config
-    suite, make_env = suites.task(cfg.task)
+    suite, make_env = suites.task(cfg.task, resize=cfg.resize)
     rows, sections, lead = [], [], ""
     frames, returns = episode_returns(run.path, suite.repeat)
     if len(returns):
@@ -139,7 +140,8 @@ def report(run: RunFolder, into: RunFolder, episodes: int) -> None:
         notes = into.path / "evaluation.jsonl"
         scores = evaluate(agent, params, make_env, seeds.test(episodes), key, envs=8, notes=notes)
         rows.append(result_row(f"{cfg.task}, evaluated", scores, "return"))
-        sections += film_section(into.path, agent, params, suites.task(cfg.task, "rgb_array").make_env, cfg.seed)
+        watched = suites.task(cfg.task, resize=cfg.resize, render_mode="rgb_array").make_env
+        sections += film_section(into.path, agent, params, watched, cfg.seed)
         if predictions := open_loop.predict(agent, params, make_env, key):
             media = open_loop.write_predictions(into.path, predictions)
             sections.append(Section("What happens, and what the model expects", open_loop.CAPTION, media))

@@ -4,6 +4,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from dreamjax.acting.playing import Played, Request, play
 from dreamjax.acting.pool import Pool
+from dreamjax.envs.adaptation import adapted
 from dreamjax.storage.atomic import replacing
 from dreamjax.storage.progress import progress
 from dreamjax.types import Agent, AgentParams, Key
@@ -67,6 +69,7 @@ def play_all(
 ) -> Iterator[Played]:
     """Play one episode per seed with one agent, in environments made for it; yield each that ends.
 
+    An agent whose actions are such as `envs.adapted` makes them acts in adapted environments, as it was trained.
     `params.policy` is not stacked. What is recorded has shapes [steps + 1, ...], as in `Played`.
     """
     if not seeds:
@@ -74,6 +77,9 @@ def play_all(
     envs = min(envs, len(seeds))
     workers = (os.cpu_count() or 1) * (envs > 1) if workers is None else workers
     one = AgentParams(params.model, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], params.policy))
+    spaces = jax.tree.leaves(agent.model.spec.action)
+    if all(space.is_discrete or (space.low, space.high) == (-1, 1) for space in spaces):
+        make_env = partial(adapted, make_env)
     with Pool(make_env, envs, workers) as pool:
         yield from play(pool, agent, one, key, map(Request, seeds), record=record)
 

@@ -13,7 +13,7 @@ from dreamjax.acting.pool import BATCH, Pool
 from dreamjax.acting.worker import Order, Reply
 from dreamjax.envs.host import flatten
 from dreamjax.rollout import Returns, Transition
-from dreamjax.types import Action, Agent, AgentParams, Key, PyTree, Space, State, Step
+from dreamjax.types import Action, Agent, AgentParams, EnvSpec, Key, PyTree, Space, State, Step
 
 ATTEMPTS = 3  # at an episode whose environment raises, or whose worker dies or hangs, before giving up
 
@@ -62,9 +62,10 @@ def play(
         the bytes store what was really done.
       max_steps: truncate episodes here; that of `agent.model.spec` if not given.
 
-    Raises: RuntimeError if an episode fails three times, or if another play has begun in the pool; InvalidStep for
-        observations other than declared.
+    Raises: ValueError if the agent was made for other spaces; RuntimeError if an episode fails three times, or if
+        another play has begun in the pool; InvalidStep for observations other than declared.
     """
+    _check_spaces(agent.model.spec, pool)
     use = pool.begin()
     params = AgentParams(params.model, params.policy)
     first = AgentParams(params.model, jax.tree.map(lambda leaf: leaf[0], params.policy))
@@ -96,6 +97,25 @@ def evaluate_population(
     for played in play(pool, agent, params, key, requests, max_steps=max_steps):
         total[played.request], steps[played.request] = played.total, played.steps
     return Returns(jnp.array(total.reshape(seeds.shape)), jnp.array(steps.reshape(seeds.shape)))
+
+
+def _check_spaces(spec: EnvSpec, pool: Pool) -> None:
+    """Raise ValueError, naming the part, where environments emit or take something else than an agent was made for."""
+    found = pool.spec(spec.max_steps)
+    for kind, of_agent, of_pool in (
+        ("observation", spec.observation, found.observation),
+        ("action", spec.action, found.action),
+    ):
+        wanted, got = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (of_agent, of_pool))
+        for path in {**wanted, **got}:
+            a, b = wanted.get(path), got.get(path)
+            if a is None or b is None or (a.shape, a.dtype) != (b.shape, b.dtype) or (kind == "action" and a != b):
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise ValueError(
+                    f"the agent was made for another environment: {kind} {name!r} is {b or 'missing'}, and "
+                    f"{a or 'missing'} for the agent. Make it as in training; if that had `resize`, with "
+                    "functools.partial(dreamjax.envs.adapted, make_env, resize=...)"
+                )
 
 
 class _Rows(NamedTuple):
@@ -226,7 +246,7 @@ class _Group:
             action = jax.tree.map(lambda leaf, row=row: leaf[row], chosen)
             if self._recording[i]:
                 self._done[i].append(action)
-            yield flatten(self._pool.action_space, action, "the action")
+            yield flatten(self._pool.action_space, action, "action")
 
     def _fail(self, i: int, playing: tuple[int, Request], error: Exception) -> None:
         self._failures[i] += 1

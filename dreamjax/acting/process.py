@@ -16,6 +16,7 @@ import cloudpickle
 import gymnasium
 
 from dreamjax.acting.worker import Environments, Order, Reply, memory_layout, views
+from dreamjax.envs.host import InvalidStep
 
 _START_TIMEOUT_S = 300.0  # for a worker to import what it needs and to make its first environment
 
@@ -95,8 +96,8 @@ class Process:
     def receive(self) -> tuple[int, Reply] | None:
         """Read what the worker says: the reply of a group, or, from a replacement, that it is ready.
 
-        Raises: WorkerLost if it has died; InvalidStep from an environment; what `make_env` raises, if a replacement
-            cannot make one.
+        Raises: WorkerLost if it has died, or is a replacement that cannot make an environment; InvalidStep from an
+            environment.
         """
         try:
             told = self.connection.recv()
@@ -106,8 +107,10 @@ class Process:
         was_ready, self._is_ready = self._is_ready, True
         if was_ready:
             self.waiting.popleft()
-        if isinstance(told, Exception):
+        if isinstance(told, InvalidStep):
             raise told
+        if isinstance(told, Exception):
+            raise WorkerLost(f"a worker could not make an environment ({told!r}), and was replaced") from told
         return told if was_ready else None
 
     def check(self) -> None:

@@ -37,7 +37,11 @@ class VectorEnvironment:
         if workers and envs % min(workers, envs):
             raise ValueError(f"{workers} workers cannot share {envs} environments equally: use a divisor")
         self._pool = Pool(make_env, envs, workers, groups=1, timeout=timeout)
-        self.spec: EnvSpec = self._pool.spec(max_steps)
+        try:
+            self.spec: EnvSpec = self._pool.spec(max_steps)
+        except ValueError:
+            self.close()
+            raise
         self.failures = 0  # environments that were made anew
         self.info: dict[int, dict[str, float]] = {}  # finite numbers of the episodes that ended in the last step
         self._entropy: tuple[int, ...] = ()
@@ -92,7 +96,7 @@ class VectorEnvironment:
         self._pool.close()
 
     def _orders(self, action: Action) -> list[Order]:
-        leaves = None if action is None else flatten(self._pool.action_space, action, "the action")
+        leaves = None if action is None else flatten(self._pool.action_space, action, "action")
         return [self._seed(i) if self._over[i] else [leaf[i] for leaf in leaves or ()] for i in range(len(self))]
 
     def _seed(self, i: int) -> int:

@@ -12,7 +12,7 @@ import os
 import pickle
 import signal
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -20,9 +20,26 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from dreamjax.envs.host import InvalidStep, Leaf, checked, flatten, leaves, numbers, scalar_reward, to_action
+from dreamjax.envs.host import (
+    InvalidStep,
+    Leaf,
+    checked,
+    flag,
+    flatten,
+    leaves,
+    numbers,
+    scalar_reward,
+    to_action,
+    unflatten,
+)
 
 Order = int | list[np.ndarray] | None  # reset with a seed (negative: without one), step with these leaves, or nothing
+
+
+_INTERFACE = (
+    "step must return (observation, reward, terminated, truncated, info), and reset(seed=...) (observation, info), as "
+    "Gymnasium's do; an environment of the old Gym needs a wrapper, such as shimmy's GymV21CompatibilityV0"
+)
 
 
 class Reply(NamedTuple):
@@ -43,10 +60,13 @@ class Environments:
         self._envs: list[list[gymnasium.Env | None]] = [[None] * size for _ in range(groups)]
         self._envs[0][0] = first = make_env()
         self.observation_space, self.action_space = first.observation_space, first.action_space
-        self._leaves = leaves(self.observation_space)
+        self._observed, self._taken = leaves(self.observation_space), leaves(self.action_space)
 
     def obey(self, group: int, orders: Sequence[Order], observation: Sequence[np.ndarray]) -> Reply:
-        """Carry out an order in each environment of a group. Raises InvalidStep for what was not declared."""
+        """Carry out an order in each environment of a group.
+
+        Raises: InvalidStep, naming the environment, for what was not declared or is not Gymnasium's interface.
+        """
         size = len(orders)
         reply = Reply(np.zeros(size, np.float32), np.zeros(size, bool), np.zeros(size, bool), {}, {})
         for i, order in enumerate(orders):
@@ -54,9 +74,11 @@ class Environments:
                 continue
             try:
                 self._obey(group, i, order, observation, reply)
-            except InvalidStep:
-                raise
+            except InvalidStep as error:
+                raise InvalidStep(f"{self._envs[group][i]}: {error}") from error
             except Exception as error:  # whatever an environment raises; the episode is lost, the others go on
+                if _is_of_the_caller(error):
+                    raise InvalidStep(f"{self._envs[group][i]}: {error!r}. {_INTERFACE}") from error
                 reply.errors[i] = _portable(error)
                 self._discard(group, i)
         return reply
@@ -72,24 +94,21 @@ class Environments:
             if env is None:
                 env = self._envs[group][i] = self._make()
             arrived = env.reset(seed=order if order >= 0 else None)
-            if not isinstance(arrived, tuple) or len(arrived) != 2:
-                raise InvalidStep(f"reset of {env} must return (observation, info), as Gymnasium's does")
+            if not isinstance(arrived, tuple) or len(arrived) != 2 or not isinstance(arrived[1], Mapping):
+                raise InvalidStep(f"reset returned {_returned(arrived)}. {_INTERFACE}")
             value = arrived[0]
         else:
             if env is None or order is None:
                 raise RuntimeError("an environment was stepped before it was reset")
-            result = env.step(to_action(self.action_space, iter(order)))
+            result = env.step(unflatten(self.action_space, map(to_action, self._taken, order)))
             if not isinstance(result, tuple) or len(result) != 5:
-                count = len(result) if isinstance(result, tuple) else type(result).__name__
-                raise InvalidStep(
-                    f"step of {env} must return (observation, reward, terminated, truncated, info), as Gymnasium's "
-                    f"does; got {count}. Wrap an environment of the old Gym interface first"
-                )
+                raise InvalidStep(f"step returned {_returned(result)}. {_INTERFACE}")
             value, reward, terminated, truncated, info = result
-            reply.reward[i], reply.terminated[i], reply.truncated[i] = scalar_reward(reward), terminated, truncated
-            if terminated or truncated:
+            reply.reward[i] = scalar_reward(reward)
+            reply.terminated[i], reply.truncated[i] = flag(terminated, "terminated"), flag(truncated, "truncated")
+            if reply.terminated[i] or reply.truncated[i]:
                 reply.info[i] = dict(numbers(info))
-        for leaf, out, part in zip(self._leaves, observation, flatten(self.observation_space, value), strict=True):
+        for leaf, out, part in zip(self._observed, observation, flatten(self.observation_space, value), strict=True):
             out[i] = checked(leaf, part)
 
     def _discard(self, group: int, i: int) -> None:
@@ -97,6 +116,20 @@ class Environments:
         if env is not None:
             with contextlib.suppress(Exception):  # what is broken may not even close
                 env.close()
+
+
+def _returned(result: Any) -> str:
+    return f"{len(result)} results" if isinstance(result, tuple) else f"one {type(result).__name__}"
+
+
+def _is_of_the_caller(error: Exception) -> bool:
+    """Whether an error was raised by who called an environment, such as a wrapper that cannot unpack what it got."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
+    callers = (__name__, "gymnasium.core", "gymnasium.wrappers", "gymnasium.utils.passive_env_checker")
+    return isinstance(error, TypeError | ValueError | AssertionError) and where.startswith(callers)
 
 
 def memory_layout(space: spaces.Space, groups: int, size: int) -> tuple[list[list[tuple[int, Leaf]]], int]:

@@ -6,6 +6,7 @@ from dreamjax._exports import exports
 
 if TYPE_CHECKING:
     from dreamjax.envs import (
+        adaptation as adaptation,
         atari as atari,
         brax as brax,
         car_racing as car_racing,
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
         swingup as swingup,
         vizdoom as vizdoom,
     )
+    from dreamjax.envs.adaptation import adapted as adapted
     from dreamjax.envs.gymnasium import (
         spec_from_gymnasium as spec_from_gymnasium,
         spec_from_spaces as spec_from_spaces,
         to_gymnasium as to_gymnasium,
         to_gymnasium_vector as to_gymnasium_vector,
     )
-    from dreamjax.envs.host import rescaled as rescaled
 
 __getattr__, __dir__, __all__ = exports(__name__, __file__)

@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.error import InvalidAction, ResetNeeded
 
-from dreamjax.envs.host import dtype_32
+from dreamjax.envs.host import Leaf, bounds, leaves, unflatten
 from dreamjax.types import Action, Array, Environment, EnvSpec, Key, PyTree, Space, State, Step
 
 SEED_LIMIT = 2**32  # a typed key keeps 32 bits of its seed, so a larger one would repeat a smaller one's episodes
@@ -61,11 +61,12 @@ def spec_from_spaces(observation: spaces.Space, action: spaces.Space, max_steps:
 
     Actions keep the bounds of each entry; those of an observation are the widest of all its entries.
 
-    Raises: ValueError for max_steps < 1, or a kind of space with no array form.
+    Raises: ValueError for max_steps < 1; ValueError, naming the part, for what has no form as an array of 32 bits.
     """
     if max_steps < 1:
         raise ValueError(f"max_steps must be at least 1, got {max_steps}")
-    return EnvSpec(_from_space(observation, widest=True), _from_space(action), max_steps)
+    parts = unflatten(observation, (_from_leaf(leaf, widest=True) for leaf in leaves(observation)))
+    return EnvSpec(parts, unflatten(action, map(_from_leaf, leaves(action))), max_steps)
 
 
 class _Single(gymnasium.Env[Any, Any]):
@@ -221,24 +222,18 @@ def _to_space(space: PyTree) -> spaces.Space:
     return spaces.MultiDiscrete(high - low, start=low.copy())
 
 
-def _from_space(space: spaces.Space, widest: bool = False) -> PyTree:
-    if isinstance(space, spaces.Dict):
-        return {name: _from_space(one, widest) for name, one in space.spaces.items()}
-    if isinstance(space, spaces.Tuple):
-        return tuple(_from_space(one, widest) for one in space.spaces)
-    if isinstance(space, spaces.Discrete):
-        return Space((), np.int32, int(space.start), int(space.start) + int(space.n))
-    if isinstance(space, spaces.MultiBinary):
-        return Space(space.shape, dtype_32(space.dtype), 0, 2)
-    if isinstance(space, spaces.MultiDiscrete):
-        low, high = space.start, space.start + space.nvec
-    elif isinstance(space, spaces.Box):
-        low, high = space.low, space.high if space.dtype.kind == "f" else space.high.astype(np.int64) + 1
-    else:
-        raise ValueError(f"no array form for {space}; flatten it first with a gymnasium wrapper")
+def _from_leaf(leaf: Leaf, widest: bool = False) -> Space:
+    low, high = (np.asarray(bound) for bound in bounds(leaf.space))
+    if leaf.dtype.kind != "f":
+        high = high.astype(np.int64) + 1
     if widest:
         low, high = low.min(), high.max()
-    return Space(space.shape, dtype_32(space.dtype), low, high)
+    if not (low < high).all():
+        raise ValueError(
+            f"the space {leaf.name!r} can take one value only: {leaf.space}. Declare the bounds that it really has, or "
+            "leave it out"
+        )
+    return Space(leaf.shape, leaf.dtype, low, high)
 
 
 def _to_observation(space: spaces.Space, observation: PyTree) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import gymnasium
 
-from dreamjax.envs.host import rescaled
+from dreamjax.envs.adaptation import adapted
 
 
 class Suite(NamedTuple):
@@ -27,18 +27,21 @@ class Task(NamedTuple):
     """A task of a suite."""
 
     suite: Suite
-    make_env: Callable[[], gymnasium.Env]  # continuous actions with bounds lie in [-1, 1]
+    make_env: Callable[[], gymnasium.Env]  # as `adapted` makes it
 
 
-def task(name: str, render_mode: str | None = None) -> Task:
-    """Find a task by its name, "<suite>_<task>"; its environments `render` as they can with "rgb_array".
+def task(name: str, *, resize: int | None = None, render_mode: str | None = None) -> Task:
+    """Find a task by its name, "<suite>_<task>".
+
+    Pictures that the agent sees are resized if asked for; with "rgb_array" the environments `render` as they can.
 
     Raises: ValueError for an unknown suite.
     """
     suite, _, within = name.partition("_")
     if suite not in SUITES:
         raise ValueError(f"unknown suite {suite!r} in task {name!r}; there are {', '.join(SUITES)}")
-    return Task(SUITES[suite], partial(rescaled, partial(SUITES[suite].make, within, render_mode=render_mode)))
+    make_env = partial(SUITES[suite].make, within, render_mode=render_mode)
+    return Task(SUITES[suite], partial(adapted, make_env, resize))
 
 
 def _control(task: str, observation: Literal["vectors", "pixels"], render_mode: str | None) -> gymnasium.Env:

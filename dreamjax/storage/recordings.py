@@ -7,16 +7,18 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from dreamjax.dreamerv3.experience import Experience, Latent, recorded
+from dreamjax.envs.host import Leaf, checked, leaf_of
 from dreamjax.replay.sequences import Address, ReplayConfig, SequenceReplay
 from dreamjax.storage.atomic import replacing
 from dreamjax.storage.replays import ReplayError, ReplayFolder
 from dreamjax.storage.specs import spec_from_json, spec_to_json
-from dreamjax.types import Action, EnvSpec, Step
+from dreamjax.types import Action, EnvSpec, Space, Step
 
 LATENT = [f".latent.{field}" for field in Latent._fields]  # as a replay names these arrays
 
@@ -49,15 +51,27 @@ def write_recording(
     step of an episode is followed by the first of the next, and the action between them is ignored. A single long
     stream of episodes, E = 1, is as good as many.
 
-    Raises: ValueError if a step is not what the spec says, or if there is none.
+    Raises: ValueError if a step is not what the spec says, as of an environment (see `envs.host.checked`), or if there
+        is none.
     """
+    door = [_leaf(path, space, environments) for path, space in jax.tree_util.tree_leaves_with_path(spec.observation)]
     recording = SequenceReplay(ReplayConfig(2**62, 1, online=False), recorded(spec), environments)
     for step, action in steps:
         recording.add(Experience(step, action, None))
+        for leaf, part in zip(door, jax.tree.leaves(step.observation), strict=True):
+            checked(leaf, part)
+        if not np.isfinite(step.reward).all():
+            raise ValueError(f"rewards must be finite, got {step.reward} in step {recording.written - 1}")
     if not recording.written:
         raise ValueError("a recording of no steps teaches nothing")
     ReplayFolder(Path(folder) / "replay").save(recording, 0)
     write_spec(folder, spec)
+
+
+def _leaf(path: Any, space: Space, environments: int) -> Leaf:
+    """Describe what E environments emit of a space."""
+    name, last = jax.tree_util.keystr(path, simple=True, separator="/"), space.high_array - space.is_discrete
+    return leaf_of(name, space, (environments, *space.shape), space.dtype, space.low_array, last)
 
 
 def open_recording(folder: str | os.PathLike[str]) -> SequenceReplay:

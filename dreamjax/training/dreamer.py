@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import gymnasium
 from dreamjax.acting.vector import VectorEnvironment
 from dreamjax.dreamerv3.config import SIZES, DreamerConfig
 from dreamjax.dreamerv3.model import Dreamer
+from dreamjax.envs.adaptation import adapted
 from dreamjax.storage import agents
 from dreamjax.storage.folder import RunFolder
 from dreamjax.training.online import OnlineConfig, train_online
@@ -30,6 +32,7 @@ class RunConfig:
     max_steps: int
     seed: int
     weights: str | None = field(default=None)  # folder or file that it began with
+    resize: int | tuple[int, int] | None = None
 
 
 def train(
@@ -43,12 +46,13 @@ def train(
     workers: int = 0,
     seed: int = 0,
     weights: str | os.PathLike[str] | None = None,
+    resize: int | tuple[int, int] | None = None,
     **settings: Any,
 ) -> tuple[Agent, AgentParams]:
     """Train DreamerV3 in an environment for `steps` actions; return the agent, as `load(folder)` does.
 
     The same call goes on where it stopped, and with more `steps` it trains longer. `make_env` makes an environment of
-    Gymnasium, whose continuous actions should lie in [-1, 1] (`functools.partial(envs.rescaled, make_env)`).
+    Gymnasium; the agent acts in `envs.adapted(make_env, resize)`, which brings its actions to what an actor chooses.
 
     Args:
       folder: of the run, with its checkpoints, replay and metrics.
@@ -56,15 +60,17 @@ def train(
       max_steps: of an episode.
       envs: environments that step together, in as many processes as `workers`; 0 steps them in this one.
       weights: run folder or stored agent whose world model and policy to begin with; the critic begins anew.
+      resize: height and width of the pictures that the agent sees, where those of the environment are others.
       settings: of `training.OnlineConfig`, such as `train_ratio=512`.
 
-    Raises: ConfigMismatch if the folder belongs to another configuration; as `VectorEnvironment` and `Dreamer.of` do.
+    Raises: ConfigMismatch if the folder belongs to another configuration; as `VectorEnvironment`, `adapted` and
+        `Dreamer.of` do.
     """
     folder = Path(folder)
     online = OnlineConfig(steps, **settings)
     begun = os.fspath(weights) if weights is not None else None
-    cfg = RunConfig(agent, online, envs, workers, max_steps, seed, begun)
-    environment = VectorEnvironment(make_env, envs, max_steps, workers)
+    cfg = RunConfig(agent, online, envs, workers, max_steps, seed, begun, resize)
+    environment = VectorEnvironment(partial(adapted, make_env, resize), envs, max_steps, workers)
     try:
         dreamer = Dreamer.of(agent, environment.spec)
         run = RunFolder(folder, cfg, MAY_CHANGE)

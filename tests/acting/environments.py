@@ -174,20 +174,6 @@ class Returning(gymnasium.Env):
         return {name: value for name, value in observed.items() if value is not None}
 
 
-class OldStep(Returning):
-    """The interface of Gym: four results."""
-
-    def step(self, action: np.int64) -> Any:
-        return self._observation({}), 0.0, False, {}
-
-
-class OldReset(Returning):
-    """The interface of Gym: no info."""
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        return self._observation({})
-
-
 def hangs_at_once() -> gymnasium.Env:
     """Never make an environment."""
     time.sleep(600)

@@ -1,6 +1,5 @@
 """Environments of online training: flags, automatic resets, bounds, and environments that misbehave."""
 
-from functools import partial
 from typing import Any
 
 import gymnasium
@@ -12,9 +11,9 @@ from dreamjax.acting import seeds
 from dreamjax.acting.vector import VectorEnvironment
 from dreamjax.envs import probes
 from dreamjax.envs.gymnasium import to_gymnasium
-from dreamjax.envs.host import InvalidStep, rescaled
+from dreamjax.envs.host import InvalidStep
 from dreamjax.types import Space, Step
-from tests.acting.environments import Everything, FailsToReset, Ragged, Scripted, running_children, wait_until_gone
+from tests.acting.environments import Everything, FailsToReset, Scripted, running_children, wait_until_gone
 
 MADE_ANEW = pytest.mark.filterwarnings("ignore:environment . is made anew")
 
@@ -213,12 +212,12 @@ def test_a_reward_or_an_observation_other_than_declared_is_refused(workers: int)
     vector = VectorEnvironment(Low, 1, 5, workers)
     vector.reset((0,))
     assert vector.step(act(2)).observation.tolist() == [2]
-    with pytest.raises(InvalidStep, match=r"lies outside Discrete\(3\): 3"):
+    with pytest.raises(InvalidStep, match=r"lies outside Discrete\(3\): it is 3"):
         vector.step(act(3))
     vector.close()
     vector = VectorEnvironment(Scripted, 1, 6, workers)
     vector.reset((0,))
-    with pytest.raises(InvalidStep, match="a reward must be one finite number, got nan"):
+    with pytest.raises(InvalidStep, match="a reward must be one finite number of 32 bits, got nan"):
         vector.step(act(5))
     vector.close()
 
@@ -238,29 +237,6 @@ def test_workers_give_the_same_steps_as_this_process() -> None:
         jax.tree.map(np.testing.assert_array_equal, *seen)
         assert seen[0].is_first.sum() > (0 if make is Everything else 4)
     assert not np.array_equal(seen[0].observation[0, 0], seen[0].observation[0, 1])
-
-
-def test_continuous_actions_are_rescaled_where_they_have_bounds() -> None:
-    taken = []
-
-    class Wide(Ragged):
-        action_space = gymnasium.spaces.Box(np.float32([-5, 0]), np.float32([15, 1]))
-
-        def step(self, action: np.ndarray) -> Any:
-            taken.append(action.tolist())
-            return self._picture(), 0.0, False, False, {}
-
-    class Unbounded(Wide):
-        action_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
-
-    vector = VectorEnvironment(partial(rescaled, Wide), 1, 6)
-    assert vector.spec.action == Space((2,), np.float32, -1, 1)
-    vector.reset((0,))
-    for action in ([0, 0], [-1, 1], [7, -7]):
-        vector.step(np.float32([action]))
-    np.testing.assert_allclose(taken, [[5, 0.5], [-5, 1], [15, 0]], atol=1e-6)
-    vector.close()
-    assert isinstance(rescaled(Unbounded), Unbounded) and isinstance(rescaled(Scripted), Scripted)
 
 
 def test_workers_that_cannot_share_are_refused() -> None:

@@ -127,7 +127,7 @@ def test_spec_from_foreign_spaces():
     env.action_space = spaces.Box(np.array([-1.0, 0.0]), np.array([1.0, 1.0]), dtype=np.float64)
     assert spec_from_gymnasium(env, max_steps=10).action == Space((2,), np.float32, (-1.0, 0.0), 1.0)
     env.action_space = spaces.Text(5)
-    with pytest.raises(ValueError, match="no array form"):
+    with pytest.raises(ValueError, match="no form as an array"):
         spec_from_gymnasium(env, max_steps=10)
     with pytest.raises(ValueError, match="max_steps"):
         spec_from_gymnasium(env, max_steps=0)
@@ -297,7 +297,7 @@ def test_host_steps_nested():
     np.testing.assert_array_equal(
         [found.reward, found.is_first, found.is_last, found.is_terminal], [[0, 0.5], [1, 0], [0, 1], [0, 1]]
     )
-    with pytest.raises(InvalidStep, match="the action was declared as 2 parts"):
+    with pytest.raises(InvalidStep, match="the action was declared as a tuple of 2"):
         steps_of(lambda: to_gymnasium(nested()), [np.int32(6)])
 
 

@@ -16,8 +16,8 @@ import pytest
 from dreamjax.acting.seeds import TEST
 from dreamjax.dreamerv3 import model
 from dreamjax.dreamerv3.config import debug
+from dreamjax.envs.adaptation import adapted
 from dreamjax.envs.gymnasium import spec_from_gymnasium
-from dreamjax.envs.host import rescaled
 from dreamjax.reporting.open_loop import EPISODES, OBSERVED, _distance, one_step_error, predict, write_predictions
 from dreamjax.rollout import Transition
 from dreamjax.types import Agent, AgentParams, EnvSpec, LatentModel, Outcome, Policy, Space, Step
@@ -54,7 +54,7 @@ class Drift(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
 
 def trained(shortest: int) -> tuple[Agent, AgentParams, Callable[[], gymnasium.Env]]:
-    make = lambda: rescaled(lambda: Drift(shortest))  # noqa: E731
+    make = lambda: adapted(lambda: Drift(shortest))  # noqa: E731
     agent = model.make(replace(debug(), compute_dtype="float32"), spec_from_gymnasium(make(), 200))
     return agent, parameters(agent), make
 
