@@ -75,7 +75,7 @@ def train(
             if done % log_every == 0 or done == steps:
                 values = {key: float(value) for key, value in metrics.items()}
                 log.write(name, done, values)
-                bar.set_postfix({key: f"{values[key]:.4g}" for key in [show] if key in values})
+                bar.set_postfix({key: f"{values[key] + 0.0:.4g}" for key in [show] if key in values})
             if done % checkpoint_every == 0 or done == steps:
                 checkpoints.save(done, now)
                 stage.tick()
