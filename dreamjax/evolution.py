@@ -123,10 +123,11 @@ def tell(
 ) -> tuple[EvolutionState, Metrics]:
     """Move the distribution towards the fitter individuals of a population that `ask` sampled.
 
-    Only the order of `fitness` [N] matters, higher is better. NaN marks an evaluation that failed and ranks last; the
-    metrics count such individuals and leave them out of the other fitness figures.
+    Only the order of `fitness` [N] matters, higher is better. An evaluation whose fitness is not finite, of either sign
+    or NaN, has failed and ranks last; the metrics count such individuals and leave them out of the other fitness
+    figures. Where all have failed these are NaN, and the distribution stays as it is: `training.loop` ends such a run.
 
-    Metrics: `fitness_mean`, `fitness_std`, `fitness_min`, `fitness_max`, `fitness_nan` (a count), `sigma`,
+    Metrics: `fitness_mean`, `fitness_std`, `fitness_min`, `fitness_max`, `fitness_failed` (a count), `sigma`,
     `coordinate_sd` (standard deviation of a parameter, averaged over parameters), `condition_number` (of C when last
     decomposed).
 
@@ -139,6 +140,7 @@ def tell(
     strategy, constants, _ = _strategy(cfg.population_size, flat_mean.size)
     flat_population = jax.vmap(lambda individual: ravel_pytree(individual)[0])(population)
     fitness = jnp.asarray(fitness, jnp.float32)
+    fitness = jnp.where(jnp.isfinite(fitness), fitness, jnp.nan)
     before = cma_es.State(
         mean=flat_mean,
         std=state.sigma,
@@ -153,14 +155,16 @@ def tell(
     )
     with jax.default_matmul_precision("float32"), jax.numpy_rank_promotion("allow"):
         after, _ = strategy.tell(None, flat_population, -fitness, before, constants)  # evosax minimises
-    state = state._replace(
+    moved = state._replace(
         mean=unravel(after.mean),
         sigma=after.std,
         path_sigma=after.p_std,
         path_covariance=after.p_c,
         covariance=after.C,
-        generation=state.generation + 1,
     )
+    has_failed = jnp.isnan(fitness).all()
+    state = jax.tree.map(lambda old, new: jnp.where(has_failed, old, new), state, moved)
+    state = state._replace(generation=state.generation + 1)
     return state, _metrics(state, fitness)
 
 
@@ -170,7 +174,7 @@ def _metrics(state: EvolutionState, fitness: Array) -> Metrics:
         "fitness_std": jnp.nanstd(fitness),
         "fitness_min": jnp.nanmin(fitness),
         "fitness_max": jnp.nanmax(fitness),
-        "fitness_nan": jnp.isnan(fitness).sum(),
+        "fitness_failed": jnp.isnan(fitness).sum(),
         "sigma": state.sigma,
         "coordinate_sd": state.sigma * jnp.sqrt(jnp.diagonal(state.covariance)).mean(),
         "condition_number": jnp.square(state.scales.max() / state.scales.min()),

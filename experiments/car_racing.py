@@ -30,15 +30,15 @@ from dreamjax.acting import Pool
 from dreamjax.envs.car_racing import CarRacing, Engine, car_racing_spec
 from dreamjax.evolution import EvolutionConfig
 from dreamjax.optim import AdamConfig
-from dreamjax.reporting import Section, curves, evaluate_and_film, film_dream_and_real, pages
+from dreamjax.reporting import Section, curves, evaluate_and_film, film_dream_and_real, pages, result_row
 from dreamjax.storage import MetricsLog, RunFolder, load, read_metrics, save_agent
-from dreamjax.training import IterativeConfig, learn_memory, stages, train_iteratively
-from dreamjax.training.experiment import Options, command, evaluation_folder, read_command_line, run_folder
+from dreamjax.training import IterativeConfig, experiment, learn_memory, stages, train_iteratively
+from dreamjax.training.experiment import Options, command, read_command_line, run_folder
 from dreamjax.training.stages import Collect, Evolve, TrainMemory, TrainVision
 from dreamjax.types import Agent, AgentParams, Key
 from dreamjax.worldmodels import CAR_RACING, ControllerConfig, WorldModelConfig, WorldModelParams, memory, model
 
-NAME = "car_racing"
+NAME, AGENT = "car_racing", "agent-{}.npz"
 LOWEST_REWARD = -1.0  # that M learns to predict; the -100 for leaving the field would drown all others
 Name = Literal["full", "full-dream", "z", "z-hidden", "untrained-memory"]
 DREAMED = replace(CAR_RACING.memory, predict_done=True, predict_reward=True, predict_action=True)
@@ -139,14 +139,14 @@ def train(cfg: Config, run: RunFolder, key: Key, name: Name, agent: Agent) -> Ag
             return params._replace(policy=evolve(run, log, key_evolve, cfg.evolve, agent, params, pool))
 
 
-def report(cfg: Config, run: RunFolder, name: Name, films: list[str]) -> None:
-    """Put all controllers that were evaluated in one result, and show what this one dreams."""
+def report(cfg: Config, run: RunFolder, key: Key, name: Name, films: list[str]) -> None:
+    """Put all controllers of the folder in one result, and show what this one dreams."""
     rows, metrics = [], read_metrics(run.path / "metrics.jsonl")
     driven: dict[str, Any] = {}
     for other, (_, published) in CONTROLLERS.items():
-        if run.stage_done(f"evaluate-{other}"):
-            scored = run.stage_record(f"evaluate-{other}")["summary"]
-            rows.append({"name": other, **scored, "unit": "return", "published": published})
+        if (path := run.path / AGENT.format(other)).exists():  # whose episodes are noted, and not driven again
+            returns = stages.evaluate(run, key, other, *load(path), make_env(cfg), cfg.real_episodes)
+            rows.append(result_row(other, returns, "return", published))
         stage = metrics.get(f"{other}-{'iteration' if other == 'full-dream' else 'evolve'}", {})
         if "evaluation_mean" in stage:
             driven[other] = curves.against_sum(stage, "frames", ("evaluation_mean", "evaluation_std"))
@@ -176,21 +176,21 @@ def main() -> None:
     name, world = options.controller, CONTROLLERS[options.controller][0]
     key_make, key_evaluate = jax.random.split(jax.random.key(cfg.seed))
     if options.evaluate:
-        agent, params = load(options.evaluate / f"agent-{name}.npz")
-        who = evaluation_folder(NAME, options), agent, params, make_env(cfg), key_evaluate
+        make = f"python experiments/{NAME}.py --controller {name} --folder {options.evaluate}"
+        agent, params = experiment.stored_agent(options.evaluate / AGENT.format(name), make)
+        who = experiment.evaluation_folder(NAME, options), agent, params, make_env(cfg), key_evaluate
         evaluate_and_film(*who, options.episodes, "return", steps=cfg.max_steps, name=name)
         return
     run = run_folder(NAME, cfg, options)
-    path = run.path / f"agent-{name}.npz"
+    path = run.path / AGENT.format(name)
     if not path.exists():
         agent = model.make(world, car_racing_spec(cfg.max_steps))
         save_agent(path, world, agent, train(cfg, run, key_make, name, agent))
     agent, params = load(path)
-    stages.evaluate(run, key_evaluate, name, agent, params, make_env(cfg), cfg.real_episodes)
     films = {t: f"{name}-at-{t:.2f}.mp4" for t in cfg.film_temperatures}
     for t, film in films.items():
         film_dream_and_real(run.path / film, agent, params, make_env(cfg), key_evaluate, cfg.max_steps, t)
-    report(cfg, run, name, list(films.values()))
+    report(cfg, run, key_evaluate, name, list(films.values()))
 
 
 if __name__ == "__main__":

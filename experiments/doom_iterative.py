@@ -29,6 +29,7 @@ from dreamjax.evolution import EvolutionConfig
 from dreamjax.optim import AdamConfig
 from dreamjax.reporting import Section, curves, film_dream_and_real, pages, result_row
 from dreamjax.storage import MetricsLog, RunFolder, load, read_metrics, save_agent
+from dreamjax.storage.identity import fingerprint, pin
 from dreamjax.training import IterativeConfig, learn_memory, stages, train_iteratively
 from dreamjax.training.experiment import Options, command, read_command_line, run_folder
 from dreamjax.training.stages import Collect, TrainMemory
@@ -131,6 +132,7 @@ def main() -> None:
     run = run_folder(NAME, cfg, options)
     key_train, key_evaluate = jax.random.split(jax.random.key(cfg.seed))
     agent, (_, begun) = model.make(DOOM, take_cover_spec(cfg.max_steps)), load(cfg.begin or COMMITTED)
+    pin(run.path, "agent", fingerprint(begun, code=False))
     if not (run.path / "agent.npz").exists():
         save_agent(run.path / "agent.npz", DOOM, agent, train(cfg, run, key_train, agent, begun))
     _, iterated = load(run.path)

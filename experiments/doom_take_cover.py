@@ -32,7 +32,14 @@ from dreamjax.optim import AdamConfig
 from dreamjax.reporting import Section, curves, evaluate_and_film, film_dream_and_real, pages, result_row
 from dreamjax.storage import MetricsLog, RunFolder, episodes, load, read_metrics, save_agent
 from dreamjax.training import stages
-from dreamjax.training.experiment import Options, command, evaluation_folder, read_command_line, run_folder
+from dreamjax.training.experiment import (
+    Options,
+    command,
+    evaluation_folder,
+    read_command_line,
+    run_folder,
+    stored_agent,
+)
 from dreamjax.training.stages import Collect, Evolve, TrainMemory, TrainVision
 from dreamjax.types import Agent, AgentParams
 from dreamjax.worldmodels import DOOM, WorldModelParams, model, search, vision
@@ -161,7 +168,7 @@ def main() -> None:
     """Train an agent, or evaluate a stored one."""
     cfg, options = read_command_line(NAME, __doc__, PRESETS, Options, without=("aggregate", "into"))
     if options.evaluate:
-        agent, params = load(options.evaluate)
+        agent, params = stored_agent(options.evaluate, f"python experiments/{NAME}.py --folder {options.evaluate}")
         who = evaluation_folder(NAME, options), agent, params, make_env(cfg), jax.random.key(cfg.seed)
         t = cfg.evolve.temperature
         evaluate_and_film(*who, options.episodes, UNIT, steps=cfg.film_steps, temperature=t)

@@ -30,6 +30,7 @@ from dreamjax.envs.vizdoom import TakeCover, take_cover_spec
 from dreamjax.evolution import EvolutionConfig
 from dreamjax.reporting import Section, curves, film_dream, film_dream_and_real, pages, result_row
 from dreamjax.storage import MetricsLog, RunFolder, load, read_metrics
+from dreamjax.storage.identity import fingerprint, pin
 from dreamjax.training import stages
 from dreamjax.training.experiment import Options, command, read_command_line, run_folder
 from dreamjax.training.stages import Evolve
@@ -95,20 +96,22 @@ def share_with_fireball(frames: np.ndarray) -> float:
 
 def look(cfg: Config, run: RunFolder, key: Key, agent: Agent, params: AgentParams) -> dict[str, list[float]]:
     """Look for fireballs in dreams of every temperature and in the game, both of a random policy."""
-    if not run.stage_done("look"):
-        key_dream, key_real = jax.random.split(key)
-        keys, steps, shares = jax.random.split(key_dream, cfg.looks), cfg.look_steps, {}
-        random = random_play.random_agent(agent.model.spec._replace(max_steps=steps))
-        with run.stage("look"):
-            for t in cfg.temperatures:
-                films = [film_dream(Agent(agent.model, random.policy), params, one, steps, t) for one in keys]
-                # The frame with which a dream ends does not count.
-                shares[f"@{t:.2f}"] = [share_with_fireball(one[: len(one) - (len(one) < steps)]) for one in films]
-            test = seeds.test(cfg.looks)
-            played = play_all(random, random_play.PARAMS, make_env(cfg), test, key_real, record=True)
-            real = [one.recorded.step.observation for one in played if one.recorded]
-            run.finish_stage("look", shares | {" in the game": [share_with_fireball(one) for one in real]})
-    return run.stage_record("look")["summary"]
+    key_dream, key_real = jax.random.split(key)
+    keys, steps = jax.random.split(key_dream, cfg.looks), cfg.look_steps
+    random = random_play.random_agent(agent.model.spec._replace(max_steps=steps))
+
+    def measure() -> dict[str, list[float]]:
+        shares = {}
+        for t in cfg.temperatures:
+            films = [film_dream(Agent(agent.model, random.policy), params, one, steps, t) for one in keys]
+            # The frame with which a dream ends does not count.
+            shares[f"@{t:.2f}"] = [share_with_fireball(one[: len(one) - (len(one) < steps)]) for one in films]
+        test = seeds.test(cfg.looks)
+        played = play_all(random, random_play.PARAMS, make_env(cfg), test, key_real, record=True)
+        real = [one.recorded.step.observation for one in played if one.recorded]
+        return shares | {" in the game": [share_with_fireball(one) for one in real]}
+
+    return stages.once(run, "look", fingerprint(cfg, agent.model, random.policy, params, key, FIREBALL), measure)
 
 
 def evolve(
@@ -128,16 +131,14 @@ def score(
     cfg: Config, run: RunFolder, key: Key, features: Features, agent: Agent, evolved: dict[float, AgentParams]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Score T controllers in dreams of all T temperatures and in the real game. Shapes: -> [T, T, N], [T, N]."""
-    stage, key_dream, real = f"dream-{features}", jax.random.fold_in(key, 1), []
-    if not run.stage_done(stage):
-        with run.stage(stage):
-            every = partial(search.score, agent, key=key_dream, episodes=cfg.real_episodes)
-            dreamed = [[every(one, temperature=t).tolist() for t in cfg.temperatures] for one in evolved.values()]
-            run.finish_stage(stage, {"returns": dreamed})
+    key_dream, real = jax.random.fold_in(key, 1), []
+    every = partial(search.score, agent, key=key_dream, episodes=cfg.real_episodes)
+    measure = lambda: {t: [every(one, temperature=t).tolist() for one in evolved.values()] for t in cfg.temperatures}  # noqa: E731
+    dreamed = stages.once(run, f"dream-{features}", fingerprint(cfg, agent, evolved, key_dream), measure)
     for t, params in evolved.items():
         name = f"{features}-{100 * t:.0f}"
         real.append(stages.evaluate(run, key, name, agent, params, make_env(cfg), cfg.real_episodes))
-    return np.array(run.stage_record(stage)["summary"]["returns"]), np.array(real)
+    return np.array(list(dreamed.values())).swapaxes(0, 1), np.array(real)
 
 
 def report(cfg: Config, run: RunFolder, scores: dict[Features, Any], rows: list[dict], films: list[str]) -> None:
@@ -173,6 +174,7 @@ def main() -> None:
     run = run_folder(NAME, cfg, options)
     key_evolve, key_score, key_look = jax.random.split(jax.random.key(cfg.seed), 3)
     _, stored = load(cfg.world or COMMITTED)
+    pin(run.path, "world", fingerprint(stored.model, stored.starts, code=False))
     scores, rows, films = {}, [], []
     for features in cfg.features:
         agent = model.make(replace(DOOM, features=features), take_cover_spec(cfg.max_steps))

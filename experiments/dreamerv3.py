@@ -76,7 +76,6 @@ class DreamerOptions(Options):
     episodes: int = 10  # to evaluate the agent in, once it is trained; 0 leaves that out
     offline: int | None = None  # learn up to so many updates, without the environment
     recording: Path | None = None  # of another run, or by `write_recording`, for an offline run that begins
-    variant: str = ""  # what sets aggregated runs apart from those of the plain settings, such as "lr 1.6e-4"
 
 
 _TINY = Config("gym_CartPole-v1", "debug", steps=400, envs=2, train_ratio=16.0, batch_size=4, batch_length=8)
@@ -158,7 +157,7 @@ def aggregate(options: DreamerOptions) -> None:
     for folder in options.aggregate:
         cfg: Config = RunFolder.opened(folder, Config).config
         returns = episode_returns(folder, suites.task(cfg.task).suite.repeat)
-        runs.append(read_run(folder, cfg.task, cfg.size, cfg.seed, returns, options.variant))
+        runs.append(read_run(folder, cfg.task, returns))
     show_rows(aggregate_runs(options.into, NAME, runs))
 
 

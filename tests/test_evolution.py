@@ -186,24 +186,25 @@ def test_a_solved_problem_may_go_on_for_ever() -> None:
     assert float(state.sigma) > 0
 
 
-def test_failed_evaluations_rank_last() -> None:
+@pytest.mark.parametrize("failure", [jnp.nan, jnp.inf, -jnp.inf])
+def test_failed_evaluations_rank_last(failure: float) -> None:
     cfg = EvolutionConfig(population_size=6)
     state = evolution.init(cfg, jnp.zeros(4))
     state, population = evolution.ask(cfg, jax.random.key(5), state)
-    failed, metrics = evolution.tell(cfg, state, population, jnp.array([1.0, jnp.nan, 3.0, -jnp.inf, 5.0, 2.0]))
-    ranked, _ = evolution.tell(cfg, state, population, jnp.array([1.0, -9.0, 3.0, -8.0, 5.0, 2.0]))
+    failed, metrics = evolution.tell(cfg, state, population, jnp.array([1.0, failure, 3.0, failure, 5.0, 2.0]))
+    ranked, _ = evolution.tell(cfg, state, population, jnp.array([1.0, -8.0, 3.0, -9.0, 5.0, 2.0]))
     chex.assert_trees_all_equal(failed, ranked)
-    assert metrics["fitness_nan"] == 1
-    assert metrics["fitness_max"] == 5
-    assert metrics["fitness_min"] == -jnp.inf
+    shown = {name: float(metrics[f"fitness_{name}"]) for name in ("failed", "mean", "min", "max")}
+    assert shown == {"failed": 2, "mean": 2.75, "min": 1, "max": 5}
+    assert float(metrics["fitness_std"]) == pytest.approx(np.std([1.0, 3.0, 5.0, 2.0]))
 
 
-def test_a_generation_of_failures_does_no_harm() -> None:
+def test_a_generation_of_failures_moves_nothing() -> None:
     cfg = EvolutionConfig(population_size=6)
-    state, population = evolution.ask(cfg, jax.random.key(6), evolution.init(cfg, jnp.zeros(4)))
-    state, metrics = evolution.tell(cfg, state, population, jnp.full(6, jnp.nan))
-    chex.assert_tree_all_finite(state)
-    assert metrics["fitness_nan"] == 6
+    state, population = evolution.ask(cfg, jax.random.key(6), evolution.init(cfg, jnp.ones(4)))
+    after, metrics = evolution.tell(cfg, state, population, jnp.array([jnp.nan, jnp.inf, -jnp.inf] * 2))
+    assert metrics["fitness_failed"] == 6 and after.generation == 1
+    chex.assert_trees_all_equal(after._replace(generation=state.generation), state)
 
 
 def test_metrics_describe_fitness_and_distribution() -> None:
@@ -211,7 +212,7 @@ def test_metrics_describe_fitness_and_distribution() -> None:
     state, population = evolution.ask(cfg, jax.random.key(7), evolution.init(cfg, jnp.zeros(4)))
     fitness = np.array([1.0, 2.0, 3.0, 6.0, 4.0, 2.0], np.float32)
     state, metrics = evolution.tell(cfg, state, population, fitness)
-    for name, value in {"mean": 3.0, "std": fitness.std(), "min": 1.0, "max": 6.0, "nan": 0}.items():
+    for name, value in {"mean": 3.0, "std": fitness.std(), "min": 1.0, "max": 6.0, "failed": 0}.items():
         assert float(metrics[f"fitness_{name}"]) == pytest.approx(value), name
     assert metrics["sigma"] == state.sigma
     assert metrics["coordinate_sd"] == pytest.approx(float(state.sigma * np.sqrt(np.diag(state.covariance)).mean()))

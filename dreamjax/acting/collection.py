@@ -21,6 +21,7 @@ from dreamjax.acting.pool import Pool
 from dreamjax.storage import episodes as store
 from dreamjax.storage.atomic import read_json, write_json
 from dreamjax.storage.episodes import Episode, Store
+from dreamjax.storage.identity import describe, fingerprint
 from dreamjax.types import Agent, AgentParams
 
 Settings = dict[str, int | str]
@@ -55,8 +56,9 @@ def collect(
     asking for fewer episodes than there are opens the first of them and deletes none. `params.policy` is not stacked.
     `progress` is called with (episodes kept, attempts made) whenever an attempt ends.
 
-    Raises: ValueError if the folder was filled with other settings, OSError if the disk is full, RuntimeError if an
-        episode keeps failing. After any of these, the same call continues where it stopped.
+    Raises: ValueError if the folder was filled with other settings, by another agent or in another environment; OSError
+        if the disk is full; RuntimeError if an episode keeps failing. After any of these, the same call continues where
+        it stopped.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,6 +67,8 @@ def collect(
         "min_steps": cfg.min_steps,
         "max_steps": agent.model.spec.max_steps,
         "by": cfg.name,
+        "agent": fingerprint(agent, params.model, params.policy, code=False),
+        "environment": describe(pool.make_env, code=False),
     }
     short, asked = _continue(folder, settings, cfg.episodes)
     for unfinished in folder.glob(".episode_*"):  # of a process that was killed while writing
@@ -118,9 +122,9 @@ def _continue(folder: Path, settings: Settings, episodes: int) -> tuple[set[int]
     if path.exists():
         begun = read_json(path)
     if begun["settings"] != settings:
-        raise ValueError(
-            f"{folder} was collected with {begun['settings']}, not {settings}; use the same settings or another folder"
-        )
+        both = [(name, begun["settings"].get(name), now) for name, now in settings.items()]
+        differing = ", ".join(f"{name} {before}, not {now}" for name, before, now in both if before != now)
+        raise ValueError(f"{folder} was collected with {differing}; use the same settings or another folder")
     short, asked = set(begun["short"]), max(begun["asked"], episodes)
     _note(folder, settings, short, asked)
     return short, asked

@@ -2,11 +2,9 @@
 
 import json
 import os
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import gymnasium
 import jax
@@ -17,6 +15,7 @@ from dreamjax.acting.playing import Played, Request, play
 from dreamjax.acting.pool import Pool
 from dreamjax.envs.adaptation import adapted
 from dreamjax.storage.atomic import replacing
+from dreamjax.storage.identity import fingerprint
 from dreamjax.storage.progress import progress
 from dreamjax.types import Agent, AgentParams, Key
 
@@ -35,13 +34,14 @@ def evaluate(
 ) -> np.ndarray:
     """Play one episode per seed; return the sums of their rewards. Shapes: -> float64 [len(seeds)].
 
-    With `notes`, a file of JSON lines, every episode is noted there when it ends, and what the file holds of the same
-    parameters, key and step limit is not played again. `envs` environments are played at once, by as many `workers` as
-    there are cores if not given; 0 plays in this process.
+    With `notes`, a file of JSON lines, every episode is noted there when it ends, and what the file holds is not played
+    again if it is of the same agent, parameters, key, environment and code. `envs` environments are played at once, by
+    as many `workers` as there are cores if not given; 0 plays in this process.
 
-    Raises: as `acting.playing.play` does.
+    Raises: as `acting.playing.play` does; with notes, as `storage.identity.describe` does, if agent or environment are
+        not made of functions, classes and plain values.
     """
-    of = fingerprint(params, key, agent.model.spec.max_steps)
+    of = fingerprint(agent, params.model, params.policy, key, make_env) if notes else ""
     totals = _noted(Path(notes), of) if notes else {}
     missing = [seed for seed in seeds if seed not in totals]
     with progress(len(seeds), label, initial=len(seeds) - len(missing), unit="episode") as bar:
@@ -52,7 +52,8 @@ def evaluate(
                 with Path(notes).open("a") as file:
                     file.write(json.dumps(row | {"terminal": played.terminated, "of": of}) + "\n")
             bar.update()
-            bar.set_postfix(mean=f"{np.mean([totals[seed] for seed in seeds if seed in totals]):.4g}")
+            known = [totals[seed] for seed in seeds if seed in totals]
+            bar.set_postfix(mean=f"{np.mean(known) + 0.0:.4g}")  # never -0
     return np.array([totals[seed] for seed in seeds])
 
 
@@ -95,15 +96,7 @@ def record_episode(
     return played
 
 
-def fingerprint(params: AgentParams, key: Key, *settings: Any) -> int:
-    """Return a checksum of what the episode of a seed depends on, the environment apart."""
-    crc = zlib.crc32(repr(settings).encode())
-    for leaf in [*jax.tree.leaves((params.model, params.policy)), jax.random.key_data(key)]:
-        crc = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data, crc)
-    return crc
-
-
-def _noted(path: Path, of: int) -> dict[int, float]:
+def _noted(path: Path, of: str) -> dict[int, float]:
     """Read the returns by seed that were noted of one fingerprint, without a line that a kill cut off."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []

@@ -63,6 +63,7 @@ class Pool:
             raise ValueError(
                 f"need envs >= 1, workers >= 0, groups >= 1 and timeout > 0, got {envs, workers, groups, timeout}"
             )
+        self.make_env = make_env
         self.restarts = 0  # workers that died or hung, and were replaced
         self.use = 0  # how often `begin` took the pool over
         self._groups_each = min(groups, -(-envs // workers)) if workers else 1

@@ -1,7 +1,10 @@
-"""Aggregate the runs of an experiment: one result, one plot of all learning curves, and the numbers behind it."""
+"""Aggregate the runs of an experiment: one result, one plot of all learning curves, and the numbers behind it.
+
+Runs are told apart by every difference of their configurations, and labelled by it.
+"""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,8 +12,11 @@ import numpy as np
 
 from dreamjax.reporting import curves
 from dreamjax.reporting.results import read_result, result_row, shown_number, write_result
-from dreamjax.storage.atomic import replacing
+from dreamjax.storage.atomic import read_json, replacing
+from dreamjax.storage.configs import flat
 from dreamjax.storage.metrics import read_metrics
+
+Settings = dict[str, Any]  # a configuration as it stands in a run folder, by dotted names
 
 _RESULTS = Path("experiments/results")
 
@@ -19,24 +25,20 @@ class Run(NamedTuple):
     """The learning curve of a run, and the result that it wrote."""
 
     task: str
-    size: str
-    seed: int
+    settings: Settings  # of older files only size, seed and variant
     frames: list[int]  # before the end of each episode, in order
     returns: list[float]
     result: dict[str, Any]  # its rows are named after the task
-    variant: str = ""  # how it differs from the runs with default settings, if it does
 
 
-def read_run(
-    folder: Path, task: str, size: str, seed: int, episodes: tuple[np.ndarray, np.ndarray], variant: str = ""
-) -> Run:
+def read_run(folder: Path, task: str, episodes: tuple[np.ndarray, np.ndarray]) -> Run:
     """Read a run from its folder; `episodes` are frames and returns.
 
     Raises: FileNotFoundError if it has no result yet.
     """
     frames, returns = episodes
     rounded = [float(f"{value:.5g}") for value in returns]
-    return Run(task, size, seed, frames.tolist(), rounded, read_result(folder / "result.json"), variant)
+    return Run(task, _settings(folder), frames.tolist(), rounded, read_result(folder / "result.json"))
 
 
 def episode_returns(folder: Path, repeat: int = 1) -> curves.Series:
@@ -48,33 +50,40 @@ def episode_returns(folder: Path, repeat: int = 1) -> curves.Series:
 def aggregate_runs(into: Path | None, experiment: str, runs: Iterable[Run]) -> list[dict[str, Any]]:
     """Write `curves.jsonl`, and from it `result.json` and `curves.png`; return the rows of the result.
 
-    Runs already in `curves.jsonl` are kept, unless one of `runs` has the same task, size, variant and seed. If there is
-    a `published.json`, task -> [[frames, score], ...], rows hold the score published nearest to the end of their run.
+    Runs already in `curves.jsonl` are kept, and one that was aggregated before is replaced. Runs that differ in their
+    seed alone have rows of their own, and rows of their means. If there is a `published.json`,
+    task -> [[frames, score], ...], rows hold the score published nearest to the end of their run.
 
     The files go to the folder `into`, or to the committed results of the experiment.
 
-    Raises: ValueError if there are no runs at all.
+    Raises: ValueError if there are no runs at all, or two of the same configuration have other episodes.
     """
     into = into or _RESULTS / experiment
-    known = {(run.task, run.size, run.variant, run.seed): run for run in [*_read(into / "curves.jsonl"), *runs]}
-    all_runs = [known[identity] for identity in sorted(known)]
-    if not all_runs:
-        raise ValueError("there are no runs to aggregate")
-    with replacing(into / "curves.jsonl") as temporary:
-        temporary.write_text("".join(json.dumps(run._asdict()) + "\n" for run in all_runs))
+    path = into / "curves.jsonl"
+    all_runs = _distinct([*map(_run, _lines(path)), *runs], path)
+    all_runs.sort(key=lambda run: (run.task, _without_seed(run.settings), run.settings["seed"]))
     published = _published(into / "published.json")
-    tasks: dict[str, dict[str, curves.Series]] = {}
+    panels: dict[str, dict[str, curves.Series]] = {}
     rows = []
-    for run in all_runs:
-        label = _label(run, all_runs)
-        shown = label or "plain" * any(other.variant for other in all_runs if other.task == run.task)
-        tasks.setdefault(run.task, {})[shown] = np.array(run.frames), np.array(run.returns)
-        known_score = _nearest(published[run.task], run.frames[-1]) if run.task in published else None
-        for row in run.result["rows"]:
-            name = ", ".join(filter(None, [run.task, label])) + row["name"].removeprefix(run.task)
-            rows.append(row | {"name": name, "published": known_score})
+    for task in _unique(run.task for run in all_runs):
+        alike = [run for run in all_runs if run.task == task]
+        labels = _labels([run.settings for run in alike])
+        if len(set(labels)) < len(labels):  # of two of them, too little is known
+            raise ValueError(f"an older version has aggregated one of two runs of {task}: delete its line in {path}")
+        panels[task] = {
+            label or "plain" * (len(alike) > 1): (np.array(run.frames), np.array(run.returns))
+            for label, run in zip(labels, alike, strict=True)
+        }
+        ends = [_nearest(published[task], run.frames[-1]) if task in published else None for run in alike]
+        for label, run, score in zip(labels, alike, ends, strict=True):
+            rows += [one | {"name": _named(task, label, one), "published": score} for one in run.result["rows"]]
+        for label, some in _seeds([run.settings for run in alike]):
+            suffix = ", ".join(filter(None, [label, f"mean of {len(some)} seeds"]))
+            means = _means([alike[number].result for number in some], ends[some[0]])
+            rows += [one | {"name": _named(task, suffix, one)} for one in means if len(some) > 1]
+    _write_lines(path, all_runs)
     _write(into, experiment, [run.result for run in all_runs], rows)
-    curves.return_curves(tasks, into / "curves.png", published)
+    curves.return_curves(panels, into / "curves.png", published)
     return rows
 
 
@@ -83,54 +92,146 @@ class Repeat(NamedTuple):
 
     result: dict[str, Any]  # its first row is named after the settings
     series: dict[str, tuple[list[float], list[float]]]  # steps and values of each metric of one stage
+    settings: Settings
 
 
 def aggregate_repeats(into: Path | None, experiment: str, stage: str, folders: Iterable[Path]) -> list[dict[str, Any]]:
     """Write `repeats.jsonl`, and from it `result.json` and `repeats.png`; return the rows of the result.
 
-    A row holds mean and standard deviation, over runs with the same settings, of the means in their rows of that name.
-    The plot shows mean and standard deviation of the metrics of one stage. Runs already in `repeats.jsonl` are kept,
-    unless one of the folders has the same settings and seeds. The files go to the folder `into`, or to the committed
+    A row holds mean and standard deviation, over runs that differ in their seed alone, of the means in their rows of
+    that name. The plot shows mean and standard deviation of the metrics of one stage. Runs already in `repeats.jsonl`
+    are kept, and one that was aggregated before is replaced. The files go to the folder `into`, or to the committed
     results of the experiment.
 
-    Raises: ValueError if there are no runs, or runs of one name differ in preset, rows or steps; FileNotFoundError if
-        one has no result yet.
+    Raises: ValueError if there are no runs, two of the same configuration have other metrics, or runs that differ in
+        their seed alone have other rows or steps; FileNotFoundError if one has no result yet.
     """
     into = into or _RESULTS / experiment
     path = into / "repeats.jsonl"
-    found = [Repeat(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+    found = [Repeat(**line) for line in _lines(path)]
     for folder in folders:
         series = {
             name: (steps.tolist(), [float(f"{value:.5g}") for value in values])
             for name, (steps, values) in read_metrics(folder / "metrics.jsonl")[stage].items()
         }
-        found.append(Repeat(read_result(folder / "result.json"), series))
-    known = {(one.result["rows"][0]["name"], tuple(one.result["seeds"])): one for one in found}
-    repeats = [known[identity] for identity in sorted(known)]
-    if not repeats:
-        raise ValueError("there are no runs to aggregate")
+        found.append(Repeat(read_result(folder / "result.json"), series, _settings(folder)))
+    repeats = _distinct(found, path)
+    repeats.sort(key=lambda one: (_name(one), _without_seed(one.settings), one.settings["seed"]))
     rows, panels = [], dict[str, dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]()
-    for name in _unique(one.result["rows"][0]["name"] for one in repeats):
-        alike = [one for one in repeats if one.result["rows"][0]["name"] == name]
-        if len({_kind(one) for one in alike}) > 1:
-            raise ValueError(f"runs of {name!r} differ in their preset, rows or steps: {[_kind(one) for one in alike]}")
-        for number, row in enumerate(alike[0].result["rows"]):
-            means = np.array([one.result["rows"][number]["mean"] for one in alike])
-            rows.append(result_row(row["name"], means, f"{row['unit']}, over runs", row["published"]))
-        for metric, (steps, _) in alike[0].series.items():
-            values = [one.series[metric][1] for one in alike]
-            panels.setdefault(metric, {})[name] = np.array(steps), np.mean(values, 0), np.std(values, 0)
-    with replacing(path) as temporary:
-        temporary.write_text("".join(json.dumps(one._asdict()) + "\n" for one in repeats))
+    for name in _unique(map(_name, repeats)):
+        of_name = [one for one in repeats if _name(one) == name]
+        for label, some in _seeds([one.settings for one in of_name]):
+            alike, called = [of_name[number] for number in some], ", ".join(filter(None, [name, label]))
+            if len(set(map(_kind, alike))) > 1:
+                raise ValueError(f"runs of {called!r} differ in their rows or steps: {[_kind(one) for one in alike]}")
+            rows += [one | {"name": _named(name, label, one)} for one in _means([one.result for one in alike])]
+            for metric, (steps, _) in alike[0].series.items():
+                values = [one.series[metric][1] for one in alike]
+                panels.setdefault(metric, {})[called] = np.array(steps), np.mean(values, 0), np.std(values, 0)
+    _write_lines(path, repeats)
     _write(into, experiment, [one.result for one in repeats], rows)
     curves.series_with_bars(panels, stage, into / "repeats.png")
     return rows
 
 
+def _name(one: Repeat) -> str:
+    return one.result["rows"][0]["name"]
+
+
 def _kind(one: Repeat) -> tuple[str, ...]:
     """Return what runs must have in common to be averaged."""
     steps = (f"{name}: {len(at)} to {at[-1]}" for name, (at, _) in sorted(one.series.items()))
-    return one.result["preset"], *(row["name"] for row in one.result["rows"]), *steps
+    return *(row["name"] for row in one.result["rows"]), *steps
+
+
+def _settings(folder: Path) -> Settings:
+    return dict(flat(read_json(folder / "config.json")))
+
+
+def _distinct(runs: Sequence[Any], path: Path) -> list[Any]:
+    """Keep the last of the aggregations of each run. Raises ValueError for two runs of the same configuration."""
+    known: dict[str, Any] = {}
+    for run in runs:
+        identity = json.dumps([run.settings, run.task if isinstance(run, Run) else _name(run)], sort_keys=True)
+        if identity in known and not _goes_on(known[identity], run):
+            raise ValueError(
+                f"two runs have the same configuration, but other numbers: {run.result['command']} with seed "
+                f"{run.settings['seed']}. Leave one out, or give it another seed; one may be a line of {path}"
+            )
+        known[identity] = run
+    if not known:
+        raise ValueError("there are no runs to aggregate")
+    return list(known.values())
+
+
+def _goes_on(old: Any, new: Any) -> bool:
+    """Whether two aggregations are of one run, the newer one perhaps at a later time."""
+    if isinstance(old, Run):
+        end = len(old.frames)
+        return old.frames == new.frames[:end] and old.returns == new.returns[:end]
+    return json.dumps(old.series) == json.dumps(new.series)  # one may have been read
+
+
+def _labels(settings: Sequence[Settings], but: str = "") -> list[str]:
+    """Say of each of several configurations how it differs from the others; the seed comes last.
+
+    Of a setting that some do not have, as an older version wrote them, only the others are compared.
+    """
+    names = _unique(name for one in settings for name in one if name != but)
+    values = {name: {json.dumps(one[name]) for one in settings if name in one} for name in names}
+    differing = sorted((name for name in names if len(values[name]) > 1), key=lambda name: name == "seed")
+    short = [name.rpartition(".")[2] for name in differing]
+    shown = [last if short.count(last) == 1 else name for name, last in zip(differing, short, strict=True)]
+    called = dict(zip(differing, shown, strict=True))
+    return [
+        ", ".join(filter(None, (_shown(called[name], one[name]) for name in differing if name in one)))
+        for one in settings
+    ]
+
+
+def _shown(name: str, value: Any) -> str:
+    if name in ("size", "variant"):  # which speak for themselves; no variant is the plain one
+        return value
+    match value:
+        case None:
+            text = "default"
+        case float():
+            text = f"{value:g}"
+        case _:
+            text = value if isinstance(value, str) else json.dumps(value)
+    return f"{name} {text}"
+
+
+def _without_seed(settings: Settings) -> str:
+    return json.dumps({name: value for name, value in settings.items() if name != "seed"}, sort_keys=True)
+
+
+def _seeds(settings: Sequence[Settings]) -> list[tuple[str, list[int]]]:
+    """Group configurations that differ in their seed alone: how a group differs from others, and who is in it."""
+    labels, groups = _labels(settings, but="seed"), dict[str, list[int]]()
+    for number, one in enumerate(settings):
+        groups.setdefault(_without_seed(one), []).append(number)
+    return [(labels[some[0]], some) for some in groups.values()]
+
+
+def _means(results: Sequence[dict[str, Any]], published: str | None = None) -> list[dict[str, Any]]:
+    """Average over runs the rows that all of them have."""
+    by_name = [{row["name"]: row for row in result["rows"]} for result in results]
+    common = [row for name, row in by_name[0].items() if all(name in rows for rows in by_name)]
+    return [
+        result_row(
+            row["name"],
+            np.array([rows[row["name"]]["mean"] for rows in by_name]),
+            f"{row['unit']}, over runs",
+            published or row["published"],
+        )
+        for row in common
+    ]
+
+
+def _named(first: str, label: str, row: dict[str, Any]) -> str:
+    """Name a row of a run, which begins with the task or the name of the run, after the run's label too."""
+    return ", ".join(filter(None, [first, label])) + row["name"].removeprefix(first)
 
 
 def _write(into: Path, experiment: str, results: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
@@ -150,8 +251,20 @@ def _write(into: Path, experiment: str, results: list[dict[str, Any]], rows: lis
     )
 
 
-def _read(path: Path) -> list[Run]:
-    return [Run(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _write_lines(path: Path, runs: Iterable[Any]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text("".join(json.dumps(run._asdict()) + "\n" for run in runs))
+
+
+def _run(line: dict[str, Any]) -> Run:
+    """Read a run; one that an older version wrote has only its size, its seed, and perhaps a variant."""
+    if "settings" not in line:
+        line = line | {"settings": {"size": line["size"], "seed": line["seed"], "variant": line.get("variant", "")}}
+    return Run(**{name: line[name] for name in Run._fields})
 
 
 def _published(path: Path) -> Mapping[str, curves.Series]:
@@ -165,15 +278,6 @@ def _nearest(curve: curves.Series, end: int) -> str:
     frames, scores = curve
     i = np.abs(frames - end).argmin()
     return f"{shown_number(scores[i])} at {frames[i]:,} frames"
-
-
-def _label(run: Run, runs: list[Run]) -> str:
-    """Return what distinguishes a run from others of its task."""
-    others = [other for other in runs if other.task == run.task]
-    parts = [run.size] if len({other.size for other in others}) > 1 else []
-    parts += [run.variant] if run.variant else []
-    parts += [f"seed {run.seed}"] if len({other.seed for other in others}) > 1 else []
-    return ", ".join(parts)
 
 
 def _unique(texts: Iterable[str]) -> list[str]:

@@ -27,12 +27,14 @@ def evaluate_and_film(
 ) -> None:
     """Score an agent in test episodes, and film at most `steps` of the first of them beside a dream.
 
-    The score is printed with its `unit`; the film is `<name>.mp4` in the folder.
+    The score is printed with its `unit`; the film is `<name>.mp4` in the folder, where `evaluation.jsonl` has a note of
+    every episode, so that none is played again with the same agent, environment and code.
 
     Shapes: key [], params.policy not stacked, params.starts [S, ...].
     Raises: as `evaluate` and `film_dream_and_real` do.
     """
-    row = result_row("real", evaluate(agent, params, make_env, seeds.test(episodes), key), unit)
+    notes = folder / "evaluation.jsonl"
+    row = result_row("real", evaluate(agent, params, make_env, seeds.test(episodes), key, notes=notes), unit)
     print(f"{shown_measurement(row)}, {row['n']} episodes")
     film_dream_and_real(folder / f"{name}.mp4", agent, params, make_env, key, steps, temperature)
     print(f"Open {folder / f'{name}.mp4'}")

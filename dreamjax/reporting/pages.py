@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from dreamjax._extras import extra
 from dreamjax.reporting.results import show_rows, shown_duration, shown_measurement, shown_number, write_result
 from dreamjax.storage.atomic import replacing
+from dreamjax.storage.configs import flat
 from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.provenance import commit, machine
 
@@ -52,7 +53,7 @@ def write_summary(
         stages=[_stage_cells(record) for record in folder.stage_records()],
         config=[
             (name, value if isinstance(value, str) else json.dumps(value))
-            for name, value in _flat(folder.read_json("config.json"))
+            for name, value in flat(folder.read_json("config.json"))
         ],
         machine=machine(),
         commit=commit(),
@@ -111,10 +112,3 @@ def _medium(folder: Path, name: str) -> dict[str, str]:
 
 def _rounded(value: Any) -> str:
     return shown_number(value) if isinstance(value, float | str) else json.dumps(value)
-
-
-def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """List the leaves of nested mappings by their dotted names."""
-    if isinstance(value, dict) and value:
-        return [pair for name, item in value.items() for pair in _flat(item, f"{prefix}.{name}" if prefix else name)]
-    return [(prefix, value)]

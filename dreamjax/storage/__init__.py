@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         configs as configs,
         episodes as episodes,
         folder as folder,
+        identity as identity,
         leaves as leaves,
         metrics as metrics,
         progress as progress,

@@ -95,17 +95,21 @@ def load(path: str | os.PathLike[str]) -> tuple[Agent, AgentParams]:
             return _load_run(path)
         path = path / f"{_NAME}.npz"
     if not path.exists():
-        raise FileNotFoundError(f"there is no agent at {path}: name a file of save_agent, or a folder with one")
+        raise FileNotFoundError(f"there is no agent at {path}: {_hint(path.parent)}")
     _, agent = _described(path.with_suffix(".json"))
     return agent, _load_params(path, agent)
+
+
+def _hint(folder: Path) -> str:
+    """Say which agents there are to be named instead."""
+    files = sorted(file.name for file in folder.glob("*.npz") if file.with_suffix(".json").exists())
+    return f"{folder} has {', '.join(files)}" if files else "name a file of save_agent, or train first"
 
 
 def _load_run(folder: Path) -> tuple[Agent, AgentParams]:
     """Read the agent in the newest checkpoint of a run."""
     if not (folder / "checkpoints").exists():
-        files = sorted(file.name for file in folder.glob("*.npz"))
-        hint = f"name one of its files, {', '.join(files)}" if files else "name a file of save_agent, or train first"
-        raise FileNotFoundError(f"{folder} holds neither {_NAME}.npz nor checkpoints: {hint}")
+        raise FileNotFoundError(f"{folder} holds neither {_NAME}.npz nor checkpoints: {_hint(folder)}")
     cfg, agent = _described(folder / f"{_NAME}.json")
     if not isinstance(cfg, DreamerConfig):
         raise FileNotFoundError(f"{folder} holds no {_NAME}.npz yet: its training is not finished")

@@ -30,6 +30,13 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
+def flat(written: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """List what a configuration in JSON holds by dotted names, as options are named on a command line."""
+    if isinstance(written, dict) and written:
+        return [pair for name, item in written.items() for pair in flat(item, f"{prefix}.{name}" if prefix else name)]
+    return [(prefix, written)]
+
+
 def command_line(config: Any, default: Any, prefix: str = "--") -> list[str]:
     """Return the flags that turn `default` into `config`, as tyro reads them. Both are of the same dataclass."""
     flags = []

@@ -11,6 +11,7 @@ from dreamjax.storage import episodes
 from dreamjax.storage.atomic import replacing
 from dreamjax.storage.episodes import Episode
 from dreamjax.storage.folder import RunFolder
+from dreamjax.storage.identity import fingerprint
 from dreamjax.storage.progress import progress
 from dreamjax.types import PyTree
 
@@ -18,26 +19,30 @@ _BATCH = 256  # frames per call
 _GROUP = 50  # episodes per file
 
 
-def encode(run: RunFolder, store: episodes.Store, posterior: Callable[[np.ndarray], tuple[PyTree, PyTree]]) -> Latents:
+def encode(
+    run: RunFolder, store: episodes.Store, posterior: Callable[[np.ndarray], tuple[PyTree, PyTree]], of: str
+) -> Latents:
     """Encode every frame of a store, but for the episodes that an earlier call has done.
 
-    `posterior` (jitted) takes uint8 frames [256, 64, 64, 3] to mean and log variance, [256, Z] each. The files go to
-    `latents/` in the run folder, float16.
+    `posterior` (jitted) takes uint8 frames [256, 64, 64, 3] to mean and log variance, [256, Z] each; `of` is its
+    fingerprint. The files go to `latents/` in the run folder, float16. One that was made of other episodes, or by
+    another posterior, is made again.
 
-    Raises: EpisodeError for an episode that cannot be read, ValueError if the files there were made from other ones.
+    Raises: EpisodeError for an episode that cannot be read.
     """
-    paths = [run.path / "latents" / f"{first:06}.npz" for first in range(0, len(store), _GROUP)]
-    missing = [i for i, path in enumerate(paths) if not path.exists()]
-    if missing:
+    groups = [store.paths[first : first + _GROUP] for first in range(0, len(store), _GROUP)]
+    files = [
+        (run.path / "latents" / f"{number * _GROUP:06}.npz", fingerprint(of, [*map(episodes.checksums, some)]))
+        for number, some in enumerate(groups)
+    ]
+    missing = [number for number, (path, made_of) in enumerate(files) if _made_of(path) != made_of]
+    if missing or not run.stage_done("encode"):  # a kill after the last file leaves it undone
         with run.stage("encode") as stage:
-            for i in progress(missing, "encode", initial=len(paths) - len(missing), unit="file"):
-                some = [episodes.read(path) for path in store.paths[i * _GROUP : (i + 1) * _GROUP]]
-                write_latents(paths[i], encode_episodes(some, posterior))
+            for number in progress(missing, "encode", initial=len(files) - len(missing), unit="file"):
+                path, made_of = files[number]
+                write_latents(path, encode_episodes([*map(episodes.read, groups[number])], posterior), made_of)
                 stage.tick()
-    whole = latents.concatenate([read_latents(path) for path in paths])
-    if not np.array_equal(whole.length, store.lengths):
-        raise ValueError(f"{run.path / 'latents'} holds the latents of other episodes; delete it to encode these")
-    return whole
+    return latents.concatenate([read_latents(path) for path, _ in files])
 
 
 def encode_episodes(recorded: Sequence[Episode], posterior: Callable[[np.ndarray], tuple[PyTree, PyTree]]) -> Latents:
@@ -50,21 +55,29 @@ def encode_episodes(recorded: Sequence[Episode], posterior: Callable[[np.ndarray
     return Latents(mean, log_variance, action, reward, is_terminal, length)
 
 
-def write_latents(path: Path, data: Latents) -> None:
-    """Write encoded episodes, all or nothing."""
+def write_latents(path: Path, data: Latents, of: str = "") -> None:
+    """Write encoded episodes, all or nothing, and the fingerprint of what they were made of."""
     with replacing(path) as temporary:
-        np.savez(temporary, allow_pickle=False, **data._asdict())
+        np.savez(temporary, allow_pickle=False, of=of, **data._asdict())
 
 
 def read_latents(path: Path) -> Latents:
     """Read what `write_latents` wrote. Raises ValueError for a file that an older version of dreamjax wrote."""
     with np.load(path) as arrays:
-        if set(arrays.files) != set(Latents._fields):
+        if not set(Latents._fields) <= set(arrays.files):
             raise ValueError(
                 f"{path} was written by an older version of dreamjax, which paid rewards one step earlier: delete it, "
                 "and what it was made from will be collected or encoded again"
             )
-        return Latents(**arrays)
+        return Latents._make(arrays[name] for name in Latents._fields)
+
+
+def _made_of(path: Path) -> str:
+    """Fingerprint of what a file was made of; none if it is not there, or older than fingerprints."""
+    if not path.exists():
+        return ""
+    with np.load(path) as arrays:
+        return str(arrays["of"]) if "of" in arrays.files else ""
 
 
 def in_batches(

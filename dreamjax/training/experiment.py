@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 from dreamjax._extras import extra
+from dreamjax.storage.agents import load
 from dreamjax.storage.configs import command_line
 from dreamjax.storage.folder import RunFolder
 from dreamjax.training.devices import keep_freed_memory
+from dreamjax.types import Agent, AgentParams
 
 Config = TypeVar("Config")
 Chosen = TypeVar("Chosen", bound="Options")
@@ -74,6 +76,14 @@ def run_folder(experiment: str, cfg: Any, options: Options, variant: str = "") -
 def evaluation_folder(experiment: str, options: Options) -> Path:
     """Return where the films of an evaluated agent go: the folder that was asked for, or one of the experiment's."""
     return options.folder or Path("runs") / experiment / "evaluation"
+
+
+def stored_agent(path: Path, make: str) -> tuple[Agent, AgentParams]:
+    """Load the agent that is to be evaluated. Exits where there is none, with the command that makes it."""
+    try:
+        return load(path)
+    except FileNotFoundError as error:
+        raise SystemExit(f"{error}\nThis command trains it: {make}") from None
 
 
 def command(experiment: str, cfg: Any, presets: Mapping[str, Any]) -> str:

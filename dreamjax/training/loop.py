@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from dreamjax.storage.checkpoints import Checkpoints
 from dreamjax.storage.folder import RunFolder
@@ -31,11 +32,19 @@ def updates(
 
 
 def generations(step: Callable[[PyTree, int], tuple[PyTree, Metrics]]) -> Loop:
-    """Make the loop that carries a search from generation to generation; `step(state, number)` does one, from 0."""
+    """Make the loop that carries a search from generation to generation; `step(state, number)` does one, from 0.
+
+    The loop raises FloatingPointError after a generation of which all individuals have failed: see `evolution.tell`.
+    """
 
     def loop(state: PyTree, begin: int) -> Iterator[tuple[PyTree, Metrics]]:
         while True:
             state, metrics = step(state, begin)
+            if "fitness_failed" in metrics and not np.isfinite(metrics["fitness_mean"]):
+                raise FloatingPointError(
+                    f"all {int(metrics['fitness_failed'])} individuals of generation {begin} have failed: none has a "
+                    "finite fitness. Look at what they are paid, then start again; the last checkpoint is whole"
+                )
             yield state, metrics
             begin += 1
 
@@ -75,7 +84,7 @@ def train(
             if done % log_every == 0 or done == steps:
                 values = {key: float(value) for key, value in metrics.items()}
                 log.write(name, done, values)
-                bar.set_postfix({key: f"{values[key]:.4g}" for key in [show] if key in values})
+                bar.set_postfix({key: f"{values[key] + 0.0:.4g}" for key in [show] if key in values})
             if done % checkpoint_every == 0 or done == steps:
                 checkpoints.save(done, now)
                 stage.tick()

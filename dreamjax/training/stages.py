@@ -25,6 +25,7 @@ from dreamjax.replay.latents import Latents
 from dreamjax.storage import episodes
 from dreamjax.storage.episodes import Store
 from dreamjax.storage.folder import RunFolder
+from dreamjax.storage.identity import fingerprint
 from dreamjax.storage.metrics import MetricsLog
 from dreamjax.storage.progress import progress
 from dreamjax.training import encode as encoding
@@ -123,8 +124,8 @@ def see(
 
 
 def encode(run: RunFolder, store: Store, vision: VisionConfig, params: Params) -> Latents:
-    """Encode every frame of a store with V, but for those that an earlier call has encoded."""
-    return encoding.encode(run, store, partial(_posterior, vision, params))
+    """Encode every frame of a store with V, but for those that an earlier call has encoded with the same V."""
+    return encoding.encode(run, store, partial(_posterior, vision, params), fingerprint(vision, params))
 
 
 def remember(
@@ -234,8 +235,9 @@ def evaluate(
 ) -> np.ndarray:
     """Score an agent in test episodes; return the sums of their rewards. Shapes: -> [episodes].
 
-    Each episode is noted in `evaluation/<name>.jsonl` of the run folder when it ends. The record of the stage
-    `evaluate-<name>` holds their mean, their standard deviation and their number.
+    Each episode is noted in `evaluation/<name>.jsonl` of the run folder when it ends, and played again if agent,
+    environment or code have changed. The record of the stage `evaluate-<name>` holds their mean, their standard
+    deviation and their number.
     """
     notes = run.path / "evaluation" / f"{name}.jsonl"
     with run.stage(f"evaluate-{name}"):
@@ -243,6 +245,16 @@ def evaluate(
         scored = {"mean": float(returns.mean()), "std": float(returns.std()), "n": episodes}
         run.finish_stage(f"evaluate-{name}", scored)
     return returns
+
+
+def once(run: RunFolder, name: str, of: str, measure: Callable[[], dict[Any, Any]]) -> dict[str, Any]:
+    """Return what was measured in a stage, which is done unless it was done before, of the same fingerprint."""
+    record = run.stage_record(name)
+    if not record["done"] or record.get("of") != of:
+        with run.stage(name):
+            run.write_json(f"stages/{name}.json", run.stage_record(name) | {"of": of})  # not done yet
+            run.finish_stage(name, measure())
+    return run.stage_record(name)["summary"]
 
 
 _posterior = jax.jit(vision_module.encode, static_argnums=0)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from dreamjax.acting import evaluation
-from dreamjax.acting.evaluation import evaluate, fingerprint, play_all, record_episode
+from dreamjax.acting.evaluation import evaluate, play_all, record_episode
 from dreamjax.acting.playing import Played
-from tests.acting.agents import AGENT, KEY, MODEL, ONE, SPEC
+from tests.acting.agents import AGENT, KEY, MODEL, ONE, POLICY, SPEC
 from tests.acting.environments import Faulty, Ragged
 
 SEEDS = [14, 3, 9, 5, 7]
@@ -62,18 +62,19 @@ def test_workers_that_die_or_hang_change_nothing(
 
 
 def test_every_episode_is_noted_when_it_ends_and_not_played_again(
-    tmp_path: Path, returns: np.ndarray, played: list[list[int]]
+    tmp_path: Path, returns: np.ndarray, played: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes = tmp_path / "new" / "notes.jsonl"
+    whole_reset = Ragged.reset
 
-    class Interrupted(Ragged):
-        def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
-            if seed == 5:
-                raise KeyboardInterrupt
-            return super().reset(seed=seed)
+    def reset(self: Ragged, *, seed: int | None = None, options: dict | None = None) -> tuple:
+        if seed == 5:
+            raise KeyboardInterrupt
+        return whole_reset(self, seed=seed)
 
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(AGENT, ONE, Interrupted, SEEDS, KEY, envs=1, notes=notes)
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patched:
+        patched.setattr(Ragged, "reset", reset)
+        evaluate(AGENT, ONE, Ragged, SEEDS, KEY, envs=1, notes=notes)
     assert [row["seed"] for row in rows(notes)] == [14, 3, 9]
     whole = notes.read_text()
     notes.write_text(whole[:-9])  # a kill came while the last line was written
@@ -86,33 +87,40 @@ def test_every_episode_is_noted_when_it_ends_and_not_played_again(
     assert (first["seed"], first["return"], first["steps"], first["terminal"]) == (14, returns[0], 4, False)
 
 
-def test_notes_of_other_parameters_keys_and_step_limits_are_not_taken_for_ones_own(
+class Generous(Ragged):
+    """Pays more."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def step(self, action: Any) -> tuple:
+        observation, reward, *rest = super().step(action)
+        return observation, self.factor * reward, *rest
+
+
+def test_notes_of_anything_else_are_not_taken_for_ones_own(
     tmp_path: Path, returns: np.ndarray, played: list[list[int]]
 ) -> None:
+    """Of other parameters, keys, agents, step limits and environments."""
     notes, seeds = tmp_path / "notes.jsonl", SEEDS[:2]
     short = AGENT._replace(model=MODEL._replace(spec=SPEC._replace(max_steps=2)))
-    calls = [(AGENT, ONE, KEY), (AGENT, OTHER, KEY), (AGENT, ONE, jax.random.key(7)), (short, ONE, KEY)]
-    found = [evaluate(*call[:2], Ragged, seeds, call[2], workers=0, notes=notes) for call in calls]
-    assert len({tuple(totals) for totals in found}) == 4
-    for call, totals in zip(calls, found, strict=True):
-        np.testing.assert_array_equal(evaluate(*call[:2], Ragged, seeds, call[2], notes=notes), totals)
-    np.testing.assert_array_equal(found[0], returns[:2])
-    assert played == [seeds] * 4 + [[]] * 4 and len(rows(notes)) == 8
-
-
-def test_a_fingerprint_tells_every_leaf_and_setting_apart() -> None:
-    model = {"kernel": np.zeros((2, 3), np.float32), "scale": np.float32(1), "none": np.zeros((0, 3))}
-    base = ONE._replace(model=model)
-    changed = [
-        base._replace(model=model | {"scale": np.float32(2)}),
-        base._replace(model=model | {"kernel": np.eye(2, 3, dtype=np.float32)}),
-        base._replace(policy=OTHER.policy),
+    still = AGENT._replace(policy=POLICY._replace(act=lambda params, key, features: 0.0 * features[0]))
+    calls = [
+        (AGENT, ONE, Ragged, KEY),
+        (AGENT, OTHER, Ragged, KEY),
+        (AGENT, ONE, Ragged, jax.random.key(7)),
+        (short, ONE, Ragged, KEY),
+        (still, ONE, Ragged, KEY),
+        (AGENT, ONE, partial(Generous, 2.0), KEY),
+        (AGENT, ONE, partial(Generous, 3.0), KEY),
     ]
-    prints = [fingerprint(one, KEY, 100) for one in [base, *changed]]
-    prints += [fingerprint(base, jax.random.key(7), 100), fingerprint(base, KEY, 101)]
-    assert len(set(prints)) == 6
-    starts = base._replace(starts=np.ones(3))  # where dreams begin, which no episode depends on
-    assert fingerprint(starts, KEY, 100) == prints[0]
+    found = [evaluate(*call[:3], seeds, call[3], workers=0, notes=notes) for call in calls]
+    assert len({tuple(totals) for totals in found}) == len(calls)
+    for call, totals in zip(calls, found, strict=True):
+        np.testing.assert_array_equal(evaluate(*call[:3], seeds, call[3], notes=notes), totals)
+    np.testing.assert_array_equal(found[0], returns[:2])
+    assert played == [seeds] * len(calls) + [[]] * len(calls) and len(rows(notes)) == 2 * len(calls)
 
 
 def test_a_recorded_episode_is_the_one_that_was_scored(returns: np.ndarray) -> None:

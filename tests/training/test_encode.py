@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ from dreamjax.replay.latents import Latents
 from dreamjax.storage import episodes
 from dreamjax.storage.episodes import Episode, EpisodeError, Store
 from dreamjax.storage.folder import RunFolder
-from dreamjax.training.encode import encode
+from dreamjax.training.encode import encode as encode_by, read_latents
 from dreamjax.types import Array
 
 EPISODES = 53  # 50 of them in the first file, 3 in the second
@@ -43,6 +44,9 @@ class Counted:
         if self.calls > self.lives:
             raise KeyboardInterrupt
         return posterior(frames)
+
+
+encode = partial(encode_by, of="V")
 
 
 @pytest.fixture(scope="module")
@@ -132,14 +136,21 @@ def test_a_damaged_episode_is_named_and_what_came_before_it_is_kept(
     assert rest.calls == 1
 
 
-@pytest.mark.parametrize(
-    "change", [lambda store: store.head(52), lambda store: Store(store.paths[::-1], store.lengths[::-1])]
-)
-def test_latents_of_other_episodes_are_refused(change: Callable[[Store], Store], store: Store, tmp_path: Path) -> None:
-    """A store that grew, or one in another place: what is in the files does not belong to it."""
+@pytest.mark.parametrize("change", [lambda store: store.head(52), lambda store: Store(store.paths[::-1], ())])
+def test_latents_of_other_episodes_are_made_again(
+    change: Callable[[Store], Store], store: Store, direct: Latents, tmp_path: Path
+) -> None:
+    """A store that grew, or one in another order: what is in the files does not belong to it."""
     encode(run_folder(tmp_path), change(store), posterior)
-    with pytest.raises(ValueError, match=r"latents.* other episodes.*delete"):
-        encode(run_folder(tmp_path), store, posterior)
+    assert_same(encode(run_folder(tmp_path), store, posterior), direct)
+
+
+def test_latents_of_another_encoder_are_made_again(store: Store, direct: Latents, tmp_path: Path) -> None:
+    encode_by(run_folder(tmp_path), store, lambda frames: posterior(frames)[::-1], "another V")
+    assert_same(encode(run_folder(tmp_path), store, posterior), direct)
+    again = Counted()
+    encode(run_folder(tmp_path), store, again)
+    assert again.calls == 0
 
 
 def test_latents_of_an_older_version_are_refused(store: Store, tmp_path: Path) -> None:
@@ -150,4 +161,13 @@ def test_latents_of_an_older_version_are_refused(store: Store, tmp_path: Path) -
         old = {"done" if name == "is_terminal" else name: array for name, array in arrays.items()}
     np.savez(path, **old)
     with pytest.raises(ValueError, match=r"000000\.npz .*older version.*delete it"):
-        encode(run_folder(tmp_path), store, posterior)
+        read_latents(path)
+
+
+def test_a_kill_after_the_last_file_leaves_a_stage_that_the_next_call_ends(store: Store, tmp_path: Path) -> None:
+    encode(run_folder(tmp_path), store, posterior)
+    run = run_folder(tmp_path)
+    run.write_json("stages/encode.json", run.stage_record("encode") | {"done": False})
+    none = Counted(lives=0)
+    encode(run, store, none)
+    assert run.stage_done("encode") and none.calls == 0
