@@ -70,8 +70,8 @@ class _Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
     def _look(self, observation: Any) -> None:
         pictures = [self.env.render()] if self.env.render_mode == "rgb_array" else jax.tree.leaves(observation)
         for picture in pictures:
-            if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3:
-                self._frames.append(np.broadcast_to(picture, (*picture.shape[:2], 3)).copy())
+            if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim in (2, 3):
+                self._frames.append(np.broadcast_to(np.atleast_3d(picture), (*picture.shape[:2], 3)).copy())
                 return
         raise InvalidStep('nothing to film: make the environment with render_mode="rgb_array", or observe a picture')
 
@@ -82,7 +82,8 @@ def film_dream(agent: Agent, params: AgentParams, key: Key, steps: int, temperat
     Raises: ValueError if the observation does not hold exactly one picture.
     """
     continues, decoded = _dream(agent, params, key, steps, temperature)
-    pictures = [leaf for leaf in jax.tree.leaves(decoded) if leaf.dtype == np.uint8 and leaf.ndim == 4]
+    leaves = jax.tree.leaves(decoded)
+    pictures = [leaf.reshape(*leaf.shape[:3], -1) for leaf in leaves if leaf.dtype == np.uint8 and leaf.ndim in (3, 4)]
     if len(pictures) != 1:
         raise ValueError(f"a dream of {len(pictures)} pictures cannot be filmed, only of one")
     over = 1 + np.flatnonzero(np.asarray(continues[1:]) < 0.5)
