@@ -2,6 +2,11 @@
 
 Observations are pytrees outside and mappings by name here: see `leaves_by_name`.
 
+A part of an observation may be missing, as in a recording that has only some of the sensors: -inf among its floats, or
+-1 among signed integers whose classes start at 0 or above, says so. The encoder reads zeros there, and the
+reconstruction has no target, neither loss nor gradient: see `present`. Environments emit no such values; who builds a
+`Step` may.
+
 Source: Hafner et al. 2023, "World model learning", and its published code, whose parameter names are used.
 """
 
@@ -21,6 +26,9 @@ from dreamjax.nets.image import DoublingConv, HalvingConv
 from dreamjax.types import Array, PyTree, Space
 
 Spaces = tuple[tuple[str, Space], ...]  # the leaves of a pytree of spaces with their names, in the order of `jax.tree`
+
+SMALLEST, LARGEST = 48, 256  # sides of a picture, pixels
+MOST_ONE_HOT = 2**18  # one-hot features of one observation; 24 rows and 80 columns of 128 characters have 245,760
 
 
 def leaves_by_name(tree: PyTree, lone: str) -> dict[str, Any]:
@@ -42,10 +50,13 @@ def check_observations(spaces: Spaces) -> None:
     for name, space in spaces:
         if space.dtype == np.uint8 and len(space.shape) > 3:
             raise ValueError(f"observation {name!r} of bytes must be [H, W, C] or have fewer axes, got {space}")
-        if not is_image(space) and len(space.shape) == 3 and min(space.shape[:2]) >= 48:
+        if not space.is_discrete and len(space.shape) == 3 and min(space.shape[:2]) >= SMALLEST:
             raise ValueError(f"observation {name!r} must be uint8 to be read as a picture, got {space}")
-        if is_image(space) and not all(size % 16 == 0 and 3 <= size // 16 <= 16 for size in space.shape[:2]):
-            raise ValueError(f"the sides of {name!r} must be multiples of 16 from 48 to 256, got {space.shape}")
+        if is_image(space) and not all(size % 16 == 0 and size <= LARGEST for size in space.shape[:2]):
+            raise ValueError(
+                f"the sides of {name!r} must be multiples of 16 from {SMALLEST} to {LARGEST}, got {space.shape}: "
+                "resize the picture"
+            )
         if not is_image(space) and space.is_discrete:
             check_discrete("observation", name, space)
     sizes = {space.shape[:2] for _, space in spaces if is_image(space)}
@@ -54,14 +65,30 @@ def check_observations(spaces: Spaces) -> None:
 
 
 def check_discrete(kind: str, name: str, space: Space) -> None:
-    """Raise ValueError unless all entries of a discrete space have the same finite bounds."""
+    """Raise ValueError unless the entries of a discrete space have the same finite bounds, and few enough classes."""
     if np.ndim(space.low) or np.ndim(space.high) or not np.isfinite([space.low, space.high]).all():
         raise ValueError(f"discrete {kind} {name!r} needs finite bounds, the same for all its entries, got {space}")
+    if flat_size(space) > MOST_ONE_HOT:
+        raise ValueError(
+            f"discrete {kind} {name!r} would be read as {flat_size(space):,} one-hot features, {classes(space):,} "
+            f"classes for each of {math.prod(space.shape):,} entries, of {MOST_ONE_HOT:,} at most, got {space}: "
+            "declare it as floats if its values are numbers, or as a picture, uint8 [H, W] or [H, W, C] from 0 to 255 "
+            f"with sides of at least {SMALLEST}, if it is one"
+        )
 
 
 def is_image(space: Space) -> bool:
-    """Whether a space is a picture, uint8 [H, W, C]; everything else is a vector, whatever its axes."""
-    return len(space.shape) == 3 and space.dtype == np.uint8
+    """Whether a space is a picture, uint8 [H, W, C] or [H, W] with sides of at least 48 whose values reach 255.
+
+    Everything else is a vector, whatever its axes: smaller arrays of bytes are levels, as a grid or a memory of bytes.
+    """
+    is_large = len(space.shape) in (2, 3) and min(space.shape[:2]) >= SMALLEST
+    return is_large and space.dtype == np.uint8 and bool((space.high_array >= 255).all())
+
+
+def with_channels(space: Space, picture: Array) -> Array:
+    """Give a picture the channel that it may lack. Shapes: [..., *space.shape] -> [..., H, W, C]."""
+    return picture if len(space.shape) == 3 else picture[..., None]
 
 
 def classes(space: Space) -> int:
@@ -74,25 +101,34 @@ def flat_size(space: Space) -> int:
     return math.prod(space.shape) * (classes(space) if space.is_discrete else 1)
 
 
+def present(space: Space, x: Array) -> tuple[Array, Array]:
+    """Say whether a vector or discrete value is there, and replace it where it is not, so that it can be computed with.
+
+    It is missing, all of it, if any of its entries is: -inf, or -1 where integers are signed and the space starts at 0
+    or above.
+
+    Shapes: x [..., *space.shape] -> [...] bool, [..., *space.shape].
+    """
+    axes = tuple(range(x.ndim - len(space.shape), x.ndim))
+    if space.is_discrete:
+        signed = np.issubdtype(space.dtype, np.signedinteger)
+        there = (x != -1) if signed and space.low >= 0 else jnp.ones(x.shape, bool)
+    else:
+        there = x != -jnp.inf
+    return there.all(axes), jnp.where(there, x, jnp.zeros_like(x))
+
+
 def flatten(space: Space, x: Array, squash: bool) -> Array:
     """Turn a vector or discrete value into features: one-hot if discrete, else as it is, or its symlog if `squash`.
 
-    A missing value becomes zeros. Missing is -inf, or -1 where the integers are signed and the space starts at 0 or
-    above.
-
-    Shapes: x [..., *space.shape] -> [..., flat_size] float32.
+    What is missing becomes zeros, see `present`. Shapes: x [..., *space.shape] -> [..., flat_size] float32.
     """
-    lead = x.shape[: x.ndim - len(space.shape)]
+    is_there, x = present(space, x)
     if space.is_discrete:
-        signed = np.issubdtype(space.dtype, np.signedinteger)
-        present = (x != -1) if signed and space.low >= 0 else jnp.ones(x.shape, bool)
         features = jax.nn.one_hot(x.astype(jnp.int32) - int(space.low), classes(space))
     else:
-        present = x != -jnp.inf
-        features = jnp.where(present, x, 0.0).astype(jnp.float32)
-        features = symlog(features) if squash else features
-    present = present.reshape(*lead, -1).all(-1, keepdims=True)
-    return jnp.where(present, features.reshape(*lead, -1), 0.0)
+        features = symlog(x.astype(jnp.float32)) if squash else x.astype(jnp.float32)
+    return jnp.where(is_there[..., None], features.reshape(*is_there.shape, -1), 0.0)
 
 
 def flatten_actions(spaces: Spaces, actions: Mapping[str, Array], dtype: str) -> Array:
@@ -128,7 +164,7 @@ class Encoder(nn.Module):
             for i in range(cfg.encoder_layers):
                 x = nn.silu(RMSNorm(name=f"mlp{i}norm")(Linear((cfg.units,), name=f"mlp{i}")(x)))
             tokens.append(x)
-        images = [observation[name] for name, s in ordered if is_image(s)]
+        images = [with_channels(s, observation[name]) for name, s in ordered if is_image(s)]
         if images:
             x = jnp.concatenate(images, -1).astype(self.dtype) / 255 - 0.5
             lead = x.shape[:-3]
@@ -143,7 +179,7 @@ class Encoder(nn.Module):
 class Reconstruction(NamedTuple):
     """What the decoder predicts from a latent state, by name."""
 
-    images: dict[str, Array]  # [..., H, W, C] in (0, 1)
+    images: dict[str, Array]  # [..., *shape] in (0, 1)
     vectors: dict[str, Array]  # [..., *shape], their symlog where the encoder reads that
     logits: dict[str, Array]  # [..., *shape, classes]
 
@@ -167,10 +203,10 @@ class Decoder(nn.Module):
                 else:
                     out.vectors[name] = Linear(space.shape, name=f"vec/{name}/pred")(x)
         if images := [pair for pair in self.spaces if is_image(pair[1])]:
-            channels = [space.shape[-1] for _, space in images]
+            channels = [math.prod(space.shape[2:]) for _, space in images]
             x = self._pictures(deter, stoch, images[0][1].shape[:2], sum(channels))
-            parts = jnp.split(x, np.cumsum(channels)[:-1], -1)
-            out.images.update({name: part for (name, _), part in zip(images, parts, strict=True)})
+            for (name, space), part in zip(images, jnp.split(x, np.cumsum(channels)[:-1], -1), strict=True):
+                out.images[name] = part.reshape(*deter.shape[:-1], *space.shape)
         return out
 
     def _pictures(self, deter: Array, stoch: Array, size: tuple[int, ...], channels: int) -> Array:
@@ -195,7 +231,8 @@ def reconstruction_losses(
 ) -> dict[str, Array]:
     """Negative log likelihood of each part of an observation, in nats up to constants, float32.
 
-    Pictures and vectors: squared error, summed over all entries. Discrete values: cross entropy, summed likewise.
+    Pictures and vectors: squared error, summed over all entries. Discrete values: cross entropy, summed likewise. What
+    is missing has no loss, see `present`.
 
     Shapes: observation [..., *space.shape] of each name -> [...] of each.
     """
@@ -205,11 +242,14 @@ def reconstruction_losses(
         if is_image(space):
             error = reconstruction.images[name].astype(jnp.float32) - x.astype(jnp.float32) / 255
             losses[name] = (error**2).sum(axes)
-        elif space.is_discrete:
+            continue
+        is_there, x = present(space, x)
+        if space.is_discrete:
             log_probs = jax.nn.log_softmax(reconstruction.logits[name].astype(jnp.float32))
             wanted = jax.nn.one_hot(x.astype(jnp.int32) - int(space.low), classes(space))
-            losses[name] = -(wanted * log_probs).sum(-1).sum(axes)
+            loss = -(wanted * log_probs).sum(-1).sum(axes)
         else:
             target = symlog(x.astype(jnp.float32)) if cfg.symlog else x.astype(jnp.float32)
-            losses[name] = ((reconstruction.vectors[name].astype(jnp.float32) - target) ** 2).sum(axes)
+            loss = ((reconstruction.vectors[name].astype(jnp.float32) - target) ** 2).sum(axes)
+        losses[name] = jnp.where(is_there, loss, 0.0)
     return losses

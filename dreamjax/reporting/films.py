@@ -98,8 +98,8 @@ def _picture(env: gymnasium.Env, observation: Any) -> np.ndarray:
         except Exception as error:
             raise CannotFilm(f"{env} cannot render: {error}") from error
     for picture in pictures:
-        if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3:
-            factor = max(1, 256 // len(picture))
+        if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim in (2, 3):
+            factor, picture = max(1, 256 // len(picture)), np.atleast_3d(picture)
             colours = picture if picture.shape[2] == 3 else picture.mean(2, keepdims=True).astype(np.uint8)
             return np.broadcast_to(colours, (*picture.shape[:2], 3)).repeat(factor, 0).repeat(factor, 1)
     raise CannotFilm(f"{env} neither renders pictures (its render_mode is {env.render_mode!r}) nor observes one")
@@ -111,7 +111,8 @@ def film_dream(agent: Agent, params: AgentParams, key: Key, steps: int, temperat
     Raises: ValueError if the observation does not hold exactly one picture.
     """
     continues, decoded = _dream(agent, params, key, steps, temperature)
-    pictures = [leaf for leaf in jax.tree.leaves(decoded) if leaf.dtype == np.uint8 and leaf.ndim == 4]
+    leaves = jax.tree.leaves(decoded)
+    pictures = [leaf.reshape(*leaf.shape[:3], -1) for leaf in leaves if leaf.dtype == np.uint8 and leaf.ndim in (3, 4)]
     if len(pictures) != 1:
         raise ValueError(f"a dream of {len(pictures)} pictures cannot be filmed, only of one")
     over = 1 + np.flatnonzero(np.asarray(continues[1:]) < 0.5)

@@ -14,7 +14,7 @@ from dreamjax import dream, rollout
 from dreamjax.acting import seeds
 from dreamjax.acting.evaluation import play_all
 from dreamjax.distributions import symlog
-from dreamjax.dreamerv3.codec import is_image, leaves_by_name
+from dreamjax.dreamerv3.codec import is_image, leaves_by_name, with_channels
 from dreamjax.reporting import curves, films
 from dreamjax.rollout import AgentState, Transition
 from dreamjax.storage.progress import progress
@@ -29,7 +29,7 @@ MAX_STEPS = 250  # of an episode
 class Predictions(NamedTuple):
     """Open-loop predictions, by the name of each part of the observation."""
 
-    seen: Mapping[str, np.ndarray]  # [N, T, ...] what there was
+    seen: Mapping[str, np.ndarray]  # [N, T, ...] what there was; pictures with a channel, [N, T, H, W, C]
     predicted: Mapping[str, np.ndarray]  # [N, T, ...] what the model predicted
     errors: Mapping[str, Mapping[str, np.ndarray]]  # of each part: mean errors [T], by what predicted
 
@@ -77,7 +77,7 @@ def write_predictions(folder: Path, predictions: Predictions) -> list[str]:
     """Write a film of each kind of picture, and a plot of the errors by step; return the names of the files."""
     names = []
     for name, seen in predictions.seen.items():
-        if seen.ndim == 5 and seen.dtype == np.uint8:
+        if is_image(Space(seen.shape[2:], seen.dtype, 0, 256)):
             both = seen, predictions.predicted[name]
             names += films.write_open_loop(folder, f"open_loop_{name.replace('/', '_')}", *both, OBSERVED)
     curves.horizon_errors(predictions.errors, OBSERVED, folder / "open_loop_errors.png")
@@ -128,7 +128,9 @@ def _predict_piece(
         }
         for name, space in spaces.items()
     }
-    return seen, predicted, errors
+    pictures = {name: space for name, space in spaces.items() if is_image(space)}
+    channelled = lambda parts: parts | {name: with_channels(s, parts[name]) for name, s in pictures.items()}  # noqa: E731
+    return channelled(seen), channelled(predicted), errors
 
 
 def _distance(space: Space, x: Array, y: Array) -> Array:
