@@ -50,6 +50,8 @@ def film(
     spec = agent.model.spec
     short = spec._replace(max_steps=min(max_steps or spec.max_steps, spec.max_steps))
     agent = Agent(agent.model._replace(spec=short), agent.policy)
+    if not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # else pygame prints that it finds no screen
     with make_env() as env:
         rate = fps or env.metadata.get("render_fps") or 30
         _picture(env, env.reset(seed=seeds.TEST[0])[0])

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,7 +31,8 @@ class MetricsLog:
         self._before = _drop_torn_line(self._path)
         self._started = time.monotonic()
         self._lines = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
-        self._tensorboard = _tensorboard(Path(folder) / "tensorboard")
+        writer = _summary_writer()
+        self._tensorboard = writer and writer(os.fspath(Path(folder) / "tensorboard"), flush_secs=10)
 
     def write(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
         """Append numbers or arrays of one element, by name. Steps of a stage may not decrease while the log is open.
@@ -103,15 +105,16 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[str, dict[str, tuple[np.n
     }
 
 
-def _tensorboard(folder: Path) -> Any:
-    """Return what writes for TensorBoard; None, and say so, if it is not installed."""
+@cache
+def _summary_writer() -> Any:
+    """Return the class that writes for TensorBoard; None, and say so once, where it is not installed."""
     try:
         from tensorboardX import SummaryWriter
     except ModuleNotFoundError:
         what = without("experiments", "TensorBoard", "tensorboardX")
         print(f"metrics.jsonl has all numbers; {what}", file=sys.stderr)
         return None
-    return SummaryWriter(os.fspath(folder), flush_secs=10)
+    return SummaryWriter
 
 
 def _arrays(values: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:

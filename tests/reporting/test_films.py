@@ -1,13 +1,18 @@
-"""The film of an open loop: every picture in its place, framed by who made it."""
+"""Films: of an open loop, every picture in its place, framed by who made it; of an agent at play."""
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import gymnasium
 import imageio.v2 as imageio
 import numpy as np
 import pytest
 from PIL import Image
 
-from dreamjax.reporting.films import write_open_loop
+from dreamjax.acting.random_play import PARAMS, random_agent
+from dreamjax.envs.gymnasium import spec_from_gymnasium
+from dreamjax.reporting.films import CannotFilm, film, film_section, write_open_loop
 
 GREEN, RED = (0, 158, 115), (213, 94, 0)
 
@@ -47,3 +52,59 @@ def test_the_film_has_all_sequences_and_a_pause(tmp_path: Path) -> None:
     brightness = middle.mean(2)[0]  # down one frame: labels, then truth, prediction, difference
     assert (np.abs(brightness - 200) < 10).sum() >= 2 * 96 and (np.abs(brightness - 127) < 10).sum() >= 90
     assert film[:4, :, 10:92].mean() < 90  # black, black, and grey
+
+
+class Dot(gymnasium.Env[np.ndarray, np.integer]):
+    """A dot that moves to the right: a number to see, and a picture to show."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012, the base class declares it so
+
+    def __init__(self, render_mode: str | None = None, broken: bool = False) -> None:
+        self.observation_space = gymnasium.spaces.Box(0, 100, (1,), np.float32)
+        self.action_space = gymnasium.spaces.Discrete(2)
+        self.render_mode, self.broken = render_mode, broken
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.place = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: np.integer) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.place += 1
+        return np.full(1, self.place, np.float32), 1.0, self.place == 12, False, {}
+
+    def render(self) -> np.ndarray:
+        if self.broken:
+            raise OSError("no screen")
+        picture = np.zeros((64, 96, 3), np.uint8)
+        picture[24:40, 8 * self.place : 8 * self.place + 8] = 255
+        return picture
+
+
+AGENT = random_agent(spec_from_gymnasium(Dot(), 50))
+
+
+@pytest.mark.filterwarnings("ignore:os.fork")  # JAX warns of the ffmpeg that reads the film back
+def test_an_agent_that_sees_no_picture_is_filmed_as_its_environment_renders(tmp_path: Path) -> None:
+    (section,) = film_section(tmp_path, AGENT, PARAMS, partial(Dot, "rgb_array"), seed=0)
+    shown = np.stack(imageio.mimread(tmp_path / section.media[0], memtest=False))
+    assert shown.shape == (13, 256, 384, 3)  # four times as large, with the picture of the end
+    bright = shown[:, 128, :, 0] > 128
+    assert [int(np.flatnonzero(row).mean()) // 32 for row in bright[:12]] == list(range(12))
+    assert film(tmp_path / "short.mp4", AGENT, PARAMS, partial(Dot, "rgb_array"), episodes=2, max_steps=3) == [3, 3]
+    assert len(imageio.mimread(tmp_path / "short.mp4", memtest=False)) == 2 * 4
+
+
+@pytest.mark.parametrize(
+    ("mode", "broken", "why"),
+    [("rgb_array", True, "<Dot instance> cannot render: no screen"), (None, False, "neither renders pictures")],
+)
+def test_what_cannot_be_filmed_is_said_in_a_line(
+    mode: str | None, broken: bool, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_env = partial(Dot, mode, broken)
+    assert film_section(tmp_path, AGENT, PARAMS, make_env, seed=0) == []
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("No film of an episode: ") and why in line
+    with pytest.raises(CannotFilm, match=why):
+        film(tmp_path / "film.mp4", AGENT, PARAMS, make_env)
+    assert list(tmp_path.iterdir()) == []
