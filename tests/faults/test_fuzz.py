@@ -12,7 +12,7 @@ from hypothesis import given, note, settings, strategies as st
 
 from dreamjax.acting.vector import VectorEnvironment
 from dreamjax.dreamerv3 import Dreamer, debug, experience, model
-from dreamjax.envs import adapted
+from dreamjax.envs import adapted, spec_from_gymnasium
 from dreamjax.envs.host import InvalidStep
 from dreamjax.types import Step
 from tests.faults.fuzzed import Fault, Fuzzed, parts
@@ -212,7 +212,23 @@ def test_dreamer_reads_and_chooses_or_names_what_it_cannot(observation: spaces.S
         assert any(repr(name or "observation") in str(error) for name in names)
 
 
-@settings(max_examples=2)
+@settings(max_examples=4)
+@given(OBSERVATIONS, ACTIONS)
+def test_an_agent_reads_them_and_chooses_what_is_declared(observation: spaces.Space, action: spaces.Space) -> None:
+    """As far as shapes and dtypes say, which takes no compilation."""
+    env = adapted(partial(Fuzzed, observation, action, 3))
+    dreamer = Dreamer.of(debug(), spec_from_gymnasium(env, 9))
+    described = experience.example(dreamer)
+    step = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype), described.step)
+    params = jax.eval_shape(partial(model.init, dreamer), jax.random.key(0))
+    act, memory = partial(experience.act, dreamer), experience.start(dreamer, 2)
+    after, _ = jax.eval_shape(act, params, jax.random.key(0), memory, step)
+    chosen = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after.action)
+    assert chosen == jax.tree.map(lambda leaf: ((2, *leaf.shape), leaf.dtype), described.action)
+
+
+@pytest.mark.slow
+@settings(max_examples=3)
 @given(OBSERVATIONS, ACTIONS, st.integers(0, 2**20))
 def test_an_agent_acts_in_them(observation: spaces.Space, action: spaces.Space, seed: int) -> None:
     made: list[Fuzzed] = []
