@@ -57,7 +57,7 @@ def leaf_of(name: str, space: Any, shape: tuple[int, ...], dtype: np.dtype, low:
     """Make a leaf with the lowest and the highest values of its entries; of floats, infinite ones are cut."""
     low, high = (np.asarray(bound) for bound in (low, high))
     if dtype.kind == "f":
-        low, high = (np.clip(bound, -LARGEST, LARGEST).astype(np.float32) for bound in (low, high))
+        low, high = (np.clip(bound.astype(float), -LARGEST, LARGEST).astype(np.float32) for bound in (low, high))
     low, high = (bound.flat[0].item() if (bound == bound.flat[0]).all() else bound for bound in (low, high))
     if dtype == np.bool_ or (dtype == np.uint8 and np.max(low) == 0 and np.min(high) == 255):
         low = high = None
@@ -125,7 +125,7 @@ def checked(leaf: Leaf, value: Any) -> np.ndarray:
     if leaf.dtype.kind == "f" and array.dtype != np.float32:
         with np.errstate(over="ignore"):  # what becomes infinite is refused
             array = array.astype(np.float32)
-    if leaf.low is not None and not ((array >= leaf.low) & (array <= leaf.high)).all():  # NaN is neither
+    if not _within(leaf, array):
         raise InvalidStep(_outside(leaf, array))
     return array
 
@@ -142,7 +142,7 @@ def to_action(leaf: Leaf, array: Any) -> Any:
         is_valid = np.isfinite(array).all()
         array = array.clip(leaf.space.low, leaf.space.high)
     else:
-        is_valid = leaf.low is None or ((array >= leaf.low) & (array <= leaf.high)).all()
+        is_valid = _within(leaf, array)
     if not is_valid:
         raise InvalidStep(f"{_declared(leaf, 'action')}, got {array} from who acts")
     return np.int64(array) if isinstance(leaf.space, spaces.Discrete) else np.asarray(array, leaf.space.dtype)
@@ -205,6 +205,17 @@ def _stands_for(dtype: np.dtype, leaf: Leaf) -> bool:
     if isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         return dtype.kind != "f"
     return dtype_32(dtype) == leaf.dtype
+
+
+def _within(leaf: Leaf, array: np.ndarray) -> bool:
+    """Whether all values lie within the bounds of a leaf, which NaN does not."""
+    if leaf.low is None:
+        return True
+    if not leaf.shape:
+        return leaf.low <= array.item() <= leaf.high
+    if isinstance(leaf.low, np.ndarray) or isinstance(leaf.high, np.ndarray):
+        return bool(((array >= leaf.low) & (array <= leaf.high)).all())
+    return bool(leaf.low <= array.min() and array.max() <= leaf.high)
 
 
 def _outside(leaf: Leaf, array: np.ndarray) -> str:

@@ -15,6 +15,9 @@ from gymnasium.utils.env_checker import check_env
 
 from dreamjax.envs import pixels
 from dreamjax.envs.vizdoom import GameCrashed, TakeCover, take_cover_spec
+from tests.acting.environments import wait_until_gone
+
+LIMIT = 60  # seconds that anything here may take
 
 
 @pytest.fixture
@@ -44,11 +47,6 @@ def engines(pid: int) -> list[int]:
         pids = [int(child) for child in (thread / "children").read_text().split()]
         found += [child for child in pids if Path(f"/proc/{child}/comm").read_text().strip() == "vizdoom"]
     return found
-
-
-def wait_until_gone(pid: int) -> None:
-    while Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[0] != "Z":
-        time.sleep(0.05)
 
 
 ACTIONS = np.random.default_rng(0).uniform(-1, 1, 2200).astype(np.float32).repeat(5)[:2200]
@@ -200,7 +198,7 @@ def test_a_killed_game_is_reported_and_replaced(env: TakeCover) -> None:
 
     [engine] = engines(os.getpid())
     os.kill(engine, signal.SIGKILL)
-    wait_until_gone(engine)
+    wait_until_gone([engine])
     np.testing.assert_array_equal(play(env, 3, ACTIONS)[0], expected)  # between two episodes nobody needs to know
 
 
@@ -224,7 +222,7 @@ USE = "from dreamjax.envs.vizdoom import TakeCover; env = TakeCover(); env.reset
 @pytest.mark.parametrize("end", ["env.close()", "del env", ""])
 def test_nothing_is_left_behind(tmp_path: Path, end: str) -> None:
     process = in_new_process(USE + end, tmp_path)
-    output, errors = process.communicate()
+    output, errors = process.communicate(timeout=LIMIT)
     assert (process.returncode, output, errors) == (0, "", "")
     assert not list((tmp_path / "cwd").iterdir())
     assert not list((tmp_path / "tmp").iterdir())
@@ -235,9 +233,11 @@ def test_a_killed_owner_leaves_no_game_behind(tmp_path: Path) -> None:
     assert process.stdout.readline() == "ready\n"
     [engine] = engines(process.pid)
     process.kill()
-    process.communicate()
-    wait_until_gone(engine)
+    process.communicate(timeout=LIMIT)
+    wait_until_gone([engine])
+    deadline = time.monotonic() + LIMIT
     while list((tmp_path / "tmp").iterdir()):
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     assert not list((tmp_path / "cwd").iterdir())
 

@@ -267,12 +267,13 @@ def test_killed_while_saving_leaves_the_step_before(tmp_path):
         child = subprocess.Popen([sys.executable, "-c", SAVE_FOR_EVER, tmp_path], stdout=subprocess.PIPE, text=True)
         try:
             reached = int(child.stdout.readline())
+            deadline = time.monotonic() + 120
             while not any(path.is_file() for path in tmp_path.glob("*.orbax-checkpoint-tmp/**/d/*")):
-                assert child.poll() is None
+                assert child.poll() is None and time.monotonic() < deadline
                 time.sleep(0.001)
         finally:
             child.send_signal(signal.SIGKILL)
-            child.wait()
+            child.wait(60)
             reached = max([reached, *map(int, child.stdout.read().split())])
             child.stdout.close()
         step, tree = Checkpoints(tmp_path).restore({"w": np.zeros(4_000_000, np.float32), "step": 0})
