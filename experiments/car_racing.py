@@ -33,12 +33,13 @@ from dreamjax.optim import AdamConfig
 from dreamjax.reporting import Section, curves, evaluate_and_film, film_dream_and_real, pages, result_row
 from dreamjax.storage import MetricsLog, RunFolder, load, read_metrics, save_agent
 from dreamjax.training import IterativeConfig, experiment, learn_memory, stages, train_iteratively
-from dreamjax.training.experiment import Options, command, read_command_line, run_folder
+from dreamjax.training.experiment import Evaluating, command, read_command_line, run_folder
 from dreamjax.training.stages import Collect, Evolve, TrainMemory, TrainVision
 from dreamjax.types import Agent, AgentParams, Key
 from dreamjax.worldmodels import CAR_RACING, ControllerConfig, WorldModelConfig, WorldModelParams, memory, model
 
 NAME, AGENT = "car_racing", "agent-{}.npz"
+MAY_CHANGE = ("episodes", "workers", "collect.workers", "film_temperatures")  # in a folder, of one run
 LOWEST_REWARD = -1.0  # that M learns to predict; the -100 for leaving the field would drown all others
 Name = Literal["full", "full-dream", "z", "z-hidden", "untrained-memory"]
 DREAMED = replace(CAR_RACING.memory, predict_done=True, predict_reward=True, predict_action=True)
@@ -70,7 +71,7 @@ class Config:
     envs: int = 1024  # in which C learns, at once
     iterative: IterativeConfig = IterativeConfig()  # of full-dream
     iteration_updates: int = 4000  # of M, after each iteration
-    real_episodes: int = 100
+    episodes: int = 100  # test episodes in which an agent is scored
     film_temperatures: tuple[float, ...] = (0.25, 1.0)
 
 
@@ -100,7 +101,7 @@ SMOKE = replace(
     evolve=Evolve(EvolutionConfig(8), generations=2, episodes=1, evaluate_every=2, evaluation_episodes=2),
     iterative=IterativeConfig(2, generations=2, dream_episodes=1, episodes=2, evaluation_episodes=2),
     iteration_updates=2,
-    real_episodes=2,
+    episodes=2,
 )
 PRESETS = {config.preset: config for config in (CPU, PAPER, SMOKE)}
 
@@ -145,7 +146,7 @@ def report(cfg: Config, run: RunFolder, key: Key, name: Name, films: list[str]) 
     driven: dict[str, Any] = {}
     for other, (_, published) in CONTROLLERS.items():
         if (path := run.path / AGENT.format(other)).exists():  # whose episodes are noted, and not driven again
-            returns = stages.evaluate(run, key, other, *load(path), make_env(cfg), cfg.real_episodes)
+            returns = stages.evaluate(run, key, other, *load(path), make_env(cfg), cfg.episodes)
             rows.append(result_row(other, returns, "return", published))
         stage = metrics.get(f"{other}-{'iteration' if other == 'full-dream' else 'evolve'}", {})
         if "evaluation_mean" in stage:
@@ -163,7 +164,7 @@ def report(cfg: Config, run: RunFolder, key: Key, name: Name, films: list[str]) 
 
 
 @dataclass(frozen=True)
-class CarOptions(Options):
+class CarOptions(Evaluating):
     """And which controller to train or evaluate."""
 
     controller: Name = "full"
@@ -171,7 +172,7 @@ class CarOptions(Options):
 
 def main() -> None:
     """Train what the folder does not hold and report, or evaluate a stored agent."""
-    cfg, options = read_command_line(NAME, __doc__, PRESETS, CarOptions, without=("aggregate", "into"))
+    cfg, options = read_command_line(NAME, __doc__, PRESETS, CarOptions)
     CarRacing(cfg.engine, max_steps=cfg.max_steps).close()  # report what is missing now, not in hours
     name, world = options.controller, CONTROLLERS[options.controller][0]
     key_make, key_evaluate = jax.random.split(jax.random.key(cfg.seed))
@@ -179,9 +180,9 @@ def main() -> None:
         make = f"python experiments/{NAME}.py --controller {name} --folder {options.evaluate}"
         agent, params = experiment.stored_agent(options.evaluate / AGENT.format(name), make)
         who = experiment.evaluation_folder(NAME, options), agent, params, make_env(cfg), key_evaluate
-        evaluate_and_film(*who, options.episodes, "return", steps=cfg.max_steps, name=name)
+        evaluate_and_film(*who, cfg.episodes, "return", steps=cfg.max_steps, name=name)
         return
-    run = run_folder(NAME, cfg, options)
+    run = run_folder(NAME, cfg, options, may_change=MAY_CHANGE)
     path = run.path / AGENT.format(name)
     if not path.exists():
         agent = model.make(world, car_racing_spec(cfg.max_steps))

@@ -39,6 +39,7 @@ from dreamjax.worldmodels import DOOM, model, search
 NAME = "doom_iterative"
 COMMITTED = Path(__file__).parent / "results" / "doom_take_cover"
 UNIT = "tics survived"  # 35 a second
+MAY_CHANGE = ("episodes", "film_steps", "workers", "collect.workers", "collect.envs")  # in a folder, of one run
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Config:
     iterative: IterativeConfig = IterativeConfig(
         10, generations=10, dream_episodes=8, temperature=1.5, episodes=32, evaluation_episodes=64
     )
-    real_episodes: int = 100
+    episodes: int = 100  # test episodes in which the agents are scored
     film_steps: int = 1050
 
 
@@ -72,7 +73,7 @@ SMOKE = replace(
     memory=TrainMemory(2, streams=4, length=16, optimizer=CPU.memory.optimizer),
     evolution=EvolutionConfig(population_size=8, sigma=0.1),
     iterative=IterativeConfig(2, generations=2, dream_episodes=1, episodes=2, evaluation_episodes=2),
-    real_episodes=2,
+    episodes=2,
     film_steps=20,
 )
 PRESETS = {config.preset: config for config in (CPU, SMOKE)}
@@ -100,8 +101,8 @@ def score(cfg: Config, run: RunFolder, key: Key, agent: Agent, contenders: dict[
     published = {"real, iterated": "1092 ± 556", "dream, iterated": "918 ± 546"}  # of the paper's, without iterations
     returns: dict[str, np.ndarray] = {}
     for name, params in contenders.items():
-        real = stages.evaluate(run, key, name, agent, params, make_env(cfg), cfg.real_episodes)
-        dreamed = search.score(agent, params, key_dream, cfg.real_episodes, cfg.iterative.temperature)
+        real = stages.evaluate(run, key, name, agent, params, make_env(cfg), cfg.episodes)
+        dreamed = search.score(agent, params, key_dream, cfg.episodes, cfg.iterative.temperature)
         returns |= {f"real, {name}": real, f"dream, {name}": np.asarray(dreamed)}
     return [result_row(name, values, UNIT, published.get(name)) for name, values in returns.items()]
 
@@ -127,9 +128,8 @@ def report(cfg: Config, run: RunFolder, rows: list[dict]) -> None:
 
 def main() -> None:
     """Do whatever the folder does not hold."""
-    unread = ("evaluate", "episodes", "aggregate", "into")
-    cfg, options = read_command_line(NAME, __doc__, PRESETS, Options, without=unread)
-    run = run_folder(NAME, cfg, options)
+    cfg, options = read_command_line(NAME, __doc__, PRESETS, Options)
+    run = run_folder(NAME, cfg, options, may_change=MAY_CHANGE)
     key_train, key_evaluate = jax.random.split(jax.random.key(cfg.seed))
     agent, (_, begun) = model.make(DOOM, take_cover_spec(cfg.max_steps)), load(cfg.begin or COMMITTED)
     pin(run.path, "agent", fingerprint(begun, code=False))

@@ -33,7 +33,7 @@ from dreamjax.reporting import Section, curves, evaluate_and_film, film_dream_an
 from dreamjax.storage import MetricsLog, RunFolder, episodes, load, read_metrics, save_agent
 from dreamjax.training import stages
 from dreamjax.training.experiment import (
-    Options,
+    Evaluating,
     command,
     evaluation_folder,
     read_command_line,
@@ -46,6 +46,13 @@ from dreamjax.worldmodels import DOOM, WorldModelParams, model, search, vision
 
 NAME = "doom_take_cover"
 UNIT = "tics survived"  # 35 a second
+MAY_CHANGE = (
+    "episodes",
+    "film_steps",
+    "checkpoint_every",
+    "collect.workers",
+    "collect.envs",
+)  # in a folder, of one run
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class Config:
     memory: TrainMemory = TrainMemory()
     evolve: Evolve = Evolve()
     starts: int = 1000  # first frames that dreams begin with
-    real_episodes: int = 100
+    episodes: int = 100  # test episodes in which the agent is scored
     film_steps: int = 1050
     checkpoint_every: int = 500  # updates of V and M; evolution keeps every fifth generation
 
@@ -84,7 +91,7 @@ DEMO = replace(
     memory=TrainMemory(800, streams=16, length=64, optimizer=AdamConfig(1e-3, 1e-5, 0.994, clip=1.0)),
     evolve=Evolve(EvolutionConfig(32), 15, 4, CPU.evolve.temperature, evaluate_every=5, evaluation_episodes=64),
     starts=100,
-    real_episodes=16,
+    episodes=16,
 )
 SMOKE = replace(
     DEMO,
@@ -95,7 +102,7 @@ SMOKE = replace(
     memory=TrainMemory(4, streams=4, length=16),
     evolve=Evolve(EvolutionConfig(8), 2, 2, CPU.evolve.temperature, evaluate_every=2, evaluation_episodes=4),
     starts=4,
-    real_episodes=2,
+    episodes=2,
     film_steps=20,
     checkpoint_every=2,
 )
@@ -128,11 +135,11 @@ def score(cfg: Config, run: RunFolder, agent: Agent, params: AgentParams) -> lis
         "random_every_tic": (random_play.random_agent(spec), random_play.PARAMS),
     }
     returns = {
-        name: stages.evaluate(run, key, name, *contender, make_env(cfg), cfg.real_episodes)
+        name: stages.evaluate(run, key, name, *contender, make_env(cfg), cfg.episodes)
         for name, contender in contenders.items()
     }
     key_dream = jax.random.fold_in(key, 7)
-    dreamed = search.score(agent, params, key_dream, max(cfg.real_episodes, 100), cfg.evolve.temperature)
+    dreamed = search.score(agent, params, key_dream, max(cfg.episodes, 100), cfg.evolve.temperature)
     return [
         result_row("real", returns["real"], UNIT, "1092 ± 556"),
         result_row("dream", np.asarray(dreamed), UNIT, "918 ± 546"),
@@ -166,14 +173,14 @@ def report(cfg: Config, run: RunFolder, agent: Agent, params: AgentParams) -> No
 
 def main() -> None:
     """Train an agent, or evaluate a stored one."""
-    cfg, options = read_command_line(NAME, __doc__, PRESETS, Options, without=("aggregate", "into"))
+    cfg, options = read_command_line(NAME, __doc__, PRESETS, Evaluating)
     if options.evaluate:
         agent, params = stored_agent(options.evaluate, f"python experiments/{NAME}.py --folder {options.evaluate}")
         who = evaluation_folder(NAME, options), agent, params, make_env(cfg), jax.random.key(cfg.seed)
         t = cfg.evolve.temperature
-        evaluate_and_film(*who, options.episodes, UNIT, steps=cfg.film_steps, temperature=t)
+        evaluate_and_film(*who, cfg.episodes, UNIT, steps=cfg.film_steps, temperature=t)
         return
-    run = run_folder(NAME, cfg, options)
+    run = run_folder(NAME, cfg, options, may_change=MAY_CHANGE)
     if not (run.path / "agent.npz").exists():
         agent = model.make(DOOM, take_cover_spec(cfg.max_steps))
         save_agent(run.path / "agent.npz", DOOM, agent, train(cfg, run, agent))

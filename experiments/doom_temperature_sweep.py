@@ -61,7 +61,7 @@ class Config:
     temperatures: tuple[float, ...] = tuple(PUBLISHED)
     features: tuple[Features, ...] = ("zch", "z")
     evolve: Evolve = Evolve(generations=25, episodes=8, evaluate_every=25, evaluation_episodes=100)
-    real_episodes: int = 100  # to score in, and as many dreamed ones
+    episodes: int = 100  # test episodes in which controllers are scored, and as many dreamed ones
     skill: int = 4  # of Doom; the scenario's own
     max_steps: int = 2100
     looks: int = 16  # dreams, and real episodes, in which fireballs are looked for
@@ -75,7 +75,7 @@ SMOKE = replace(
     preset="smoke",
     temperatures=(0.5, 1.15),
     evolve=Evolve(EvolutionConfig(8), generations=2, episodes=1, evaluate_every=2, evaluation_episodes=2),
-    real_episodes=2,
+    episodes=2,
     max_steps=100,
     looks=2,
     look_steps=20,
@@ -132,12 +132,12 @@ def score(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Score T controllers in dreams of all T temperatures and in the real game. Shapes: -> [T, T, N], [T, N]."""
     key_dream, real = jax.random.fold_in(key, 1), []
-    every = partial(search.score, agent, key=key_dream, episodes=cfg.real_episodes)
+    every = partial(search.score, agent, key=key_dream, episodes=cfg.episodes)
     measure = lambda: {t: [every(one, temperature=t).tolist() for one in evolved.values()] for t in cfg.temperatures}  # noqa: E731
     dreamed = stages.once(run, f"dream-{features}", fingerprint(cfg, agent, evolved, key_dream), measure)
     for t, params in evolved.items():
         name = f"{features}-{100 * t:.0f}"
-        real.append(stages.evaluate(run, key, name, agent, params, make_env(cfg), cfg.real_episodes))
+        real.append(stages.evaluate(run, key, name, agent, params, make_env(cfg), cfg.episodes))
     return np.array(list(dreamed.values())).swapaxes(0, 1), np.array(real)
 
 
@@ -169,9 +169,8 @@ def report(cfg: Config, run: RunFolder, scores: dict[Features, Any], rows: list[
 
 def main() -> None:
     """Do whatever the folder does not hold."""
-    unread = ("evaluate", "episodes", "aggregate", "into")
-    cfg, options = read_command_line(NAME, __doc__, PRESETS, Options, without=unread)
-    run = run_folder(NAME, cfg, options)
+    cfg, options = read_command_line(NAME, __doc__, PRESETS, Options)
+    run = run_folder(NAME, cfg, options, may_change=("episodes", "film_steps"))
     key_evolve, key_score, key_look = jax.random.split(jax.random.key(cfg.seed), 3)
     _, stored = load(cfg.world or COMMITTED)
     pin(run.path, "world", fingerprint(stored.model, stored.starts, code=False))
@@ -189,7 +188,7 @@ def main() -> None:
                 film = run.path / films[-1], agent, evolved[t], make_env(cfg), key_score
                 film_dream_and_real(*film, cfg.film_steps, t)
     random = random_play.random_agent(agent.model.spec), random_play.PARAMS
-    unguided = stages.evaluate(run, key_score, "random", *random, make_env(cfg), cfg.real_episodes)
+    unguided = stages.evaluate(run, key_score, "random", *random, make_env(cfg), cfg.episodes)
     rows.append(result_row("random", unguided, UNIT, "210 ± 108"))
     for where, shares in look(cfg, run, key_look, agent, stored).items():
         rows.append(result_row(f"fireballs{where}", 100 * np.array(shares), "% of frames"))

@@ -3,7 +3,7 @@
 Paper: Hafner et al. 2023. One loop: act, store, replay, and learn world model, actor and critic together, at a fixed
 ratio of replayed to collected steps; one configuration for every domain.
 
-    python experiments/dreamerv3.py --task dmc_walker_walk --size 1m
+    python experiments/dreamerv3.py --task dmc_walker_walk --size 1m --steps 25000
     python experiments/dreamerv3.py --task atari_pong --size 200m --workers 16
     python experiments/dreamerv3.py --task gym_CartPole-v1 --folder runs/cartpole
     python experiments/dreamerv3.py --task gym_CartPole-v1 --folder runs/cartpole --offline 50000
@@ -14,7 +14,8 @@ ratio of replayed to collected steps; one configuration for every domain.
 The command started again resumes where it stopped, with the agent and the replay that it had; with more `--steps` it
 trains longer. With `--offline` it learns from the replay of the folder, or from a recording, and needs no environment.
 At the end of training the agent is evaluated in test episodes, filmed, and predicts pieces open-loop; `--evaluate` does
-that for any run, also while it is under way. What the committed runs measured, how long they took and on which machine:
+that for any run, also while it is under way. Without `--steps` a task has the published number of them, 250,000 for the
+control suite: ten times what the committed runs have. What these measured, how long they took and on which machine:
 results/dreamerv3/result.json.
 """
 
@@ -22,6 +23,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import gymnasium
 import jax
 import numpy as np
 
@@ -36,7 +38,7 @@ from dreamjax.reporting.aggregate import aggregate_runs, episode_returns, read_r
 from dreamjax.reporting.films import film_section
 from dreamjax.storage import RunFolder, load, read_metrics
 from dreamjax.storage.recordings import read_spec
-from dreamjax.training.experiment import Options, command, read_command_line
+from dreamjax.training.experiment import Aggregating, Evaluating, command, read_command_line
 from dreamjax.training.online import OnlineConfig, train_offline, train_online
 
 NAME = "dreamerv3"
@@ -70,10 +72,10 @@ class Config:
 
 
 @dataclass(frozen=True)
-class DreamerOptions(Options):
+class DreamerOptions(Evaluating, Aggregating):
     """What to do: train, unless one of the others is given."""
 
-    episodes: int = 10  # to evaluate the agent in, once it is trained; 0 leaves that out
+    episodes: int = 10  # test episodes in which the trained agent is scored; 0 leaves that out
     offline: int | None = None  # learn up to so many updates, without the environment
     recording: Path | None = None  # of another run, or by `write_recording`, for an offline run that begins
 
@@ -170,9 +172,11 @@ def main() -> None:
         run = RunFolder.opened(options.evaluate, Config)
         report(run, RunFolder(options.folder, run.config) if options.folder else run, options.episodes)
     else:
-        try:
-            suites.task(cfg.task)
-        except ValueError as error:
+        try:  # whatever is misspelled or missing is said in a line
+            make_env = suites.task(cfg.task).make_env
+            if options.offline is None:
+                make_env().close()
+        except (ValueError, RuntimeError, ImportError, gymnasium.error.Error) as error:
             raise SystemExit(str(error)) from None
         run = train(cfg, options.folder or Path("runs") / f"{cfg.task}-{cfg.size}-{cfg.seed}", options)
         report(run, run, options.episodes if options.offline is None else 0)  # offline there may be no environment

@@ -34,7 +34,7 @@ from dreamjax.replay import latents
 from dreamjax.reporting import Section, aggregate, curves, films, one_step_error, pages, result_row, show_rows
 from dreamjax.storage import MetricsLog, RunFolder, newest, read_metrics, save_agent
 from dreamjax.training import recorded
-from dreamjax.training.experiment import Options, command, read_command_line, run_folder
+from dreamjax.training.experiment import Aggregating, command, read_command_line, run_folder
 from dreamjax.training.loop import generations, train, updates
 from dreamjax.types import Agent, AgentParams, Key, Metrics, PyTree
 from dreamjax.worldmodels import curiosity, learner, search, vision
@@ -55,7 +55,7 @@ class Config:
     seed: int = 0
     iterations: int = 20
     iterate: bool = True  # otherwise all episodes are random play, and everything else is the same
-    episodes: int = 32  # collected per iteration
+    collected: int = 32  # episodes per iteration
     noise: float = 0.3  # standard deviation of what is added to the actions of C
     first_vision_updates: int = 1500  # in the first; V finds the pole after some 700
     vision_updates: int = 300  # per iteration
@@ -71,10 +71,10 @@ class Config:
     generations: int = 30  # per iteration, from the C of the one before
     dream_episodes: int = 8  # per individual
     temperature: float = 1.0
-    real_episodes: int = 64
+    episodes: int = 64  # test episodes in which an iteration is scored
 
 
-_FEW = replace(Config(), preset="smoke", iterations=2, episodes=2, generations=2, dream_episodes=1, real_episodes=2)
+_FEW = replace(Config(), preset="smoke", iterations=2, collected=2, generations=2, dream_episodes=1, episodes=2)
 _FAST = replace(_FEW, first_vision_updates=3, vision_updates=2, vision_batch=4, memory_updates=2, streams=2, length=8)
 SMOKE = replace(_FAST, evolution=EvolutionConfig(population_size=8, sigma=0.1))
 PRESETS = {"cpu": Config(), "smoke": SMOKE}
@@ -100,7 +100,7 @@ def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, agent: Agent
         exploring = noisy, AgentParams(before, (learned["search"].mean, cfg.noise))
         acting = exploring if cfg.iterate and n else RANDOM
         if not paths[-1].exists():
-            recorded.write(paths[-1], act(*acting, key_collect, cfg.episodes, STEPS + 1))
+            recorded.write(paths[-1], act(*acting, key_collect, cfg.collected, STEPS + 1))
         seen = [recorded.read(path) for path in paths]
     see = partial(learner.train_step, wm.VisionLearner(VISION, cfg.vision_optimizer), key_vision)
     frames = partial(recorded.batches, recorded.observed(seen, "image"), cfg.seed, cfg.vision_batch)
@@ -145,8 +145,8 @@ def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, agent: Agent
 def evaluate(cfg: Config, key: Key, agent: Agent, params: AgentParams) -> dict[str, PyTree]:
     """Score C in the real environment, without noise, and M on what it must know to hold the pole up."""
     key_real, key_act, *keys = jax.random.split(key, 4)
-    returns, held = swingup.score(act(agent, params, key_real, cfg.real_episodes, STEPS + 1).step)
-    fall = act_upright(*RANDOM, key_act, cfg.real_episodes, UPRIGHT_STEPS)  # random actions let it fall sooner
+    returns, held = swingup.score(act(agent, params, key_real, cfg.episodes, STEPS + 1).step)
+    fall = act_upright(*RANDOM, key_act, cfg.episodes, UPRIGHT_STEPS)  # random actions let it fall sooner
     stands = swingup.is_upright(fall.step.observation["state"][:, 1:]) & ~fall.step.is_first[:, 1:]
     error = float(one_step_error(agent, params, jnp.stack(keys), fall, "image", stands))
     return {"returns": returns.tolist(), "held": held.tolist(), "upright_error": error}
@@ -187,7 +187,7 @@ def report(cfg: Config, run: RunFolder) -> None:
 
 def main() -> None:
     """Train and report, or aggregate finished runs."""
-    cfg, options = read_command_line(NAME, __doc__, PRESETS, Options, without=("evaluate", "episodes"))
+    cfg, options = read_command_line(NAME, __doc__, PRESETS, Aggregating)
     if options.aggregate:
         show_rows(aggregate.aggregate_repeats(options.into, NAME, "iteration", options.aggregate), "runs")
     else:

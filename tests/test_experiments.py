@@ -70,7 +70,8 @@ def kill_when(process: subprocess.Popen, path: Path) -> None:
 
 
 def outcome(folder: Path) -> tuple[dict, dict]:
-    """Everything that was measured in a run: metrics by stage and step, and the rows of the result."""
+    """Everything that was measured in a finished run: metrics by stage and step, and the rows of the result."""
+    assert "not finished" not in (folder / "summary.html").read_text()
     metrics: dict[tuple[str, int], dict] = {}
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
@@ -132,6 +133,9 @@ def test_a_stored_agent_is_evaluated_without_training(doom: Path, tmp_path: Path
     output = finish(start(DOOM, *arguments))
     assert "tics survived, 1 episodes" in output
     assert (tmp_path / "out" / "dream_and_real.mp4").exists()
+    notes = tmp_path / "out" / "evaluation.jsonl"
+    finish(start(DOOM, *arguments, "--skill", "1", "--film-steps", "2"))  # another game, in the same folder
+    assert len({json.loads(line)["of"] for line in notes.read_text().splitlines()}) == 2
 
 
 def test_swingup_iterative_killed_between_and_within_iterations_ends_in_the_same_numbers(tmp_path: Path) -> None:
@@ -301,8 +305,13 @@ def test_dreamerv3_jax_trains_seeds_together_and_repeats_nothing(tmp_path: Path)
     whole = ("--preset", "smoke", "--episodes", "40", "--folder", str(folder))
     output = finish(start(DREAMER_JAX, *whole))
     _, scores = outcome(folder)
-    assert list(scores) == ["remember, seed 0", "remember, seed 1"]
-    assert all(row["n"] == 40 and 0 < row["mean"] < 0.6 for row in scores.values())
+    assert list(scores) == ["remember, seed 0", "remember, seed 1", "remember, mean of 2 seeds"]
+    *each, mean = scores.values()
+    assert all(row["n"] == 40 and 0 < row["mean"] < 0.6 for row in each)
+    assert (mean["n"], mean["mean"]) == (2, pytest.approx(np.mean([row["mean"] for row in each])))
+    assert json.loads((folder / "result.json").read_text())["seeds"] == [0, 1]
+    for name in ("summary.html", "returns.png", "losses.png"):
+        assert (folder / name).stat().st_size > 1000, name
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     # 5 steps of each of two environments make the first batch, then one for every iteration; an episode has 5.
     assert [(row["step"], row["steps"]) for row in rows] == [(1, 14), (2, 18), (3, 22)]

@@ -73,17 +73,21 @@ def report(
     sections: Sequence[Section] = (),
     lead: str = "",
     into: RunFolder | None = None,
+    *,
+    seeds: Sequence[int] | None = None,
 ) -> None:
     """Write `result.json` and `summary.html` of a run whose configuration has a preset and a seed; print the rows.
 
-    They go to the run folder, or into another one. Without rows there is no result, but still a summary.
+    They go to the run folder, or into another one. Without rows there is no result, but still a summary. `seeds` are
+    those of a run of several.
 
     Raises: as `write_result` and `write_summary` do.
     """
     into = into or run
-    preset, seeds, path = run.config.preset, [run.config.seed], into.path / "result.json"
+    preset, path = run.config.preset, into.path / "result.json"
     if rows:
-        write_result(path, experiment, preset, command, seeds, run.seconds, rows, origin=run.origin)
+        of = seeds or [run.config.seed]
+        write_result(path, experiment, preset, command, of, run.seconds, rows, origin=run.origin)
     page = write_summary(into, title, rows, sections, lead)
     show_rows(rows)
     print(f"Open {page}")

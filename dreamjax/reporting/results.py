@@ -108,14 +108,15 @@ def show_rows(rows: Iterable[dict[str, Any]], counted: str = "episodes") -> None
 
 def shown_number(value: float | str) -> str:
     """Format a number with four significant digits, and all digits before the point; text stays as it is."""
-    return value if isinstance(value, str) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return value if isinstance(value, str) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value + 0.0:.4g}"
 
 
 def shown_measurement(row: dict[str, Any]) -> str:
     """Format mean ± standard deviation of a result row, with the decimals that give the larger four digits."""
     largest = max(abs(row["mean"]), row["std"])
     decimals = max(0, 3 - math.floor(math.log10(largest))) if largest else 0
-    return f"{row['mean']:,.{decimals}f} ± {row['std']:,.{decimals}f} {row['unit']}".rstrip()
+    mean = round(row["mean"], decimals) + 0.0  # never -0
+    return f"{mean:,.{decimals}f} ± {row['std']:,.{decimals}f} {row['unit']}".rstrip()
 
 
 def shown_duration(seconds: float) -> str:

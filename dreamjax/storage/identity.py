@@ -23,16 +23,19 @@ import numpy as np
 from dreamjax.storage.atomic import read_json, write_json
 
 _LIBRARY = Path(__file__).parents[1]
+_PACKAGES = ("jax", "flax", "numpy", "gymnasium", "vizdoom", "dm-control", "mujoco", "ale-py", "crafter", "envpool")
 _IN_PYTHON = 1 << 9  # flag of a class that Python code defines, whose objects hold nothing but their attributes
 _INPUTS = "inputs.json"  # in a run folder: what a run began with besides its configuration
 
 
 def fingerprint(*values: Any, code: bool = True) -> str:
-    """Return a digest of values and, unless `code` is false, of the code that they come from, this library's included.
+    """Return a digest of values and, unless `code` is false, of the code that they come from.
+
+    That is this library's, with the versions of what it computes and plays with, and what `describe` says of values.
 
     Raises: as `describe` does.
     """
-    library = [_library(), jax.__version__] if code else []
+    library = [_library(), *(f"{name} {_release(name)}" for name in _PACKAGES)] if code else []
     return _digest("\n".join([*library, *(describe(value, code) for value in values)]).encode())
 
 
@@ -193,10 +196,16 @@ def _version(module: str) -> str:
         return ""
     if "site-packages" not in file.parts:
         return _digest(file.read_bytes())
+    top = module.partition(".")[0]  # it may be installed by another name than it is imported by
+    return _release(top) or str(getattr(sys.modules.get(top), "__version__", ""))
+
+
+def _release(package: str) -> str:
+    """Version of a package; nothing if it is not installed."""
     try:
-        return metadata.version(module.partition(".")[0])
-    except metadata.PackageNotFoundError:  # imported by another name than it is installed by
-        return str(getattr(sys.modules[module.partition(".")[0]], "__version__", ""))
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 @functools.cache

@@ -1,15 +1,17 @@
 """What all experiment files share: one command line, and where a run keeps its folder."""
 
+import difflib
 import itertools
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar
 
 from dreamjax._extras import extra
 from dreamjax.storage.agents import load
-from dreamjax.storage.configs import command_line
+from dreamjax.storage.atomic import jsonable
+from dreamjax.storage.configs import command_line, flat
 from dreamjax.storage.folder import RunFolder
 from dreamjax.training.devices import keep_freed_memory
 from dreamjax.types import Agent, AgentParams
@@ -20,11 +22,22 @@ Chosen = TypeVar("Chosen", bound="Options")
 
 @dataclass(frozen=True)
 class Options:
-    """What to do with a configuration: train, unless one of the others is given."""
+    """What to do with a configuration: train, or go on with what the folder holds."""
 
-    folder: Path | None = None  # of the run; otherwise runs/<experiment>/<preset>-<seed>
-    evaluate: Path | None = None  # evaluate and film the agent in this folder, instead of training one
-    episodes: int = 100  # to evaluate it in
+    folder: Path | None = None  # of the run; otherwise one in runs/, named after the experiment or its task
+
+
+@dataclass(frozen=True)
+class Evaluating(Options):
+    """Train, or evaluate what was trained."""
+
+    evaluate: Path | None = None  # evaluate the agent in this folder, instead of training one
+
+
+@dataclass(frozen=True)
+class Aggregating(Options):
+    """Train, or put results together."""
+
     aggregate: tuple[Path, ...] = ()  # folders of finished runs, whose results are put together
     into: Path | None = None  # folder for what is aggregated; otherwise experiments/results/<experiment>
 
@@ -35,13 +48,11 @@ def read_command_line(
     presets: Mapping[str, Config],
     options: type[Chosen],
     arguments: Sequence[str] | None = None,
-    *,
-    without: Collection[str] = (),
 ) -> tuple[Config, Chosen]:
     """Read `--preset NAME`, every field of its configuration, and the options; `--help` lists them all.
 
-    The first preset is the default. `options` is `Options`, or a dataclass derived from it; those named in `without`
-    are not offered. Exits, as command lines do, where something is wrong or help was asked for.
+    The first preset is the default. `options` is `Options`, or a dataclass derived from it. Exits, as command lines do,
+    where something is wrong or help was asked for.
     """
     try:
         with extra("experiments", "this command"):
@@ -54,23 +65,49 @@ def read_command_line(
     name = names[-1] if names else next(iter(presets))
     if name not in presets:
         raise SystemExit(f"{experiment}.py has no preset {name!r}: use one of {', '.join(presets)}")
-    flat: Any = lambda kind: Annotated[kind, tyro.conf.arg(name="")]  # noqa: E731
+    inline: Any = lambda kind: Annotated[kind, tyro.conf.arg(name="")]  # noqa: E731
     config = presets[name]
-    kinds = get_type_hints(options, include_extras=True)
-    hidden: list[Any] = [(one, Annotated[kinds[one], tyro.conf.Suppress], getattr(options(), one)) for one in without]
-    options = make_dataclass(options.__name__, hidden, bases=(options,), frozen=True)
-    parts = [("config", flat(type(config)), config), ("options", flat(options), options())]
+    parts = [("config", inline(type(config)), config), ("options", inline(options), options())]
     if "preset" not in vars(config):  # it may be derived from other fields
         parts.append(("preset", str, name))
+    known = {"help", "preset", *(name for part in (config, options()) for name, _ in flat(jsonable(part)))}
+    _check_spelling(experiment, given, {name.replace("_", "-") for name in known})
     both = make_dataclass("Arguments", parts)
     parsed: Any = tyro.cli(both, args=given, description=description, prog=f"{experiment}.py")
     return parsed.config, parsed.options
 
 
-def run_folder(experiment: str, cfg: Any, options: Options, variant: str = "") -> RunFolder:
-    """Open the folder of a run: the one that was asked for, or one named after preset and seed."""
+def _check_spelling(experiment: str, given: Sequence[str], known: Collection[str]) -> None:
+    """Exit where an option is unknown and resembles others, as `lr` does `learning-rate`."""
+    for flag in (text.partition("=")[0] for text in given if text.startswith("--")):
+        name = flag[2:].replace("_", "-")
+        path, _, last = name.rpartition(".")
+        if name in known or f"{path}.{last.removeprefix('no-')}".lstrip(".") in known:
+            continue
+        ends: dict[str, list[str]] = {}
+        for one in sorted(known):
+            ends.setdefault(one.rpartition(".")[2], []).append(one)
+        alike = difflib.get_close_matches(last, ends, cutoff=0.7)
+        meant = [
+            one
+            for end in ends
+            if end in alike or last == "".join(word[0] for word in end.split("-"))
+            for one in ends[end]
+        ]
+        within = [one for one in meant if one.startswith(f"{path}.")]
+        if meant:
+            raise SystemExit(f"{experiment}.py has no {flag}: did you mean --{', --'.join(within or meant)}?")
+
+
+def run_folder(
+    experiment: str, cfg: Any, options: Options, variant: str = "", *, may_change: Collection[str] = ()
+) -> RunFolder:
+    """Open the folder of a run: the one that was asked for, or one named after preset and seed.
+
+    A run may go on with other values of the fields in `may_change`: see `RunFolder`.
+    """
     default = Path("runs") / experiment / "-".join(filter(None, [cfg.preset, str(cfg.seed), variant]))
-    return RunFolder(options.folder or default, cfg)
+    return RunFolder(options.folder or default, cfg, may_change)
 
 
 def evaluation_folder(experiment: str, options: Options) -> Path:

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from dreamjax.reporting.results import read_result, result_row, shown_duration, shown_number, write_result
+from dreamjax.reporting.results import (
+    read_result,
+    result_row,
+    shown_duration,
+    shown_measurement,
+    shown_number,
+    write_result,
+)
 from dreamjax.storage.provenance import commit, machine
 
 ROW = {"name": "dream | 1.15", "mean": 1092.34, "std": 556.07, "n": 100, "unit": "tics", "published": "1092 ± 556"}
@@ -24,6 +31,9 @@ def test_a_result_is_read_as_it_was_written(tmp_path):
 
 def test_numbers_are_shown_with_four_digits_and_durations_in_a_fitting_unit():
     assert [shown_number(x) for x in (1092.4, 0.05, 3.14159, "906 ± 21")] == ["1,092", "0.05", "3.142", "906 ± 21"]
+    assert shown_number(-0.0) == "0"
+    assert shown_measurement(result_row("x", np.array([-0.0]), "return")) == "0 ± 0 return"
+    assert shown_measurement(result_row("x", np.array([-1e-9, 0, 5, -5]), "return")) == "0.000 ± 3.536 return"
     assert [shown_duration(x) for x in (30.04, 90, 7300)] == ["30.0 s", "1.5 min", "2.0 h"]
 
 
