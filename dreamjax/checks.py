@@ -1,49 +1,122 @@
-"""Shapes and dtypes of what a user's functions return, checked with chex where it enters the library.
+"""Arguments, and shapes and dtypes of what a user's functions return, checked where they enter the library.
 
-Checks run while a program is traced and cost nothing afterwards. A mismatch raises ValueError with the name of the
-function that returned it, which part of its result is wrong, and what the specification declares.
+Checks of arrays run while a program is traced and cost nothing afterwards. A mismatch raises ValueError with the name
+of the function that returned it, which part of its result is wrong, and what the specification declares.
 """
 
-from typing import Any
+import inspect
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar, get_args
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamjax.types import Action, Array, Environment, EnvSpec, Key, Outcome, Params, PyTree, State, Step, StepPolicy
+from dreamjax.types import (
+    Action,
+    Environment,
+    EnvSpec,
+    Key,
+    LatentModel,
+    Outcome,
+    Params,
+    PyTree,
+    State,
+    Step,
+    StepPolicy,
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _FLAGS = ("is_first", "is_last", "is_terminal")
+_HINTS: dict[type, str] = {StepPolicy: "; step_policy(agent, model_params) or reactive(policy) makes one"}
+
+
+def arguments(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function to check what it is called with, so that swapped arguments are named at once.
+
+    Arguments annotated as a contract, a state or a configuration must be one, `key` a typed key [], and `keys` typed
+    keys [E]. The decorated function raises TypeError otherwise.
+    """
+    signature = inspect.signature(function)
+    kinds = {name: _classes(parameter.annotation) for name, parameter in signature.parameters.items()}
+    call = f"{inspect.unwrap(function).__module__.removeprefix('dreamjax.')}.{inspect.unwrap(function).__name__}"
+    listed = ", ".join(signature.parameters)
+
+    @wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            if kinds[name] and not isinstance(value, kinds[name]):
+                wanted = " or ".join(kind.__name__ for kind in kinds[name])
+                hint = _HINTS.get(kinds[name][0], "")
+                got = type(value).__name__
+                raise TypeError(f"{name} of {call}({listed}) must be of kind {wanted}, got {got}{hint}")
+            if name in ("key", "keys"):
+                _typed_keys(value, int(name == "keys"), f"{name} of {call}({listed})")
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def _classes(annotation: Any) -> tuple[type, ...]:
+    """List the classes that an annotation allows, where all of them can be told from arrays and trees."""
+    kinds = get_args(annotation) or (annotation,)
+    contracts = [isinstance(kind, type) and (hasattr(kind, "_fields") or is_dataclass(kind)) for kind in kinds]
+    is_optional = kinds[-1] is type(None)
+    return kinds if all(contracts[: len(kinds) - is_optional]) else ()
+
+
+def _typed_keys(value: Any, axes: int, what: str) -> None:
+    is_key = hasattr(value, "dtype") and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+    if not is_key or value.ndim != axes:
+        wanted = "typed keys [E], as jax.random.split makes" if axes else "a typed key [], as jax.random.key makes"
+        got = f"{value.dtype} {list(value.shape)}" if hasattr(value, "dtype") else type(value).__name__
+        raise TypeError(f"{what} must be {wanted}, got {got}")
 
 
 def loop(environment: Environment, agent: StepPolicy) -> tuple[Environment, StepPolicy]:
     """Wrap what a loop calls, so that every call is checked. The wrapped functions raise ValueError."""
-    spec = environment.spec
-
-    def reset(key: Key) -> tuple[State, Step]:
-        begun, first = environment.reset(key)
-        step(spec, first, "Environment.reset")
-        return begun, first
-
-    def advance(key: Key, before: State, taken: Action) -> tuple[State, Step]:
-        after, arrived = environment.step(key, before, taken)
-        state(before, after, "Environment.step")
-        step(spec, arrived, "Environment.step")
-        return after, arrived
 
     def act(params: Params, key: Key, before: State, arrived: Step) -> tuple[State, Action]:
         after, chosen = agent.act(params, key, before, arrived)
         state(before, after, "StepPolicy.act")
-        action(spec, chosen, "StepPolicy.act")
+        action(environment.spec, chosen, "StepPolicy.act")
         return after, chosen
 
-    return Environment(reset, advance, spec), StepPolicy(agent.start, act)
+    return contract(environment), StepPolicy(agent.start, act)
+
+
+def contract(environment: Environment) -> Environment:
+    """Wrap an environment, so that every call is checked. The wrapped functions raise ValueError."""
+    spec = environment.spec
+
+    def reset(key: Key) -> tuple[State, Step]:
+        begun, first = _pair(environment.reset(key), "Environment.reset")
+        step(spec, first, "Environment.reset")
+        return begun, first
+
+    def advance(key: Key, before: State, taken: Action) -> tuple[State, Step]:
+        after, arrived = _pair(environment.step(key, before, taken), "Environment.step")
+        state(before, after, "Environment.step")
+        step(spec, arrived, "Environment.step")
+        return after, arrived
+
+    return Environment(reset, advance, spec)
+
+
+def _pair(value: Any, by: str) -> tuple[State, Step]:
+    if type(value) is not tuple or len(value) != 2 or not isinstance(value[1], Step):
+        got = f"({', '.join(type(part).__name__ for part in value)})" if type(value) is tuple else type(value).__name__
+        raise ValueError(f"{by} must return (state, Step), got {got}")
+    return value
 
 
 def step(spec: EnvSpec, value: Step, by: str) -> None:
     """Check a step against the spec of its environment. Raises ValueError."""
-    if not isinstance(value, Step):
-        raise ValueError(f"{by} must return (state, Step), got {type(value).__name__} in the place of the Step")
     _spaces(spec.observation, value.observation, f"the observation of {by}", "spec.observation")
     _array(value.reward, (), np.dtype(np.float32), f"the reward of {by}")
     for name in _FLAGS:
@@ -63,8 +136,41 @@ def state(before: State, after: State, by: str) -> None:
     chex.assert_trees_all_equal_shapes_and_dtypes(before, after, custom_message=note, exception_type=ValueError)
 
 
-def features(value: Array, by: str) -> None:
-    """Check that features are one float vector [F]. Raises ValueError."""
+def observation(spec: EnvSpec, value: PyTree, what: str) -> None:
+    """Check an observation that may have leading axes, the same for all its parts. Raises ValueError."""
+    one = jax.tree.map(lambda space: jax.ShapeDtypeStruct(space.shape, space.dtype), spec.observation)
+    _like(one, value, f"{what} must be the observation of the world model's spec")
+
+
+def latent(model: LatentModel, params: Params, value: State, what: str) -> None:
+    """Check a latent state that may have leading axes, the same for all its parts. Raises ValueError."""
+    _like(jax.eval_shape(model.start, params), value, f"{what} must be a latent state, as LatentModel.start returns it")
+
+
+def _like(wanted: PyTree, value: PyTree, note: str) -> None:
+    structures: Any = [jax.tree.structure(tree) for tree in (wanted, value)]
+    if structures[0] != structures[1]:
+        raise ValueError(f"{note}, {structures[0]}, got {structures[1]}")
+    leads = set()
+    for (path, one), leaf in zip(jax.tree_util.tree_leaves_with_path(wanted), jax.tree.leaves(value), strict=True):
+        got = _described(leaf)
+        axes = len(got.shape) - len(one.shape)
+        if axes < 0 or got.shape[axes:] != one.shape or got.dtype != one.dtype:
+            part = jax.tree_util.keystr(path)
+            raise ValueError(f"{note}{part and f': {part} is'}, {_text(one)}, got {_text(got)}")
+        leads.add(got.shape[:axes])
+    if len(leads) > 1:
+        raise ValueError(f"{note}, with the same leading axes for all its parts, got {sorted(leads)}")
+
+
+def _text(one: jax.ShapeDtypeStruct) -> str:
+    return f"{one.dtype} {list(one.shape)}"
+
+
+def features(value: PyTree, by: str) -> None:
+    """Check that features are one float vector [F]; a tree of arrays is left to the policy. Raises ValueError."""
+    if not jax.tree_util.all_leaves([value]):
+        return
     note = f"{by} must be a float vector [F]"
     chex.assert_rank(value, 1, custom_message=note, exception_type=ValueError)
     if not jax.dtypes.issubdtype(value.dtype, np.floating):

@@ -23,6 +23,7 @@ from dreamjax.types import (
     LatentModel,
     Params,
     PyTree,
+    RecurrentPolicy,
     Space,
     State,
     Step,
@@ -36,6 +37,7 @@ class Dream(NamedTuple):
     actions: Action  # [H, ...], each taken in the state of the same index
 
 
+@checks.arguments
 def imagine(
     agent: Agent,
     params: AgentParams,
@@ -52,6 +54,7 @@ def imagine(
     """
     model, acting = agent.model, recurrent(agent.policy)
     model_params, policy_params = params.model, params.policy
+    checks.latent(model, model_params, state, "`state` of dream.imagine")
 
     def step(carry: tuple[State, State], key: Key) -> tuple[tuple[State, State], tuple[State, Action]]:
         state, memory = carry
@@ -66,6 +69,49 @@ def imagine(
     return Dream(jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), state, states), actions)
 
 
+@checks.arguments
+def imagine_actions(
+    model: LatentModel,
+    params: Params,
+    key: Key,
+    state: State,
+    actions: Action,
+    temperature: Array | float = 1.0,
+    unroll: int = 1,
+) -> Dream:
+    """Imagine what follows from given actions, in their order, without regard to the end of episodes.
+
+    Differentiable through the states and actions. The actions of a dream with its key give the same dream again.
+    `jax.vmap` over keys and actions compares plans.
+
+    Shapes: actions [H, ...] -> states [H+1, ...].
+    Raises: ValueError if the actions are not stacked, or not those of the model's spec.
+    """
+    checks.action(model.spec, jax.tree.map(lambda leaf: leaf[0], actions), "dream.imagine_actions at every step")
+
+    def act(actions: Action, key: Key, time: Array, features: Array) -> tuple[Array, Action]:
+        return time + 1, jax.tree.map(lambda leaf: leaf[time], actions)
+
+    # Playing back is a policy that remembers the time, and whose parameters are what is played.
+    playback = RecurrentPolicy(lambda key: (), lambda actions: jnp.int32(0), act)
+    length = len(jax.tree.leaves(actions)[0])
+    return imagine(Agent(model, playback), AgentParams(params, actions), key, state, length, temperature, unroll)
+
+
+def expose_state(model: LatentModel) -> LatentModel:
+    """Let policies read the whole latent state: the same model, whose features are its state.
+
+    A planner imagines from the state where it acts, so that it needs more than the vector of features. As the policy of
+    `Agent(expose_state(model), policy)` it acts, dreams and is evaluated like any other.
+    """
+    return model._replace(features=_whole)
+
+
+def _whole(state: State) -> State:
+    return state
+
+
+@checks.arguments
 def open_loop(
     model: LatentModel,
     params: Params,
@@ -109,6 +155,7 @@ class DreamState(NamedTuple):
     steps: Array  # [] int32, taken so far
 
 
+@checks.arguments
 def environment(model: LatentModel, params: Params, starts: PyTree, temperature: Array | float = 1.0) -> Environment:
     """Turn a world model into an environment.
 
@@ -125,7 +172,8 @@ def environment(model: LatentModel, params: Params, starts: PyTree, temperature:
     checks.starts(starts)
     features = jax.eval_shape(lambda params: model.features(model.start(params)), params)
     checks.features(features, "LatentModel.features")
-    spec = EnvSpec(Space(features.shape, features.dtype), model.spec.action, model.spec.max_steps)
+    observation = jax.tree.map(lambda leaf: Space(leaf.shape, leaf.dtype), features)
+    spec = EnvSpec(observation, model.spec.action, model.spec.max_steps)
 
     def reset(key: Key) -> tuple[DreamState, Step]:
         key_choice, key_observe = jax.random.split(key)
@@ -154,6 +202,7 @@ def environment(model: LatentModel, params: Params, starts: PyTree, temperature:
     return Environment(reset, step, spec)
 
 
+@checks.arguments
 @partial(jax.jit, static_argnames=("agent", "mesh"))
 def returns(
     agent: Agent, params: AgentParams, keys: Key, temperature: Array | float = 1.0, mesh: Mesh | None = None

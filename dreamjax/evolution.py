@@ -34,6 +34,7 @@ from evosax.algorithms import CMA_ES
 from evosax.algorithms.distribution_based import cma_es
 from jax.flatten_util import ravel_pytree
 
+from dreamjax import checks
 from dreamjax.types import Array, Key, Metrics, Params
 
 _MIN_SIGMA = 1e-20  # far below any use, far above where float32 underflows and (x - m) / sigma becomes 0 / 0
@@ -69,6 +70,7 @@ class EvolutionState(NamedTuple):
     generation: Array  # [] int32, generations told so far
 
 
+@checks.arguments
 def init(cfg: EvolutionConfig, mean: Params) -> EvolutionState:
     """Start a search around `mean`, a pytree of float32 parameters such as `policy.init(key)` or zeros.
 
@@ -94,6 +96,7 @@ def init(cfg: EvolutionConfig, mean: Params) -> EvolutionState:
     )
 
 
+@checks.arguments
 @partial(jax.jit, static_argnames="cfg")
 def ask(cfg: EvolutionConfig, key: Key, state: EvolutionState) -> tuple[EvolutionState, Params]:
     """Sample a generation: a population shaped like the mean, every leaf with a leading axis N.
@@ -117,6 +120,7 @@ def ask(cfg: EvolutionConfig, key: Key, state: EvolutionState) -> tuple[Evolutio
     return state._replace(basis=basis, scales=scales), population
 
 
+@checks.arguments
 @partial(jax.jit, static_argnames="cfg")
 def tell(
     cfg: EvolutionConfig, state: EvolutionState, population: Params, fitness: Array

@@ -65,6 +65,7 @@ def zero_action(space: PyTree) -> Action:
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), space)
 
 
+@checks.arguments
 def recurrent(policy: AnyPolicy) -> RecurrentPolicy:
     """Lift a policy to a recurrent one with empty memory; a `RecurrentPolicy` stays as it is."""
     if isinstance(policy, RecurrentPolicy):
@@ -110,6 +111,7 @@ def noisy(policy: AnyPolicy, space: Space) -> RecurrentPolicy:
     return RecurrentPolicy(lambda key: (inner.init(key), jnp.float32(0)), lambda params: inner.start(params[0]), act)
 
 
+@checks.arguments
 def step_policy(agent: Agent, model_params: Params) -> StepPolicy:
     """Filter observations with the world model of an agent, and act on the features of its posterior state.
 
@@ -122,6 +124,7 @@ def step_policy(agent: Agent, model_params: Params) -> StepPolicy:
 
     def act(params: Params, key: Key, state: AgentState, step: Step) -> tuple[AgentState, Action]:
         key_observe, key_act = jax.random.split(key)
+        checks.observation(model.spec, step.observation, "what an agent acts on")
         embedding = model.encode(model_params, step.observation)
         latent = model.observe(model_params, key_observe, state.latent, state.action, embedding, step.is_first)
         memory, action = reacting.act(params, key_act, state.memory, step._replace(observation=model.features(latent)))
@@ -130,11 +133,13 @@ def step_policy(agent: Agent, model_params: Params) -> StepPolicy:
     return StepPolicy(start, act)
 
 
+@checks.arguments
 def start(agent: Agent, params: AgentParams) -> AgentState:
     """Return the state of an agent before its first step."""
     return step_policy(agent, params.model).start(params.policy)
 
 
+@checks.arguments
 @partial(jax.jit, static_argnums=0)
 def act(agent: Agent, params: AgentParams, key: Key, state: AgentState, step: Step) -> tuple[AgentState, Action]:
     """Act once, on one step. `jax.vmap(partial(act, agent), (None, 0, 0, 0))` acts in a batch [B, ...] of environments.
@@ -144,6 +149,7 @@ def act(agent: Agent, params: AgentParams, key: Key, state: AgentState, step: St
     return step_policy(agent, params.model).act(params.policy, key, state, step)
 
 
+@checks.arguments
 def reactive(policy: AnyPolicy) -> StepPolicy:
     """Let a policy act on the observation itself, without a world model. In a dream the observation is the features.
 
@@ -178,6 +184,7 @@ def random_agent(spec: EnvSpec) -> Agent:
     return Agent(model, random_policy(spec.action))
 
 
+@checks.arguments
 def unroll(
     environment: Environment, agent: StepPolicy, params: Params, key: Key, length: int, state: UnrollState | None = None
 ) -> tuple[UnrollState, Transition]:
@@ -218,14 +225,16 @@ class _Episode(NamedTuple):
     steps: Array
 
 
+@checks.arguments
 def episodes(
-    environment: Environment, agent: StepPolicy, params: Params, keys: Key, shrink: float = 2 / 3, smallest: int = 16
+    environment: Environment, agent: StepPolicy, params: Params, keys: Key, stages: int = 3, smallest: int = 64
 ) -> Returns:
     """Act through E whole episodes in one batch, each with its own policy parameters and key.
 
-    All step together until only a fraction `shrink` of them is still running; those move into a smaller batch and go
-    on, down to a batch of `smallest`. So none waits long for the longest episode, which pays wherever the cost of a
-    step grows with the batch; the result does not depend on it.
+    All step together until only so many are still running as fit into the next smaller batch, of `stages` in all that
+    are evenly spaced and not smaller than `smallest`. So none waits long for the longest episode, which pays wherever
+    the cost of a step grows with the batch. Each stage is a copy of the step in the program, and is compiled as long;
+    the result does not depend on them.
 
     Shapes: params [E, ...], keys [E] -> [E].
     Raises: ValueError if the environment or the agent returns what its spec does not declare.
@@ -259,7 +268,7 @@ def episodes(
         return (~running.step.is_last).sum() > count
 
     running = jax.vmap(begin)(jnp.arange(count), params, keys)
-    sizes = _batch_sizes(count, shrink, smallest)
+    sizes = _batch_sizes(count, stages, smallest)
     for size, fewer in zip(sizes, [*sizes[1:], 0], strict=True):
         running = jax.tree.map(partial(jnp.take, indices=jnp.argsort(running.step.is_last)[:size], axis=0), running)
         running = jax.lax.while_loop(partial(more_than, fewer), jax.vmap(advance), running)
@@ -269,14 +278,13 @@ def episodes(
     return results
 
 
-def _batch_sizes(count: int, shrink: float, smallest: int) -> list[int]:
-    """Sizes of the stages, multiples of 8 from the second on: `count`, then always a fraction `shrink` of the last."""
-    counts = [count]
-    while (size := 8 * -(-int(counts[-1] * shrink) // 8)) >= smallest and size < counts[-1]:
-        counts.append(size)
-    return counts
+def _batch_sizes(count: int, stages: int, smallest: int) -> list[int]:
+    """Sizes of the stages: `count`, then evenly spaced down towards nothing, in multiples of 8."""
+    later = {8 * -(-count * left // (8 * stages)) for left in range(1, stages)}
+    return [count, *sorted((size for size in later if smallest <= size < count), reverse=True)]
 
 
+@checks.arguments
 def population_returns(environment: Environment, agent: StepPolicy, population: Params, keys: Key) -> Returns:
     """Act through E episodes with each of N policies. The policies share the keys, so that luck separates them less.
 

@@ -23,6 +23,7 @@ A contract is a bundle of pure functions; the type of each field is a Protocol t
 """
 
 import inspect
+import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -97,9 +98,9 @@ def _tuples(nested: Any) -> Any:
 class EnvSpec(NamedTuple):
     """What an environment emits and takes: pytrees of `Space`, and the step limit of an episode."""
 
-    observation: PyTree
-    action: PyTree
-    max_steps: int
+    observation: PyTree  # of `Space`
+    action: PyTree  # of `Space`
+    max_steps: int  # after which an episode is cut
 
     def __hash__(self) -> int:
         """Hash mappings of spaces too, so that jitted functions can take as static what holds a spec."""
@@ -172,8 +173,8 @@ class Imagine(Protocol):
 
 
 class Features(Protocol):
-    def __call__(self, state: State, /) -> Array:
-        """What a policy reads of a latent state: a float vector [F]."""
+    def __call__(self, state: State, /) -> PyTree:
+        """What a policy reads of a latent state: a float vector [F], or what `dream.expose_state` makes of it."""
 
 
 class PredictOutcome(Protocol):
@@ -187,12 +188,12 @@ class Decode(Protocol):
 
 
 class Act(Protocol):
-    def __call__(self, params: Params, key: Key, features: Array, /) -> Action:
+    def __call__(self, params: Params, key: Key, features: PyTree, /) -> Action:
         """Choose an action for features [F]. In an environment without a model the features are the observation."""
 
 
 class ActRecurrently(Protocol):
-    def __call__(self, params: Params, key: Key, memory: State, features: Array, /) -> tuple[State, Action]:
+    def __call__(self, params: Params, key: Key, memory: State, features: PyTree, /) -> tuple[State, Action]:
         """Choose an action: (params, key, memory_{t-1}, features_t [F]) -> (memory_t, action_t)."""
 
 
@@ -261,8 +262,8 @@ class Agent(NamedTuple):
     returns the same agent for equal arguments.
     """
 
-    model: LatentModel
-    policy: AnyPolicy
+    model: LatentModel  # of the environment
+    policy: AnyPolicy  # reads `model.features`
 
 
 class AgentParams(NamedTuple):
@@ -284,5 +285,13 @@ def _document(contract: Any) -> None:
             getattr(contract, field).__doc__ = "`EnvSpec`: the spaces of observations and actions, and the step limit."
 
 
+def _document_data(kind: Any) -> None:
+    """Let `help` show what the comment behind every field says."""
+    for field, comment in re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(kind), re.MULTILINE):
+        getattr(kind, field).__doc__ = comment
+
+
 for _contract in (Environment, LatentModel, Policy, RecurrentPolicy, StepPolicy):
     _document(_contract)
+for _data in (EnvSpec, Step, Outcome, Agent, AgentParams):
+    _document_data(_data)

@@ -26,7 +26,7 @@ from dreamjax import rollout
 from dreamjax.dreamerv3 import Dreamer, DreamerConfig, DreamerParams, LoopConfig, agent_params, loop, model, scaled
 from dreamjax.dreamerv3.config import Size
 from dreamjax.dreamerv3.loop import LoopState
-from dreamjax.envs import brax, craftax, gymnax, probes
+from dreamjax.envs import brax, check_environment, craftax, gymnax, probes
 from dreamjax.envs.swingup import swingup
 from dreamjax.reporting import Section, curves, pages, result_row
 from dreamjax.storage import MetricsLog, RunFolder, read_metrics, save_agent
@@ -182,6 +182,7 @@ def main() -> None:
     """Train, evaluate and report."""
     cfg, options = read_command_line(NAME, __doc__, PRESETS, Options)
     environment, agent = make(cfg.task), scaled(cfg.agent, cfg.size)
+    check_environment(environment)
     dreamer = Dreamer.of(agent, environment.spec)
     run = RunFolder(options.folder or Path("runs") / f"{cfg.task}-{cfg.size}-{cfg.seed}", cfg, MAY_CHANGE)
     params = train_agents(cfg, run, dreamer, environment)

@@ -152,6 +152,60 @@ def recorded(counts: list[float], actions: list[float]) -> Transition:
     return Transition(Step(jnp.array(counts), zeros, first, first & False, first & False), jnp.array(actions))
 
 
+def test_given_actions_are_followed() -> None:
+    start, key = Count(jnp.float32(2), jnp.float32(7)), jax.random.key(0)
+    given = dream.imagine_actions(MODEL, PARAMS, key, start, jnp.array([1.0, 0.0, -3.0]))
+    np.testing.assert_array_equal(given.states.count, [2, 3, 3, 0])
+    np.testing.assert_array_equal(given.actions, [1, 0, -3])
+    hot = dream.imagine_actions(MODEL, PARAMS, jax.random.clone(key), start, jnp.array([1.0, 0.5]), 10.0)
+    np.testing.assert_array_equal(hot.states.count, [2, 12, 17])
+    again = jax.random.clone(key)
+    last = lambda x: dream.imagine_actions(MODEL, PARAMS, again, start, x, 2.0).states.count[-1]  # noqa: E731
+    np.testing.assert_array_equal(jax.grad(last)(jnp.ones(3)), [2, 2, 2])
+    with pytest.raises(ValueError, match=r"the action of dream.imagine_actions at every step must be float32 \[\]"):
+        dream.imagine_actions(MODEL, PARAMS, jax.random.key(0), start, jnp.zeros(3, jnp.int32))
+
+
+def test_the_actions_of_a_dream_give_the_same_dream_again() -> None:
+    def imagine(params: Params, key: Key, state: Count, action: Action, temperature: Array | float) -> Count:
+        return Count(state.count + action + jax.random.uniform(key), state.mark)
+
+    model, key, start = MODEL._replace(imagine=imagine), jax.random.key(0), Count(jnp.float32(2), jnp.float32(7))
+    dreamed = dream.imagine(Agent(model, LINEAR), AgentParams(PARAMS, jnp.array([0.5, 1.0])), key, start, 4)
+    again = dream.imagine_actions(model, PARAMS, jax.random.clone(key), start, dreamed.actions)
+    jax.tree.map(np.testing.assert_array_equal, again, dreamed)
+
+
+def test_a_planner_reads_the_latent_state() -> None:
+    """It imagines each of three actions from where it stands, and takes the one with the largest reward."""
+
+    def plan(params: Params, key: Key, state: Count) -> Action:
+        actions = jnp.array([[-1.0], [0.5], [-0.5]])
+        imagine = lambda one: dream.imagine_actions(MODEL, params, key, state, one).states  # noqa: E731
+        rewards = jax.vmap(lambda one: MODEL.outcome(params, jax.tree.map(lambda x: x[-1], imagine(one))).reward)(
+            actions
+        )
+        return actions[rewards.argmax(), 0]
+
+    planner = Agent(dream.expose_state(MODEL), Policy(lambda key: PARAMS, plan))
+    assert planner == Agent(dream.expose_state(MODEL), planner.policy), "jitted functions would compile again"
+    params = AgentParams(PARAMS, PARAMS, STARTS)
+    with jax.debug_key_reuse(False):  # all plans share a key
+        dreamed = dream.imagine(planner, params, jax.random.key(0), Count(jnp.float32(2), jnp.float32(7)), 3)
+        np.testing.assert_array_equal(dreamed.states.count, [2, 2.5, 3, 3.5])
+        found = rollout.start(planner, params)
+        step = Step(
+            (jnp.float32(1), jnp.float32(0)), jnp.float32(0), jnp.array(True), jnp.array(False), jnp.array(False)
+        )
+        model = planner.model._replace(
+            encode=lambda params, seen: seen, spec=MODEL.spec._replace(observation=(Space(()),) * 2)
+        )
+        assert rollout.act(Agent(model, planner.policy), params, jax.random.key(1), found, step)[1] == 0.5
+        many = params._replace(policy=jax.tree.map(lambda x: x[None], PARAMS))
+        reached = dream.returns(planner, many, jax.random.split(jax.random.key(2), 2))
+    assert (np.asarray(reached.steps) > 0).all()
+
+
 def test_open_loop_only_the_actions_count() -> None:
     """The first step is seen, the others follow from the actions recorded before them."""
     memory = rollout.AgentState(MODEL.start(PARAMS), jnp.float32(0))

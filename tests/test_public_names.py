@@ -1,5 +1,6 @@
 """What `import dreamjax` and each of its packages offer, and that the docstrings together are the reference."""
 
+import ast
 import importlib
 import inspect
 import re
@@ -86,3 +87,24 @@ def test_contracts_explain_each_function() -> None:
     assert len(functions) == len(kinds) - 2 == 15
     # Of the class itself: an inherited docstring says nothing about the function.
     assert [name for name, kind in functions.items() if not vars(kind)["__call__"].__doc__] == []
+
+
+@pytest.mark.parametrize("name", ["EnvSpec", "Environment", "Step", "Outcome", "LatentModel", "Agent", "AgentParams"])
+def test_help_shows_what_each_field_is(name: str) -> None:
+    kind = getattr(dreamjax, name)
+    assert [field for field in kind._fields if getattr(kind, field).__doc__.startswith("Alias for field")] == []
+
+
+def test_a_fresh_interpreter_offers_public_names_and_nothing_else() -> None:
+    code = """
+import rlcompleter, dreamjax
+complete = rlcompleter.Completer({"dreamjax": dreamjax}).complete
+found = [complete("dreamjax.worldmodels.", i) for i in range(50)]
+print([name for name in found if name and "_" != name.removeprefix("dreamjax.worldmodels.")[0]])
+print(dreamjax.worldmodels.model.__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    listed, module = done.stdout.splitlines()
+    names = {re.sub(r"^dreamjax\.worldmodels\.(\w+).*$", r"\1", name) for name in ast.literal_eval(listed)}
+    assert names == set(dreamjax.worldmodels.__all__)
+    assert module == "dreamjax.worldmodels.model"

@@ -175,12 +175,12 @@ def lanes() -> tuple[Array, Key, Returns]:
     return params, keys, Returns(np.array(total, np.float32), np.array(steps, np.int32))
 
 
-@pytest.mark.parametrize(("shrink", "smallest"), [(2 / 3, 16), (0.5, 8), (0.9, 1), (2 / 3, 1000)])
+@pytest.mark.parametrize(("stages", "smallest"), [(3, 16), (2, 8), (6, 1), (1, 1)])
 def test_episodes_equal_a_loop_however_they_are_packed(
-    lanes: tuple[Array, Key, Returns], shrink: float, smallest: int
+    lanes: tuple[Array, Key, Returns], stages: int, smallest: int
 ) -> None:
     params, keys, expected = lanes
-    play = jax.jit(partial(episodes, hops(), counting_agent(), shrink=shrink, smallest=smallest))
+    play = jax.jit(partial(episodes, hops(), counting_agent(), stages=stages, smallest=smallest))
     assert_equal(play(params, keys), expected)
     assert len(set(expected.steps)) > 10 and expected.steps.max() == 40 and expected.steps.min() == 0
 
@@ -216,18 +216,19 @@ def test_population_returns_play_every_policy_with_every_key(lanes: tuple[Array,
     assert len(np.unique(got.total[:3])) > 6
 
 
-@given(st.integers(1, 2000), st.floats(0.1, 0.95), st.integers(1, 64))
-def test_batch_sizes_fall_and_hold_those_still_alive(count: int, shrink: float, smallest: int) -> None:
-    counts = _batch_sizes(count, shrink, smallest)
-    assert counts[0] == count
+@given(st.integers(1, 2000), st.integers(1, 9), st.integers(1, 64))
+def test_batch_sizes_fall_evenly(count: int, stages: int, smallest: int) -> None:
+    counts = _batch_sizes(count, stages, smallest)
+    assert counts[0] == count and len(counts) <= stages
     for before, after in itertools.pairwise(counts):
-        assert smallest <= after < before and after % 8 == 0 and int(before * shrink) <= after < before * shrink + 8
-    assert _batch_sizes(counts[-1], shrink, smallest) == counts[-1:], "a stage more would have been possible"
+        assert smallest <= after < before and after % 8 == 0 and before - after < count / stages + 8
 
 
 def test_batch_sizes_of_a_generation() -> None:
-    assert _batch_sizes(128, 2 / 3, 16) == [128, 88, 64, 48, 32, 24, 16]
-    assert _batch_sizes(5, 2 / 3, 16) == [5]
+    assert _batch_sizes(1024, 3, 64) == [1024, 688, 344]
+    assert _batch_sizes(128, 3, 64) == [128, 88]
+    assert _batch_sizes(64, 3, 64) == [64]
+    assert _batch_sizes(5, 3, 1) == [5]
 
 
 # agents

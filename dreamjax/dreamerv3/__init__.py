@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         config as config,
         experience as experience,
         heads as heads,
+        imagination as imagination,
         interop as interop,
         learner as learner,
         loop as loop,

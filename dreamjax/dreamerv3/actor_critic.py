@@ -8,7 +8,7 @@ trained on replayed experience.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,7 +21,7 @@ from dreamjax.dreamerv3.config import BehaviourConfig, HeadsConfig
 from dreamjax.dreamerv3.heads import ScalarHead
 from dreamjax.nets.dense import MLP, Linear
 from dreamjax.returns import ReturnRange, lambda_returns, range_scale, range_update
-from dreamjax.types import Array, Key, Metrics, Params
+from dreamjax.types import Action, Array, Init, Key, Metrics, Params, Policy
 
 stop = jax.lax.stop_gradient
 
@@ -105,6 +105,20 @@ def sample_actions(key: Key, distributions: Distributions, spaces: Spaces) -> di
             case Categorical(log_probs):
                 drawn[name] = (jax.random.categorical(key_one, log_probs) + int(space.low)).astype(space.dtype)
     return drawn
+
+
+def policy(actor_critic: ActorCritic, structure: Any, init: Init) -> Policy:
+    """Let the actor act, sampling; `structure` is the `jax.tree.structure` of its actions, `init` draws its parameters.
+
+    Shapes: features [F] -> actions [*space.shape]; all layers take leading axes.
+    """
+
+    def act(params: Params, key: Key, features: Array) -> Action:
+        distributions = heads.apply(actor_critic.actor, params, features)
+        drawn = sample_actions(key, distributions, actor_critic.action)
+        return jax.tree.unflatten(structure, [drawn[name] for name, _ in actor_critic.action])
+
+    return Policy(init, act)
 
 
 def log_prob(distributions: Distributions, actions: Mapping[str, Array], spaces: Spaces) -> Array:

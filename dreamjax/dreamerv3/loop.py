@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dreamjax import checks
 from dreamjax.dreamerv3 import experience, learner
 from dreamjax.dreamerv3.experience import Experience
 from dreamjax.dreamerv3.learner import Hyper, TrainState
@@ -60,6 +61,7 @@ class Progress(NamedTuple):
     metrics: Metrics  # of the last update
 
 
+@checks.arguments
 def init(
     dreamer: Dreamer, environment: Environment, cfg: LoopConfig, key: Key, hyper: Hyper | None = None
 ) -> LoopState:
@@ -67,20 +69,24 @@ def init(
 
     `hyper` holds the traced settings, by default those of the agent's configuration.
 
-    Raises: ValueError if the capacity cannot hold a sequence of every environment.
+    Raises: ValueError if the capacity cannot hold a sequence of every environment, if the agent was made for other
+        spaces, or if the environment returns what its spec does not declare.
     """
     key_learner, key_environment, key_fill = jax.random.split(key, 3)
     size = cfg.capacity // cfg.envs
     fill = max(dreamer.cfg.context + cfg.batch_length, -(-cfg.batch_size * cfg.batch_length // cfg.envs))
     if size < fill:
         raise ValueError(f"a capacity of {cfg.capacity} steps holds {size} of each environment, but {fill} are needed")
-    environments, step = jax.vmap(environment.reset)(jax.random.split(key_environment, cfg.envs))
+    if (dreamer.spec.observation, dreamer.spec.action) != (environment.spec.observation, environment.spec.action):
+        raise ValueError(f"the agent was made for {dreamer.spec}, but the environment has {environment.spec}")
+    environments, step = jax.vmap(checks.contract(environment).reset)(jax.random.split(key_environment, cfg.envs))
     replay = ring.init(experience.example(dreamer), cfg.envs, size)
     trained, agent = learner.init(dreamer, key_learner, hyper), experience.start(dreamer, cfg.envs)
     state = LoopState(trained, environments, step, agent, replay, jnp.zeros(cfg.envs))
     return _collect(dreamer, environment, key_fill, state, fill)[0]
 
 
+@checks.arguments
 def iterate(
     dreamer: Dreamer, environment: Environment, cfg: LoopConfig, key: Key, state: LoopState
 ) -> tuple[LoopState, Progress]:
@@ -107,6 +113,7 @@ def _collect(
     dreamer: Dreamer, environment: Environment, key: Key, state: LoopState, steps: int
 ) -> tuple[LoopState, Array, Array]:
     """Act for some steps in every environment; also the number of episodes that ended, and the sum of their returns."""
+    environment = checks.contract(environment)
 
     def arrive(key: Key, state: State, step: Step, action: Action) -> tuple[State, Step]:
         key_reset, key_step = jax.random.split(key)

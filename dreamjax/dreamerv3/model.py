@@ -28,7 +28,6 @@ from dreamjax.types import (
     LatentModel,
     Outcome,
     Params,
-    Policy,
     PyTree,
 )
 
@@ -169,7 +168,8 @@ def make(cfg: DreamerConfig, spec: EnvSpec) -> Agent:
 @lru_cache(maxsize=128)
 def agent(dreamer: Dreamer) -> Agent:
     """Make the agent that `dreamer` describes, always the same one: see `make`. All layers take leading axes."""
-    return Agent(_latent_model(dreamer), _policy(dreamer))
+    policy = actor_critic.policy(dreamer.actor_critic, dreamer.structures[1], lambda key: init(dreamer, key).policy)
+    return Agent(_latent_model(dreamer), policy)
 
 
 def _latent_model(dreamer: Dreamer) -> LatentModel:
@@ -216,14 +216,3 @@ def _latent_model(dreamer: Dreamer) -> LatentModel:
         return dreamer.observation_as_tree(leaves)
 
     return LatentModel(init_model, start, encode, observe, imagine, rssm.features, outcome, decode, dreamer.spec)
-
-
-def _policy(dreamer: Dreamer) -> Policy:
-    def init_actor(key: Key) -> Params:
-        return init(dreamer, key).policy
-
-    def act(params: Params, key: Key, features: Array) -> Action:
-        distributions = heads.apply(dreamer.actor_critic.actor, params, features)
-        return dreamer.action_as_tree(actor_critic.sample_actions(key, distributions, dreamer.action))
-
-    return Policy(init_actor, act)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
         atari as atari,
         brax as brax,
         car_racing as car_racing,
+        contract as contract,
         craftax as craftax,
         crafter as crafter,
         dmc as dmc,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         vizdoom as vizdoom,
     )
     from dreamjax.envs.adaptation import adapted as adapted
+    from dreamjax.envs.contract import check_environment as check_environment
     from dreamjax.envs.gymnasium import (
         spec_from_gymnasium as spec_from_gymnasium,
         spec_from_spaces as spec_from_spaces,

@@ -1,5 +1,9 @@
 """C: the controller, a single linear layer evolved rather than trained, or a small network of two, perhaps recurrent.
 
+It needs neither V nor M: `make(ControllerConfig(), features, action)` is a linear policy for any vector of features and
+any action space, so that `Agent(model, policy)` lets it act on the features of any `LatentModel`, an RSSM's too, and
+`rollout.reactive(policy)` on observations that are vectors.
+
 Source: Ha & Schmidhuber 2018, section 3.3 (with a hidden layer), appendix A.3 and A.4.
 """
 
@@ -34,8 +38,9 @@ def make(cfg: ControllerConfig, features: int, action: PyTree) -> AnyPolicy:
     """Build C for an action space as a `Policy`, or as a `RecurrentPolicy`.
 
     A continuous action is tanh(W features + b), moved from [-1, 1] to the bounds of its space; entries in `cfg.clipped`
-    are cut off at their bounds instead (the brake of CarRacing, below 0). A discrete action is the class with the
-    largest of its logits W features + b, the first one among equals. A tree of spaces has a head for each.
+    are cut off at their bounds instead (the brake of CarRacing, below 0). An entry that lacks a bound is W features + b
+    itself, cut off at the one that it may have. A discrete action is the class with the largest of its logits
+    W features + b, the first one among equals. A tree of spaces has a head for each.
 
     With hidden units tanh(V features + a) stands for the features, and tanh(V [features, m] + a) if they are recurrent,
     where m are those units one step ago, at first zero (the paper's discussion points to such controllers, of *Learning
@@ -45,8 +50,8 @@ def make(cfg: ControllerConfig, features: int, action: PyTree) -> AnyPolicy:
 
     Shapes: for one space "kernel" [features, n] and "bias" [n] of n flat outputs, and [features] and [] for a single
     number; for a tree of spaces the same tree of these, named "heads"; "hidden" holds V and a.
-    Raises: ValueError for a continuous action without bounds, a discrete one without a finite number of classes, or
-        `cfg.clipped` that names no entry of the action.
+    Raises: ValueError for a discrete action without a finite number of classes, or `cfg.clipped` that names no entry of
+        the action, or one without bounds.
     """
     if features < 1:
         raise ValueError(f"need features >= 1, got {features}")
@@ -99,11 +104,15 @@ def _decide(cfg: ControllerConfig, space: Space, head: Params, x: Array) -> Arra
         logits = y.reshape(*space.shape, -1)
         exists = np.arange(logits.shape[-1]) < (high - low)[..., None]
         return (jnp.where(exists, logits, -jnp.inf).argmax(-1) + low).astype(space.dtype)
-    y = jnp.tanh(y).reshape(space.shape)
+    y = y.reshape(space.shape)
+    is_bounded = np.isfinite(low) & np.isfinite(high)
+    bottom, top = np.where(is_bounded, low, -1), np.where(is_bounded, high, 1)
+    squashed = jnp.tanh(y)
     # In this form [-1, 1] comes out as it is, to the last bit.
-    scaled = (high + low) / 2 + y * (high - low) / 2
+    scaled = (top + bottom) / 2 + squashed * (top - bottom) / 2
     is_clipped = np.isin(np.arange(low.size), cfg.clipped).reshape(space.shape)
-    return jnp.where(is_clipped, y.clip(low, high), scaled).astype(space.dtype)
+    bounded = jnp.where(is_clipped, squashed.clip(bottom, top), scaled)
+    return jnp.where(is_bounded, bounded, y.clip(low, high)).astype(space.dtype)
 
 
 def _zeros(inputs: int, outputs: tuple[int, ...], bias: bool) -> Params:
@@ -113,7 +122,10 @@ def _zeros(inputs: int, outputs: tuple[int, ...], bias: bool) -> Params:
 
 def _check(cfg: ControllerConfig, space: Space, path: str) -> None:
     name = f"the action{f' {path}' if path else ''}"
-    if not np.isfinite([space.low_array, space.high_array]).all():
+    is_bounded = np.isfinite([space.low_array, space.high_array]).all(0).reshape(-1)
+    if space.is_discrete and not is_bounded.all():
         raise ValueError(f"C needs finite bounds for {name}, got {space}; give its Space low and high")
-    if not space.is_discrete and max(cfg.clipped, default=-1) >= np.prod(space.shape):
-        raise ValueError(f"clipped={cfg.clipped} names an entry that {name} of shape {space.shape} does not have")
+    if not space.is_discrete and not all(i < is_bounded.size and is_bounded[i] for i in cfg.clipped):
+        raise ValueError(
+            f"clipped={cfg.clipped} names an entry that {name} does not have or that has no bounds: {space}"
+        )

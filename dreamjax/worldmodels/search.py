@@ -6,11 +6,12 @@ Source: Ha & Schmidhuber 2018, section 4.3 (training inside the dream), appendix
 import jax
 from jax.sharding import Mesh
 
-from dreamjax import dream, evolution
+from dreamjax import checks, dream, evolution
 from dreamjax.evolution import EvolutionConfig, EvolutionState
 from dreamjax.types import Agent, AgentParams, Array, Key, Metrics
 
 
+@checks.arguments
 def generation(
     cfg: EvolutionConfig,
     agent: Agent,
@@ -35,6 +36,7 @@ def generation(
     return evolution.tell(cfg, state, population, dreamed.total.mean(1))
 
 
+@checks.arguments
 def score(agent: Agent, params: AgentParams, key: Key, episodes: int, temperature: Array | float = 1.0) -> Array:
     """Returns that one agent dreams. Shapes: -> [episodes]."""
     alone = params._replace(policy=jax.tree.map(lambda leaf: leaf[None], params.policy))

@@ -1,5 +1,7 @@
 """What people hand to the pure functions: pictures without channels, missing values, environments of their own."""
 
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -9,10 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamjax.dreamerv3 import codec, heads, model, rssm
+from dreamjax import dream, evolution, rollout
+from dreamjax.dreamerv3 import codec, heads, loop, model, rssm
 from dreamjax.dreamerv3.config import debug
+from dreamjax.dreamerv3.loop import LoopConfig
 from dreamjax.dreamerv3.model import Dreamer
-from dreamjax.types import EnvSpec, Space
+from dreamjax.envs import check_environment, probes
+from dreamjax.evolution import EvolutionConfig
+from dreamjax.types import Action, AgentParams, Array, Environment, EnvSpec, Key, Space, State, Step
+from dreamjax.worldmodels import search
 
 CFG = replace(debug(), compute_dtype="float32")
 ACTION = Space((), np.int32, 0, 2)
@@ -137,3 +144,177 @@ def test_the_gradients_of_encoder_and_decoder_are_finite_with_missing_values() -
     assert np.isfinite(total) and total > 0
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     assert all(np.asarray(leaf != 0).any() for leaf in jax.tree.leaves(gradient.enc))
+
+
+# Environments of one's own
+
+
+def walk(arrive: Callable[[Step, Array], Step] = lambda step, time: step, **changed: Any) -> Environment:
+    """Walk left or right on a line of seven places; `arrive` may spoil the step at a time of the episode."""
+
+    def observe(place: Array, time: Array) -> Step:
+        over = (place == 0) | (place == 6)
+        seen = {"place": place, "height": place / 6}
+        reward = jnp.where(time > 0, place == 6, False).astype(jnp.float32)
+        return arrive(Step(seen, reward, time == 0, over | (time >= 9), over), time)
+
+    def reset(key: Key) -> tuple[State, Step]:
+        state = jax.random.randint(key, (), 2, 5), jnp.int32(0)
+        return state, observe(*state)
+
+    def step(key: Key, state: State, action: Action) -> tuple[State, Step]:
+        state = jnp.clip(state[0] + 2 * action - 1, 0, 6), state[1] + 1
+        return state, observe(*state)
+
+    observation = {"place": Space((), np.int32, 0, 7), "height": Space((), np.float32, 0.0, 1.0)}
+    return Environment(reset, step, EnvSpec(observation, Space((), np.int32, 0, 2), 9))._replace(**changed)
+
+
+def spoil(late: bool = True, **changed: Callable[[Step], Any]) -> Environment:
+    """Change fields of each step, from the fifth of an episode on if `late`."""
+
+    def arrive(step: Step, time: Array) -> Step:
+        new = step._replace(**{name: change(step) for name, change in changed.items()})
+        return jax.tree.map(lambda a, b: jnp.where((time >= 5) | (not late), a, b), new, step)
+
+    return walk(arrive)
+
+
+def check(environment: Environment) -> None:
+    with jax.debug_key_reuse(False):  # a mapped `cond` runs both branches, each with its own key
+        check_environment(environment, steps=60)
+
+
+NUMBERS = iter(range(1000))
+BROKEN = {
+    "in the middle": (
+        spoil(
+            observation=lambda step: {"place": step.observation["place"] + 7, "height": jnp.float32(jnp.inf)},
+            is_first=lambda step: ~step.is_first,
+            is_terminal=lambda step: ~step.is_last,
+            is_last=lambda step: step.is_last & False,
+            reward=lambda step: step.reward + jnp.nan,
+        ),
+        (
+            r"step: the observation\['place'\] is outside of Space\(.*high=7\) at step 5, from \d+, to \d+",
+            r"step: the observation\['height'\] is not finite at step 5",
+            r"step: the observation\['height'\] is outside of .* at step 5, from inf, to inf",
+            r"step: is_first is set at step 5",
+            r"step: is_terminal without is_last at step 5",
+            r"step: the reward is not finite at step 5, but nan",
+            r"step: is_last is not set at the limit of 9 steps at step 9",
+        ),
+    ),
+    "at the beginning": (
+        spoil(False, is_first=lambda step: step.is_last & False, reward=lambda step: step.reward + 1),
+        (r"reset: is_first is not set at step 0", r"reset: the first reward is not 0 at step 0, but 1"),
+    ),
+    "at the end": (
+        spoil(is_last=lambda step: step.is_terminal),
+        (r"step: is_last is not set at the limit of 9 steps at step 9",),
+    ),
+    "hidden state": (
+        spoil(reward=lambda step: step.reward + next(NUMBERS)),
+        (r"step: what it returns depends on more than its arguments.* at step 5",),
+    ),
+}
+
+
+def test_a_sound_environment_passes() -> None:
+    check(walk())
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_environment_is_refused_with_function_field_and_step(name: str) -> None:
+    environment, messages = BROKEN[name]
+    with pytest.raises(ValueError, match="breaks its contract") as error:
+        check(environment)
+    found = str(error.value).splitlines()[1:]
+    assert len(found) == len(messages)
+    for message in messages:
+        assert any(re.search(rf"^  Environment\.{message}", line) for line in found), (message, found)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"spec": EnvSpec(7, Space(()), 9)}, "spec.observation must be a Space or a tree of them, got 7"),
+        ({"spec": walk().spec._replace(max_steps=None)}, "spec.max_steps must be a number of steps"),
+        ({"step": lambda state, key, action: walk().step(key, state, action)}, r"step\(key, state, action\) cannot be"),
+        ({"reset": lambda key: walk().reset(key)[1]}, r"Environment.reset must return \(state, Step\), got Step"),
+        ({"reset": lambda key: walk().reset(key)[::-1]}, r"must return \(state, Step\), got \(Step, tuple\)"),
+    ],
+)
+def test_what_cannot_be_played_is_refused_before_it_is(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check(walk(**changed))
+    with pytest.raises(
+        TypeError, match=r"environment of envs.contract.check_environment\(.*\) must be of kind Environ"
+    ):
+        check_environment(walk().spec)
+
+
+# Arguments that are swapped, and shapes that do not fit
+
+GAME = probes.counter(size=4)
+DREAMER = Dreamer.of(CFG, GAME.spec)
+AGENT, KEY = model.make(CFG, GAME.spec), jax.random.key(0)
+PARAMS = AgentParams((), (), jnp.zeros((3, CFG.codec.units)))
+SEARCH = EvolutionConfig(8)
+SWAPPED = {
+    "agent of rollout.act(agent, params, key, state, step) must be of kind Agent, got AgentParams": lambda: rollout.act(
+        PARAMS, AGENT, KEY, (), ()
+    ),
+    "agent of rollout.unroll(.*) must be of kind StepPolicy, got Agent; step_policy": lambda: rollout.unroll(
+        GAME, AGENT, PARAMS, KEY, 3
+    ),
+    "keys of rollout.episodes(.*) must be typed keys [E], as jax.random.split makes, got key": lambda: rollout.episodes(
+        GAME, rollout.reactive(AGENT.policy), (), KEY
+    ),
+    "key of dream.imagine(.*) must be a typed key [], as jax.random.key makes, got int": lambda: dream.imagine(
+        AGENT, PARAMS, 0, (), 3
+    ),
+    "params of dream.imagine(.*) must be of kind AgentParams, got tuple": lambda: dream.imagine(AGENT, (), KEY, (), 3),
+    "model of dream.environment(.*) must be of kind LatentModel, got Agent": lambda: dream.environment(AGENT, (), ()),
+    "agent of dream.returns(.*) must be of kind Agent, got LatentModel": lambda: dream.returns(
+        AGENT.model, PARAMS, KEY[None]
+    ),
+    "policy of rollout.reactive(policy) must be of kind Policy or RecurrentPolicy, got Agent": lambda: rollout.reactive(
+        AGENT
+    ),
+    "state of evolution.ask(.*) must be of kind EvolutionState, got dict": lambda: evolution.ask(SEARCH, KEY, {}),
+    "agent of worldmodels.search.generation(.*) must be of kind Agent, got AgentParams": lambda: search.generation(
+        SEARCH, PARAMS, AGENT, KEY, (), 3
+    ),
+    "environment of dreamerv3.loop.init(.*) must be of kind Environment, got LoopConfig": lambda: loop.init(
+        DREAMER, LoopConfig(), GAME, KEY
+    ),
+}
+
+
+@pytest.mark.parametrize("message", SWAPPED)
+def test_swapped_arguments_are_named(message: str) -> None:
+    pattern = message.replace("(", r"\(").replace(")", r"\)").replace("[", r"\[").replace("]", r"\]")
+    with pytest.raises(TypeError, match=pattern):
+        SWAPPED[message]()
+
+
+def test_a_shape_that_does_not_fit_the_agent_is_named() -> None:
+    params = jax.eval_shape(lambda key: model.agent_params(model.init(DREAMER, key)), KEY)
+    wrong = probes.counter(size=6)
+
+    def act(params: AgentParams, key: Key) -> Any:
+        step = wrong.reset(key)[1]
+        return rollout.act(AGENT, params, key, rollout.start(AGENT, params), step)[1]
+
+    with pytest.raises(ValueError, match=r"what an agent acts on must be the observation .*float32 \[4\], got .*\[6\]"):
+        jax.eval_shape(act, params, KEY)
+    with pytest.raises(ValueError, match=r"the agent was made for .*\(4,\).*, but the environment has .*\(6,\)"):
+        jax.eval_shape(partial(loop.init, DREAMER, wrong, LoopConfig()), KEY)
+    with pytest.raises(
+        ValueError, match=r"`state` of dream.imagine must be a latent state, as LatentModel.start returns"
+    ):
+        jax.eval_shape(lambda params: dream.imagine(AGENT, params, KEY, dream.DreamState((), 0), 3), params)
+    narrow = GAME._replace(reset=lambda key: (lambda state, step: (state, step._replace(reward=0)))(*GAME.reset(key)))
+    with pytest.raises(ValueError, match=r"the reward of Environment.reset must be float32 \[\]"):
+        jax.eval_shape(partial(loop.init, DREAMER, narrow, LoopConfig(2, 2, 4, 4.0, 100)), KEY)

@@ -80,6 +80,16 @@ def test_a_continuous_action_fills_the_bounds_of_any_space():
         np.testing.assert_allclose(action, expected, atol=1e-6)
 
 
+def test_what_has_no_bounds_is_linear():
+    space = Space((4,), np.float32, (-np.inf, -2, -np.inf, -4), (np.inf, np.inf, 3, 4))
+    policy = controller.make(ControllerConfig(), 6, space)
+    for bias, expected in ((5.0, [5, 5, 3, 4]), (-50.0, [-50, -2, -50, -4])):
+        params = {"bias": jnp.full(4, bias), "kernel": jnp.zeros((6, 4))}
+        np.testing.assert_allclose(policy.act(params, KEY, features()), expected, rtol=1e-3)
+        slope = jax.grad(lambda x, params=params: policy.act(params | {"bias": x}, KEY, features())[0])(params["bias"])
+        np.testing.assert_array_equal(slope, [1, 0, 0, 0])
+
+
 def test_a_lone_number_can_have_a_bias():
     policy = controller.make(ControllerConfig(), 6, Space((), np.float32, 0.0, 4.0))
     assert jax.tree.map(jnp.shape, policy.init(KEY)) == {"bias": (), "kernel": (6,)}
@@ -133,9 +143,10 @@ def test_what_cannot_be_built_is_refused():
     with pytest.raises(ValueError, match="features >= 1"):
         controller.make(ControllerConfig(), 0, SIDE)
     with pytest.raises(ValueError, match=r"finite bounds for the action \['fly'\], got Space"):
-        controller.make(ControllerConfig(), 6, {"fly": Space((2,))})
-    with pytest.raises(ValueError, match=r"clipped=\(3,\) names an entry that the action of shape \(3,\)"):
-        controller.make(ControllerConfig(clipped=(3,)), 6, DRIVE)
+        controller.make(ControllerConfig(), 6, {"fly": Space((2,), np.int32)})
+    for entry, space in ((3, DRIVE), (1, Space((3,), np.float32, -1, (1, np.inf, 1)))):
+        with pytest.raises(ValueError, match=rf"clipped=\({entry},\) names an entry that the action does not have or"):
+            controller.make(ControllerConfig(clipped=(entry,)), 6, space)
 
 
 @pytest.mark.parametrize(("hidden", "count"), [(0, 99), (40, 1443)])
