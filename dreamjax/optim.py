@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dreamjax.types import Array, Params
+from dreamjax.types import Array, Params, PyTree
 
 
 @dataclass(frozen=True)
@@ -95,3 +95,21 @@ def laprop(cfg: LaPropConfig, learning_rate: Array | float | None = None) -> opt
         optax.ema(cfg.beta1, debias=True),
         optax.scale_by_learning_rate(rate),
     )
+
+
+def keep_finite(is_finite: Array, new: PyTree, old: PyTree) -> PyTree:
+    """Return `new` where an update was finite, else `old`, without a word to the host: see `skipped`.
+
+    optax's `apply_if_finite` does so for gradients, but wraps the optimiser's state, looks at no loss, and lets what is
+    not finite pass after some number of updates. Shapes: is_finite [], trees alike.
+    """
+    return jax.tree.map(lambda kept, before: jnp.where(is_finite, kept, before), new, old)
+
+
+def skipped(step: Array, opt_state: optax.OptState) -> Array:
+    """Count the updates, of all `step` of them, that `keep_finite` has left out.
+
+    The optimiser counts those that it has seen, so that nothing needs to be carried for this. Shapes: [] -> [] int32.
+    """
+    counts = [count for path, count in optax.tree.get_all_with_path(opt_state, "count")]
+    return step - counts[0]

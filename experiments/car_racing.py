@@ -39,7 +39,6 @@ from dreamjax.types import Agent, AgentParams, Key
 from dreamjax.worldmodels import CAR_RACING, ControllerConfig, WorldModelConfig, WorldModelParams, memory, model
 
 NAME, AGENT = "car_racing", "agent-{}.npz"
-MAY_CHANGE = ("episodes", "workers", "collect.workers", "film_temperatures")  # in a folder, of one run
 LOWEST_REWARD = -1.0  # that M learns to predict; the -100 for leaving the field would drown all others
 Name = Literal["full", "full-dream", "z", "z-hidden", "untrained-memory"]
 DREAMED = replace(CAR_RACING.memory, predict_done=True, predict_reward=True, predict_action=True)
@@ -104,6 +103,8 @@ SMOKE = replace(
     episodes=2,
 )
 PRESETS = {config.preset: config for config in (CPU, PAPER, SMOKE)}
+EVOLVES = [f"{name}-evolve" for name in CONTROLLERS if name != "full-dream"]
+MAY_CHANGE = stages.may_change(EVOLVES, "episodes", "workers", "film_temperatures", "iterative.iterations")
 
 
 def make_env(cfg: Config) -> partial[CarRacing]:
@@ -184,7 +185,8 @@ def main() -> None:
         return
     run = run_folder(NAME, cfg, options, may_change=MAY_CHANGE)
     path = run.path / AGENT.format(name)
-    if not path.exists():
+    last = f"iteration-{cfg.iterative.iterations:02}" if name == "full-dream" else "evolve"
+    if not (run.stage_done(f"{name}-{last}") and path.exists()):
         agent = model.make(world, car_racing_spec(cfg.max_steps))
         save_agent(path, world, agent, train(cfg, run, key_make, name, agent))
     agent, params = load(path)

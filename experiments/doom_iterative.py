@@ -28,7 +28,7 @@ from dreamjax.envs.vizdoom import TakeCover, take_cover_spec
 from dreamjax.evolution import EvolutionConfig
 from dreamjax.optim import AdamConfig
 from dreamjax.reporting import Section, curves, film_dream_and_real, pages, result_row
-from dreamjax.storage import MetricsLog, RunFolder, load, read_metrics, save_agent
+from dreamjax.storage import Change, MetricsLog, RunFolder, load, read_metrics, save_agent
 from dreamjax.storage.identity import fingerprint, pin
 from dreamjax.training import IterativeConfig, learn_memory, stages, train_iteratively
 from dreamjax.training.experiment import Options, command, read_command_line, run_folder
@@ -39,7 +39,8 @@ from dreamjax.worldmodels import DOOM, model, search
 NAME = "doom_iterative"
 COMMITTED = Path(__file__).parent / "results" / "doom_take_cover"
 UNIT = "tics survived"  # 35 a second
-MAY_CHANGE = ("episodes", "film_steps", "workers", "collect.workers", "collect.envs")  # in a folder, of one run
+OPERATION = ("episodes", "film_steps", "workers", "collect.workers", "collect.envs")
+MAY_CHANGE = dict.fromkeys(("iterative.iterations", *OPERATION), Change())  # in a folder, of one run
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ def main() -> None:
     key_train, key_evaluate = jax.random.split(jax.random.key(cfg.seed))
     agent, (_, begun) = model.make(DOOM, take_cover_spec(cfg.max_steps)), load(cfg.begin or COMMITTED)
     pin(run.path, "agent", fingerprint(begun, code=False))
-    if not (run.path / "agent.npz").exists():
+    last = f"iterated-iteration-{cfg.iterative.iterations:02}"
+    if not (run.stage_done(last) and (run.path / "agent.npz").exists()):
         save_agent(run.path / "agent.npz", DOOM, agent, train(cfg, run, key_train, agent, begun))
     _, iterated = load(run.path)
     rows = score(cfg, run, key_evaluate, agent, {"begun": begun, "iterated": iterated})

@@ -46,13 +46,7 @@ from dreamjax.worldmodels import DOOM, WorldModelParams, model, search, vision
 
 NAME = "doom_take_cover"
 UNIT = "tics survived"  # 35 a second
-MAY_CHANGE = (
-    "episodes",
-    "film_steps",
-    "checkpoint_every",
-    "collect.workers",
-    "collect.envs",
-)  # in a folder, of one run
+MAY_CHANGE = stages.may_change(["evolve"], "episodes", "film_steps", "checkpoint_every")  # in a folder, of one run
 
 
 @dataclass(frozen=True)
@@ -181,7 +175,7 @@ def main() -> None:
         evaluate_and_film(*who, cfg.episodes, UNIT, steps=cfg.film_steps, temperature=t)
         return
     run = run_folder(NAME, cfg, options, may_change=MAY_CHANGE)
-    if not (run.path / "agent.npz").exists():
+    if not (run.stage_done("evolve") and (run.path / "agent.npz").exists()):
         agent = model.make(DOOM, take_cover_spec(cfg.max_steps))
         save_agent(run.path / "agent.npz", DOOM, agent, train(cfg, run, agent))
     report(cfg, run, *load(run.path))

@@ -29,7 +29,7 @@ from dreamjax.acting import play_all, random_play, seeds
 from dreamjax.envs.vizdoom import TakeCover, take_cover_spec
 from dreamjax.evolution import EvolutionConfig
 from dreamjax.reporting import Section, curves, film_dream, film_dream_and_real, pages, result_row
-from dreamjax.storage import MetricsLog, RunFolder, load, read_metrics
+from dreamjax.storage import Change, MetricsLog, RunFolder, load, read_metrics
 from dreamjax.storage.identity import fingerprint, pin
 from dreamjax.training import stages
 from dreamjax.training.experiment import Options, command, read_command_line, run_folder
@@ -170,7 +170,8 @@ def report(cfg: Config, run: RunFolder, scores: dict[Features, Any], rows: list[
 def main() -> None:
     """Do whatever the folder does not hold."""
     cfg, options = read_command_line(NAME, __doc__, PRESETS, Options)
-    run = run_folder(NAME, cfg, options, may_change=("episodes", "film_steps"))
+    changes = {"episodes": Change(), "film_steps": Change(), "evolve.generations": Change(("dream-zch", "dream-z"))}
+    run = run_folder(NAME, cfg, options, may_change=changes)
     key_evolve, key_score, key_look = jax.random.split(jax.random.key(cfg.seed), 3)
     _, stored = load(cfg.world or COMMITTED)
     pin(run.path, "world", fingerprint(stored.model, stored.starts, code=False))

@@ -36,14 +36,15 @@ from dreamjax.envs import suites
 from dreamjax.reporting import Section, curves, open_loop, pages, result_row, show_rows
 from dreamjax.reporting.aggregate import aggregate_runs, episode_returns, read_run
 from dreamjax.reporting.films import film_section
-from dreamjax.storage import RunFolder, load, read_metrics
+from dreamjax.storage import Change, RunFolder, load, read_metrics
 from dreamjax.storage.recordings import read_spec
-from dreamjax.training.experiment import Aggregating, Evaluating, command, read_command_line
+from dreamjax.training.experiment import Aggregating, Evaluating, command, open_folder, read_command_line
 from dreamjax.training.online import OnlineConfig, train_offline, train_online
 
 NAME = "dreamerv3"
 # What a run may go on with: how long it trains, and how it goes about it.
-MAY_CHANGE = ("steps", "workers", "checkpoint_every", "log_every", "capacity")
+MAY_CHANGE = dict.fromkeys(("steps", "workers", "checkpoint_every", "log_every"), Change())
+MAY_CHANGE["capacity"] = Change(before=("train",))
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,12 @@ def train(cfg: Config, folder: Path, options: DreamerOptions) -> RunFolder:
     agent = scaled(cfg.agent, cfg.size)
     if options.offline is not None:
         dreamer = Dreamer.of(agent, read_spec(options.recording or folder))
-        run = RunFolder(folder, cfg, MAY_CHANGE)
+        run = open_folder(folder, cfg, MAY_CHANGE)
         train_offline(run, dreamer, online, cfg.seed, options.offline, options.recording)
         return run
     with closing(VectorEnvironment(make_env, cfg.envs or suite.envs, suite.max_steps, cfg.workers)) as environment:
         dreamer = Dreamer.of(agent, environment.spec)
-        run = RunFolder(folder, cfg, MAY_CHANGE)
+        run = open_folder(folder, cfg, MAY_CHANGE)
         train_online(run, dreamer, environment, online, cfg.seed)
         return run
 

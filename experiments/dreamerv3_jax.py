@@ -29,13 +29,13 @@ from dreamjax.dreamerv3.loop import LoopState
 from dreamjax.envs import brax, check_environment, craftax, gymnax, probes
 from dreamjax.envs.swingup import swingup
 from dreamjax.reporting import Section, curves, pages, result_row
-from dreamjax.storage import MetricsLog, RunFolder, read_metrics, save_agent
-from dreamjax.training.experiment import Options, command, read_command_line
+from dreamjax.storage import Change, MetricsLog, RunFolder, read_metrics, save_agent
+from dreamjax.training.experiment import Options, command, open_folder, read_command_line
 from dreamjax.training.loop import train
 from dreamjax.types import Array, Environment, Key, Metrics
 
 NAME = "dreamerv3_jax"
-MAY_CHANGE = ("iterations", "episodes")  # in a folder, of one run
+MAY_CHANGE = dict.fromkeys(("iterations", "episodes", "checkpoint_every"), Change())  # in a folder, of one run
 TASKS: dict[str, Callable[[], Environment]] = {
     "counter": probes.counter,
     "remember": probes.remember,
@@ -184,7 +184,7 @@ def main() -> None:
     environment, agent = make(cfg.task), scaled(cfg.agent, cfg.size)
     check_environment(environment)
     dreamer = Dreamer.of(agent, environment.spec)
-    run = RunFolder(options.folder or Path("runs") / f"{cfg.task}-{cfg.size}-{cfg.seed}", cfg, MAY_CHANGE)
+    run = open_folder(options.folder or Path("runs") / f"{cfg.task}-{cfg.size}-{cfg.seed}", cfg, MAY_CHANGE)
     params = train_agents(cfg, run, dreamer, environment)
     save(run, agent, environment, jax.tree.map(lambda leaf: leaf[0], params))
     report(cfg, run, evaluate(cfg, dreamer, environment, params))

@@ -32,7 +32,7 @@ from dreamjax.evolution import EvolutionConfig, EvolutionState
 from dreamjax.optim import AdamConfig
 from dreamjax.replay import latents
 from dreamjax.reporting import Section, aggregate, curves, films, one_step_error, pages, result_row, show_rows
-from dreamjax.storage import MetricsLog, RunFolder, newest, read_metrics, save_agent
+from dreamjax.storage import Change, MetricsLog, RunFolder, newest, read_metrics, save_agent
 from dreamjax.training import recorded
 from dreamjax.training.experiment import Aggregating, command, read_command_line, run_folder
 from dreamjax.training.loop import generations, train, updates
@@ -191,7 +191,7 @@ def main() -> None:
     if options.aggregate:
         show_rows(aggregate.aggregate_repeats(options.into, NAME, "iteration", options.aggregate), "runs")
     else:
-        run = run_folder(NAME, cfg, options, "" if cfg.iterate else "once")
+        run = run_folder(NAME, cfg, options, "" if cfg.iterate else "once", may_change={"iterations": Change()})
         train_agent(cfg, run)
         report(cfg, run)
 

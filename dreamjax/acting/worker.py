@@ -178,7 +178,8 @@ def _end_with(lifeline: int) -> None:
 def main(connection_fd: int, memory_fd: int, lifeline: int) -> None:
     """Make environments, then obey orders until they end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt from the keyboard means
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # So is SIGTERM, which often goes to all processes of a job. A handler, unlike SIG_IGN, is not inherited by a game.
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
     signal.signal(signal.SIGIO, signal.SIG_DFL)
     for descriptor in (connection_fd, memory_fd, lifeline):
         os.set_inheritable(descriptor, False)  # a game in a process of its own would keep them open

@@ -86,6 +86,9 @@ def init(dreamer: Dreamer, key: Key, hyper: Hyper | None = None) -> TrainState:
 def train_step(dreamer: Dreamer, key: Key, state: TrainState, batch: Batch) -> tuple[TrainState, Trained]:
     """Update everything on one batch. The same key may be passed at every step; `state` is donated.
 
+    An update that is not finite, by its loss and by the norms of its gradient and of itself, changes nothing but the
+    number of the step; the metric `skipped` counts these since training began.
+
     Shapes: as in `Batch`, sequences [B, C + T, ...].
     """
     key = jax.random.fold_in(key, state.step)
@@ -95,7 +98,10 @@ def train_step(dreamer: Dreamer, key: Key, state: TrainState, batch: Batch) -> t
     params = optax.apply_updates(state.params, updates)
     slow = optax.incremental_update(params.value, state.slow, dreamer.cfg.behaviour.slow_rate)
     metrics = trained.metrics | {"gradient_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
-    state = TrainState(state.step + 1, params, slow, opt_state, range_, state.hyper)
+    is_finite = jnp.isfinite(metrics["loss"] + metrics["gradient_norm"] + metrics["update_norm"])
+    new = TrainState(state.step + 1, params, slow, opt_state, range_, state.hyper)
+    state = optim.keep_finite(is_finite, new, state._replace(step=new.step))
+    metrics["skipped"] = optim.skipped(state.step, state.opt_state)
     return state, trained._replace(metrics=metrics)
 
 

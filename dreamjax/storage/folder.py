@@ -4,11 +4,14 @@ import dataclasses
 import json
 import os
 import re
+import socket
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from filelock import FileLock, Timeout
 
 from dreamjax.storage.atomic import jsonable, read_json, write_json
 from dreamjax.storage.configs import read_config
@@ -17,6 +20,17 @@ from dreamjax.storage.provenance import commit, machine
 
 class ConfigMismatch(ValueError):
     """The run folder belongs to another configuration."""
+
+
+class FolderInUse(RuntimeError):
+    """Another process is writing to the run folder."""
+
+
+class Change(NamedTuple):
+    """What follows when a run goes on with another value of a field."""
+
+    reopens: tuple[str, ...] = ()  # stages that were done, and go on
+    before: tuple[str, ...] = ()  # stages that made use of what came of the old value: once begun, it stays
 
 
 class Stage:
@@ -57,28 +71,45 @@ class RunFolder:
     Most of a configuration defines the run. Fields named in `may_change` (such as "steps" or "online.steps") do not:
     where they differ from what the folder has, the run goes on with the new values, and `changes.json` lists the old.
 
+    As long as this object lives, no other process can open the folder to write to it; `opened` reads one at any time.
+
     Raises:
         ConfigMismatch: the folder belongs to another configuration; the message lists the differences.
+        FolderInUse: another process is writing to the folder; the message says which.
     """
 
-    def __init__(self, path: str | os.PathLike[str], config: Any, may_change: Collection[str] = ()) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], config: Any, may_change: Mapping[str, Change] | None = None
+    ) -> None:
         if not dataclasses.is_dataclass(config) or isinstance(config, type):
             raise ValueError(f"config must be an instance of a dataclass, got {config!r}")
         self.path = Path(path)
         self.config: Any = config
+        self._lock = _locked(self.path)
         wanted = jsonable(config)
-        differences = {}
         if (self.path / "config.json").exists():
-            differences = _differences(self.read_json("config.json"), wanted)
-            if defining := [text for name, text in differences.items() if name not in may_change]:
-                raise ConfigMismatch(
-                    f"{self.path} was begun with another configuration:\n  " + "\n  ".join(defining) + "\n"
-                    "Use another folder, or the old values to go on with this run, or delete the folder to start again."
-                )
-        if differences:
-            changes = self.read_json("changes.json") if (self.path / "changes.json").exists() else []
-            self.write_json("changes.json", [*changes, {"time": time.time(), "changed": list(differences.values())}])
+            self._change(_differences(self.read_json("config.json"), wanted), may_change or {})
         self.write_json("config.json", wanted)
+
+    def _change(self, differences: dict[str, str], may_change: Mapping[str, Change]) -> None:
+        """Refuse differences that define the run; note the others, and let stages go on that were done."""
+        defining = [text for name, text in differences.items() if name not in may_change]
+        changes = {name: may_change[name] for name in differences if name in may_change}
+        begun = {record["name"] for record in self.stage_records()}
+        for name, change in changes.items():
+            if used := [stage for stage in change.before if stage in begun]:
+                defining.append(f"{differences[name]}, and {', '.join(used)} made use of it already")
+        if defining:
+            raise ConfigMismatch(
+                f"{self.path} was begun with another configuration:\n  " + "\n  ".join(defining) + "\n"
+                "Use another folder, or the old values to go on with this run, or delete the folder to start again."
+                + (f"\nWhat may change: {', '.join(may_change)}." if may_change else "")
+            )
+        for stage in begun & {stage for change in changes.values() for stage in change.reopens}:
+            self.write_json(f"stages/{stage}.json", self.stage_record(stage) | {"done": False})
+        if differences:
+            before = self.read_json("changes.json") if (self.path / "changes.json").exists() else []
+            self.write_json("changes.json", [*before, {"time": time.time(), "changed": list(differences.values())}])
 
     @classmethod
     def opened(cls, path: str | os.PathLike[str], kind: type) -> "RunFolder":
@@ -154,6 +185,28 @@ class RunFolder:
             for what in ("commits", "machines")
         )
         return ", ".join(commits or [commit()]), " and ".join(machines or [machine()])
+
+
+def _locked(folder: Path) -> FileLock:
+    """Lock a folder against other processes, for as long as somebody holds what is returned.
+
+    The lock is the system's, and gone with the process. Within a process, all that open the folder share it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.resolve() / ".lock", thread_local=False, is_singleton=True)
+    holder = folder / ".writer.json"
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        try:
+            who = "process {process} on {host}".format(**read_json(holder))
+        except (FileNotFoundError, KeyError):  # it has the lock, but has not yet written who it is
+            who = "another process"
+        raise FolderInUse(
+            f"{folder} is being written by {who}: wait for its end, stop it, or use another folder"
+        ) from None
+    write_json(holder, {"process": os.getpid(), "host": socket.gethostname()})
+    return lock
 
 
 def _differences(old: Any, new: Any, name: str = "") -> dict[str, str]:

@@ -14,12 +14,13 @@ from typing import Any, Self
 import numpy as np
 
 from dreamjax._extras import without
+from dreamjax.storage.atomic import replacing
 
 _COLUMNS = ("stage", "step", "seconds")
 
 
 class MetricsLog:
-    """Appends to `metrics.jsonl` in a run folder, and to `tensorboard/` if tensorboardX is installed.
+    """Appends to `metrics.jsonl` in a run folder, and to `tensorboard/<stage>/` if tensorboardX is installed.
 
     `seconds` in the file is the time that logs of this folder were open, so that it continues when a run resumes.
     """
@@ -31,8 +32,22 @@ class MetricsLog:
         self._before = _drop_torn_line(self._path)
         self._started = time.monotonic()
         self._lines = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
-        writer = _summary_writer()
-        self._tensorboard = writer and writer(os.fspath(Path(folder) / "tensorboard"), flush_secs=10)
+        self._tensorboard = _summary_writer()
+        self._writers: dict[str, Any] = {}  # of each stage
+        self._superseded: dict[str, int] = {}  # first step of a stage that TensorBoard is to forget
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Forget what was written of a stage after `step`, from where a resumed run does it again."""
+        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+        rows = ((line, json.loads(line)) for line in lines)
+        kept = [line for line, row in rows if row["stage"] != stage or row["step"] <= step]
+        if len(kept) == len(lines):
+            return
+        self._lines.close()
+        with replacing(self._path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
+        self._lines = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
+        self._superseded[stage] = step + 1
 
     def write(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
         """Append numbers or arrays of one element, by name. Steps of a stage may not decrease while the log is open.
@@ -51,15 +66,24 @@ class MetricsLog:
         self._lines.flush()
         for name, value in finite.items():
             if self._tensorboard is not None:
-                self._tensorboard.add_scalar(f"{stage}/{name}", value, step)
+                self._writer(stage).add_scalar(f"{stage}/{name}", value, step)
         if len(finite) < len(values):
             broken = ", ".join(f"{name} = {value}" for name, value in values.items() if name not in finite)
             raise FloatingPointError(f"at step {step} of stage {stage!r}: {broken}")
 
     def close(self) -> None:
         self._lines.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        for writer in self._writers.values():
+            writer.close()
+
+    def _writer(self, stage: str) -> Any:
+        """Return what writes a stage for TensorBoard, which forgets what is superseded in a whole folder only."""
+        if stage not in self._writers and self._tensorboard is not None:
+            folder = os.fspath(self._path.parent / "tensorboard" / stage)
+            # Its files are named by the second, and one of the same name would be overwritten.
+            about: Any = {"purge_step": self._superseded.get(stage), "filename_suffix": f".{time.time_ns()}"}
+            self._writers[stage] = self._tensorboard(folder, flush_secs=10, **about)
+        return self._writers[stage]
 
     def __enter__(self) -> Self:
         return self

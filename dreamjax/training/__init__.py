@@ -13,8 +13,11 @@ if TYPE_CHECKING:
         iterative as iterative,
         loop as loop,
         online as online,
+        plan as plan,
         recorded as recorded,
+        signals as signals,
         stages as stages,
+        trainer as trainer,
     )
     from dreamjax.training.dreamer import train as train
     from dreamjax.training.iterative import (
@@ -22,10 +25,7 @@ if TYPE_CHECKING:
         learn_memory as learn_memory,
         train_iteratively as train_iteratively,
     )
-    from dreamjax.training.online import (
-        OnlineConfig as OnlineConfig,
-        train_offline as train_offline,
-        train_online as train_online,
-    )
+    from dreamjax.training.online import train_offline as train_offline, train_online as train_online
+    from dreamjax.training.trainer import OnlineConfig as OnlineConfig
 
 __getattr__, __dir__, __all__ = exports(__name__, __file__)

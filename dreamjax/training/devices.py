@@ -1,9 +1,15 @@
-"""The machine: several devices at once, and memory that a CPU backend gives back and asks for again."""
+"""The machine: several devices at once, programs that stay compiled, and memory that a CPU backend keeps asking for."""
 
 import ctypes
+import os
 import platform
+import warnings
+import zlib
+from pathlib import Path
 
 import jax
+import jax.lib
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh
 
 
@@ -22,6 +28,19 @@ def device_mesh(axis: str, n_devices: int | None = None) -> Mesh:
     return jax.make_mesh((count,), (axis,), axis_types=(AxisType.Auto,), devices=devices[:count])
 
 
+def splitting_mesh(axis: str, size: int, what: str) -> Mesh:
+    """A mesh over all devices, which share `size` things equally; `what` names the setting that says how many.
+
+    Raises: ValueError if they cannot. One device could do all the work, but nobody would know why the others are idle.
+    """
+    if size % jax.device_count():
+        raise ValueError(
+            f"{what} = {size} cannot be shared equally by the {jax.device_count()} devices that jax sees: use a "
+            f"multiple of {jax.device_count()}, or let it see fewer (CUDA_VISIBLE_DEVICES=0 for one GPU)"
+        )
+    return device_mesh(axis)
+
+
 def keep_freed_memory() -> None:
     """Let this process keep the memory it frees, for what it allocates next. Call it before the work begins.
 
@@ -38,3 +57,31 @@ def keep_freed_memory() -> None:
     for parameter, value in ((trim_threshold, -1), (mmap_max, 0), (arena_max, 1)):
         if not library.mallopt(parameter, value):
             raise OSError(f"mallopt({parameter}, {value}) was refused")
+
+
+def keep_compiled_programs() -> None:
+    """Let JAX keep what it compiles, for the next process that needs it, unless it has been told where to, or not to.
+
+    That is `jax_compilation_cache_dir`, in the user's cache folder; the programs used last stay, of 4 GiB in all. There
+    is a folder for each version of jaxlib and kind of processor: what is compiled for another one may crash, and home
+    folders are shared.
+    """
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
+        return
+    kind = zlib.crc32(f"{jax.lib.__version__} {platform.machine()} {_processor()}".encode())
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dreamjax" / "jax" / f"{kind:08x}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        warnings.warn(f"compiled programs are not kept for the next time: {error}", stacklevel=2)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", 4 << 30)
+    compilation_cache.reset_cache()  # if something was compiled before, it has decided that there is no cache
+
+
+def _processor() -> str:
+    """What the processor can do, as far as the system says."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

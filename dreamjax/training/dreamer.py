@@ -14,11 +14,13 @@ from dreamjax.dreamerv3.config import SIZES, DreamerConfig
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs.adaptation import adapted
 from dreamjax.storage import agents
-from dreamjax.storage.folder import RunFolder
+from dreamjax.storage.folder import Change, RunFolder
+from dreamjax.training.devices import keep_compiled_programs
 from dreamjax.training.online import OnlineConfig, train_online
 from dreamjax.types import Agent, AgentParams
 
-MAY_CHANGE = ("online.steps", "online.capacity", "online.checkpoint_every", "online.log_every", "workers")
+MAY_CHANGE = dict.fromkeys(("online.steps", "online.checkpoint_every", "online.log_every", "workers"), Change())
+MAY_CHANGE["online.capacity"] = Change(before=("train",))
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def train(
     Raises: ConfigMismatch if the folder belongs to another configuration; as `VectorEnvironment`, `adapted` and
         `Dreamer.of` do.
     """
+    keep_compiled_programs()
     folder = Path(folder)
     online = OnlineConfig(steps, **settings)
     begun = os.fspath(weights) if weights is not None else None

@@ -12,8 +12,9 @@ from dreamjax._extras import extra
 from dreamjax.storage.agents import load
 from dreamjax.storage.atomic import jsonable
 from dreamjax.storage.configs import command_line, flat
-from dreamjax.storage.folder import RunFolder
-from dreamjax.training.devices import keep_freed_memory
+from dreamjax.storage.folder import Change, ConfigMismatch, FolderInUse, RunFolder
+from dreamjax.training.devices import keep_compiled_programs, keep_freed_memory
+from dreamjax.training.signals import leave_at_signals
 from dreamjax.types import Agent, AgentParams
 
 Config = TypeVar("Config")
@@ -60,6 +61,8 @@ def read_command_line(
     except ModuleNotFoundError as error:
         raise SystemExit(str(error)) from None
     keep_freed_memory()
+    keep_compiled_programs()
+    leave_at_signals()
     given = list(sys.argv[1:] if arguments is None else arguments)
     names = [value for flag, value in itertools.pairwise(given) if flag == "--preset"]
     name = names[-1] if names else next(iter(presets))
@@ -100,14 +103,22 @@ def _check_spelling(experiment: str, given: Sequence[str], known: Collection[str
 
 
 def run_folder(
-    experiment: str, cfg: Any, options: Options, variant: str = "", *, may_change: Collection[str] = ()
+    experiment: str, cfg: Any, options: Options, variant: str = "", *, may_change: Mapping[str, Change]
 ) -> RunFolder:
     """Open the folder of a run: the one that was asked for, or one named after preset and seed.
 
-    A run may go on with other values of the fields in `may_change`: see `RunFolder`.
+    A run may go on with other values of the fields in `may_change`: see `RunFolder`. Exits as `open_folder` does.
     """
     default = Path("runs") / experiment / "-".join(filter(None, [cfg.preset, str(cfg.seed), variant]))
-    return RunFolder(options.folder or default, cfg, may_change)
+    return open_folder(options.folder or default, cfg, may_change)
+
+
+def open_folder(path: Path, cfg: Any, may_change: Mapping[str, Change]) -> RunFolder:
+    """Open a run folder. Exits, with what is wrong, if it belongs to another configuration or another process."""
+    try:
+        return RunFolder(path, cfg, may_change)
+    except (ConfigMismatch, FolderInUse) as error:
+        raise SystemExit(str(error)) from None
 
 
 def evaluation_folder(experiment: str, options: Options) -> Path:

@@ -1,5 +1,6 @@
 """Training that survives being killed: a loop is a generator of states, and whoever reads it logs and saves."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from dreamjax.storage.checkpoints import Checkpoints
 from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.metrics import MetricsLog
 from dreamjax.storage.progress import progress
+from dreamjax.training.signals import stop_request
 from dreamjax.types import Metrics, PyTree
 
 Loop = Callable[[PyTree, int], Iterator[tuple[PyTree, Metrics]]]  # (state, steps done) -> state, metrics of each step
@@ -66,28 +68,54 @@ def train(
     """Read `loop` to step number `steps`, from the newest checkpoint of stage `name` in the run folder if there is one.
 
     If the loop depends on nothing but the step and the state, the result is the same however often the training was
-    interrupted. `show` names the metric beside the progress bar.
+    interrupted. `show` names the metric beside the progress bar. What is saved is finite: the metrics of a step are
+    looked at before.
 
-    Raises: ValueError if the loop ends before that, FloatingPointError if a metric is not finite.
+    Raises: ValueError if the loop ends before that, FloatingPointError as `finite` does, `Stopped` after a signal, when
+        the step is done and saved.
     """
     checkpoints = Checkpoints(run.path / "checkpoints" / name)
     found = checkpoints.restore(jax.eval_shape(lambda: state))
     begin, state = found if found is not None else (0, state)
+    log.rewind(name, begin)
     if begin >= steps:
         run.finish_stage(name)  # it may have been killed after its last checkpoint
         return state
-    with run.stage(name) as stage, progress(steps, name, initial=begin, unit="step") as bar:
+    bar = progress(steps, name, initial=begin, unit="step", waits="compiling")
+    with stop_request() as stop, run.stage(name) as stage, bar:
         done = begin
         for now, metrics in loop(state, begin):
             done += 1
             bar.update()
-            if done % log_every == 0 or done == steps:
-                values = {key: float(value) for key, value in metrics.items()}
+            is_logged = done % log_every == 0 or done == steps
+            is_saved = done % checkpoint_every == 0 or done == steps or bool(stop)
+            values = finite(name, done, metrics) if is_logged or is_saved else {}
+            if is_logged:
                 log.write(name, done, values)
                 bar.set_postfix({key: f"{values[key] + 0.0:.4g}" for key in [show] if key in values})
-            if done % checkpoint_every == 0 or done == steps:
+            if is_saved:
                 checkpoints.save(done, now)
                 stage.tick()
             if done == steps:
                 return now
+            stop.leave(f"{name} is saved at step {done} of {steps}; started again, it goes on from there: {run.path}")
         raise ValueError(f"the data of stage {name!r} ended before step {done + 1} of {steps}")
+
+
+def finite(name: str, step: int, metrics: Metrics) -> dict[str, float]:
+    """Wait for the metrics of a step, and return them as numbers, but for `skipped`.
+
+    Raises: FloatingPointError if one of them is not finite, or `skipped` counts an update that was left out because its
+        loss or gradient was not.
+    """
+    values = {key: float(value) for key, value in metrics.items()}
+    skipped = values.pop("skipped", 0.0)
+    broken = ", ".join(f"{key} = {value}" for key, value in values.items() if not math.isfinite(value))
+    if skipped or broken:
+        place = f"step {step} of stage {name!r}"
+        what = f"{place} was not finite: {broken}" if broken else f"an update before {place} was not finite"
+        raise FloatingPointError(
+            f"{what}. Nothing of it was kept or saved; the checkpoint before it stays, and training goes on from there "
+            "if it is started again. Look for observations and rewards that are huge, or lower the learning rate"
+        )
+    return values

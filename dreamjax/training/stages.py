@@ -3,7 +3,7 @@
 Source: Ha & Schmidhuber 2018, appendix A; every default is the published one of Doom.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import gymnasium
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from dreamjax import evolution
 from dreamjax.acting import evaluation, random_play, seeds
@@ -24,12 +23,12 @@ from dreamjax.replay import latents
 from dreamjax.replay.latents import Latents
 from dreamjax.storage import episodes
 from dreamjax.storage.episodes import Store
-from dreamjax.storage.folder import RunFolder
+from dreamjax.storage.folder import Change, RunFolder
 from dreamjax.storage.identity import fingerprint
 from dreamjax.storage.metrics import MetricsLog
 from dreamjax.storage.progress import progress
 from dreamjax.training import encode as encoding
-from dreamjax.training.devices import device_mesh
+from dreamjax.training.devices import splitting_mesh
 from dreamjax.training.loop import generations, train, updates
 from dreamjax.types import Agent, AgentParams, EnvSpec, Key, Metrics, Params
 from dreamjax.worldmodels import learner, search, vision as vision_module
@@ -80,6 +79,21 @@ class Evolve:
     temperature: float = 1.15  # of dreams
     evaluate_every: int = 25  # generations
     evaluation_episodes: int = 1024  # of the mean of the distribution
+
+
+def may_change(evolve: Sequence[str], *others: str) -> dict[str, Change]:
+    """Say what a run of these stages may go on with, for `RunFolder`: `others`, and how long the stages train.
+
+    How long may change until a later stage has made use of what was learned. C evolves in stages named `evolve`.
+    """
+    after, evolve = ("vision", "encode", "memory", *evolve), tuple(evolve)
+    return {
+        "collect.episodes": Change(("collect",), after),
+        "vision.updates": Change(("vision",), after[1:]),
+        "memory.updates": Change(("memory",), evolve),
+        **dict.fromkeys(("evolve.generations", "evolve.evaluate_every", "evolve.evaluation_episodes"), Change(evolve)),
+        **dict.fromkeys(("collect.workers", "collect.envs", *others), Change()),
+    }
 
 
 def collect(run: RunFolder, cfg: Collect, make_env: Callable[[], gymnasium.Env], spec: EnvSpec, seed: int) -> Store:
@@ -171,8 +185,10 @@ def evolve_in_dreams(
 
     Not the mean that scored best in dreams: those of different generations differ by less than the noise of their
     scores, and a later one has averaged over more of it.
+
+    Raises: ValueError if the devices do not divide the population.
     """
-    mesh = _population_mesh(cfg)
+    mesh = splitting_mesh("population", cfg.search.population_size, "population_size")
 
     def generation(state: EvolutionState, number: int) -> tuple[EvolutionState, Metrics]:
         key_generation, key_evaluate = jax.random.split(jax.random.fold_in(key, number))
@@ -272,7 +288,3 @@ def _evolve(
     begin = evolution.init(cfg.search, mean)
     settings: dict[str, Any] = {"checkpoint_every": checkpoint_every, "log_every": 1, "show": "fitness_mean"}
     return train(run, log, name, begin, generations(generation), cfg.generations, **settings).mean
-
-
-def _population_mesh(cfg: Evolve) -> Mesh | None:
-    return device_mesh("population") if cfg.search.population_size % jax.device_count() == 0 else None

@@ -72,7 +72,9 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """Update V or M on one batch: frames uint8 [B, 64, 64, 3], or a `Chunk` [T + 1, B, ...]. `state` is donated.
 
-    The key is folded with the number of the update, so that one key serves all of them.
+    The key is folded with the number of the update, so that one key serves all of them. An update that
+    is not finite, by its loss and the norm of its gradient and itself, changes nothing but that number; the metric
+    `skipped` counts these since training began.
     """
 
     def loss(params: Params) -> tuple[Array, tuple[PyTree, Metrics]]:
@@ -86,4 +88,7 @@ def train_step(
     optimizer = optim.adam(learner.optimizer, state.learning_rate)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state, carry, state.learning_rate), metrics
+    is_finite = jnp.isfinite(metrics["loss"] + optax.tree.norm((grads, updates)))
+    new = TrainState(state.step + 1, params, opt_state, carry, state.learning_rate)
+    state = optim.keep_finite(is_finite, new, state._replace(step=new.step))
+    return state, metrics | {"skipped": optim.skipped(state.step, state.opt_state)}

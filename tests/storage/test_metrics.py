@@ -8,7 +8,7 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from dreamjax.storage.metrics import MetricsLog, read_metrics
 
@@ -134,14 +134,16 @@ def test_what_is_no_scalar_is_refused_and_nothing_written(tmp_path, metrics, pro
     assert read_metrics(tmp_path / "metrics.jsonl") == {}
 
 
-def tensorboard_scalars(folder) -> list[tuple[str, int, float]]:
+def tensorboard_scalars(folder, stage="vision") -> list[tuple[str, int, float]]:
     """Every record is its length (8 bytes, and 4 of checksum), an event, and 4 bytes of checksum."""
     scalars = []
-    for path in sorted((folder / "tensorboard").iterdir()):
+    for path in sorted((folder / "tensorboard" / stage).iterdir()):
         data = path.read_bytes()
         while data:
             length = int.from_bytes(data[:8], "little")
             event = Event.FromString(data[12 : 12 + length])
+            if event.session_log.status == SessionLog.START:  # as TensorBoard does
+                scalars = [scalar for scalar in scalars if scalar[1] < event.step]
             scalars += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
             data = data[16 + length :]
     return scalars
@@ -150,3 +152,21 @@ def tensorboard_scalars(folder) -> list[tuple[str, int, float]]:
 def test_tensorboard_gets_the_same_numbers(tmp_path):
     write(tmp_path, "vision", {0: {"loss": 1.5}, 10: {"loss": 0.5}})
     assert tensorboard_scalars(tmp_path) == [("vision/loss", 0, 1.5), ("vision/loss", 10, 0.5)]
+
+
+def test_what_a_resumed_run_does_again_is_forgotten_before(tmp_path):
+    write(tmp_path, "vision", {step: {"loss": float(step)} for step in (10, 20, 30)})
+    with MetricsLog(tmp_path) as log:
+        log.rewind("vision", 20)
+        log.rewind("memory", 0)
+        log.write("vision", 40, {"loss": -40.0})
+    write(tmp_path, "memory", {5: {"loss": 5.0}})
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["stage"], row["step"]) for row in rows] == [
+        ("vision", 10),
+        ("vision", 20),
+        ("vision", 40),
+        ("memory", 5),
+    ]
+    seen = tensorboard_scalars(tmp_path, "vision")
+    assert seen == [("vision/loss", 10, 10.0), ("vision/loss", 20, 20.0), ("vision/loss", 40, -40.0)]

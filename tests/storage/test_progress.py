@@ -5,6 +5,7 @@ import pty
 import subprocess
 import sys
 import termios
+import time
 
 import pytest
 
@@ -12,9 +13,10 @@ from dreamjax.storage import progress as module
 from dreamjax.storage.progress import progress
 
 
-def test_a_short_loop_writes_one_line_to_a_log(capsys):
+def test_a_short_loop_writes_two_lines_to_a_log(capsys):
     assert list(progress(range(5), "vision")) == [0, 1, 2, 3, 4]
-    (line,) = capsys.readouterr().err.splitlines()
+    first, line = capsys.readouterr().err.splitlines()
+    assert first.startswith("vision: 0% 0/5 [")
     assert line.startswith("vision: 100%") and " 5/5 [" in line and "\r" not in line
 
 
@@ -23,7 +25,8 @@ def test_updates_are_throttled_and_the_last_numbers_are_shown(capsys):
         for loss in range(60):
             bar.update(1)
             bar.set_postfix(loss=loss)
-    (line,) = capsys.readouterr().err.splitlines()
+    first, line = capsys.readouterr().err.splitlines()
+    assert " 40/100 [" in first
     assert " 100/100 [" in line and "loss=59" in line and "step" in line
 
 
@@ -56,3 +59,39 @@ def test_a_terminal_gets_a_bar_if_it_has_a_width(columns, is_redrawn):
     os.close(main)
     assert "vision: 100%" in shown and "3/3" in shown
     assert ("vision:   0%" in shown) == is_redrawn
+
+
+def test_what_is_waited_for_is_said_and_does_not_count_for_the_pace(capsys, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    with progress(30, "train", unit="step", waits="compiling") as bar:
+        clock[0] += 84.0
+        for _ in range(10):
+            clock[0] += 1.0
+            bar.update()
+    waits, took, ends = capsys.readouterr().err.splitlines()
+    assert waits == "train: 0% 0/30 [00:00<?, ? step/s] compiling 00:00"
+    assert took == "train: compiling took 01:25"
+    assert ends == "train: 33% 10/30 [00:09<00:18, 1.11 step/s]"
+
+
+def test_a_bar_says_what_it_waits_for_with_a_clock():
+    main, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
+    code = """
+import sys, threading
+from dreamjax.storage.progress import progress
+with progress(3, "train") as bar:
+    bar.wait("compiling")
+    sys.stdin.read(1)  # a long step, during which only the clock of the bar goes on
+    bar.update(3)
+"""
+    child = subprocess.Popen([sys.executable, "-c", code], stderr=terminal, stdin=subprocess.PIPE)
+    os.close(terminal)
+    shown, give_up = "", time.monotonic() + 60
+    while "compiling 00:0" not in shown and time.monotonic() < give_up:
+        shown += os.read(main, 10_000).decode()
+    child.communicate(b"x", timeout=60)
+    assert "train, compiling 00:0" in shown and child.returncode == 0
+    assert "3/3" in os.read(main, 10_000).decode()
+    os.close(main)

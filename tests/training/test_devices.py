@@ -21,12 +21,19 @@ def run(code: str, **environment: str) -> str:
 
 FOUR_DEVICES = """
 import jax
-from dreamjax.training.devices import device_mesh
+from dreamjax.training.devices import device_mesh, splitting_mesh
 
 mesh = device_mesh("population")
 assert mesh.axis_names == ("population",) and mesh.axis_types == (jax.sharding.AxisType.Auto,)
 assert mesh.devices.tolist() == jax.devices() and len(jax.devices()) == 4
 assert device_mesh("population", 2).devices.tolist() == jax.devices()[:2]
+assert splitting_mesh("batch", 8, "batch_size").size == 4
+try:
+    splitting_mesh("batch", 6, "batch_size")
+except ValueError as error:
+    assert "batch_size = 6 cannot be shared equally by the 4 devices" in str(error), error
+else:
+    raise AssertionError("6 sequences are no use to 4 devices")
 print("ok")
 """
 

@@ -26,7 +26,8 @@ from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.metrics import read_metrics
 from dreamjax.storage.recordings import open_recording, write_recording
 from dreamjax.storage.replays import ReplayError
-from dreamjax.training.online import OnlineConfig, train_offline, train_online, updates_due
+from dreamjax.training.online import OnlineConfig, train_offline, train_online
+from dreamjax.training.trainer import updates_due
 from dreamjax.types import Step
 
 TINY = DreamerConfig(

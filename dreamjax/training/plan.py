@@ -1,0 +1,116 @@
+"""What a run of DreamerV3 will need, worked out before it begins, and refused if the machine does not have it."""
+
+import os
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from dreamjax.dreamerv3 import experience, learner
+from dreamjax.dreamerv3.model import Dreamer
+from dreamjax.training.trainer import OnlineConfig
+from dreamjax.types import PyTree
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+class Plan(NamedTuple):
+    """What a run needs at most. Sizes are in bytes."""
+
+    parameters: int  # numbers, of world model, actor and critic
+    agent: int  # parameters, slow critic and optimiser, on every device
+    step: int  # a replayed one
+    steps: int  # in the replay, when the run has collected all that it will
+    replay: int  # memory of the process
+    disk: int  # two checkpoints with their replays, and a third one while it is written
+
+
+class Machine(NamedTuple):
+    """What there is. In bytes."""
+
+    memory: int  # that the process may have
+    disk: int  # free, or taken by earlier checkpoints of the run
+
+
+def plan(dreamer: Dreamer, cfg: OnlineConfig, streams: int) -> Plan:
+    """Work out what a run needs that collects from so many environments. Nothing is allocated."""
+    state = jax.eval_shape(partial(learner.init, dreamer), jax.random.key(0))
+    step, kept = _bytes(experience.example(dreamer)), -(-min(cfg.capacity, cfg.steps) // streams)
+    block = cfg.replay(dreamer.cfg.context).block
+    allocated = (-(-kept // block) + (cfg.steps > cfg.capacity)) * block * streams  # a full one holds parts of two
+    agent, replay = _bytes(state), allocated * step
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    return Plan(parameters, agent, step, kept * streams, replay, 3 * (agent + replay))
+
+
+def machine(folder: Path) -> Machine:
+    """Say what this machine has for a run in that folder, which exists."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    mine = [path for name in ("checkpoints", "replay") for path in (folder / name).rglob("*") if path.is_file()]
+    free = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in mine)
+    return Machine(min([memory, *_limits()]), free)
+
+
+def table(needs: Plan, has: Machine) -> str:
+    """Show both, a line for each thing."""
+    rows = [
+        ("parameters", f"{needs.parameters:,}", "of world model, actor and critic"),
+        ("agent", _size(needs.agent), "parameters and optimiser, on every device"),
+        ("memory", _size(needs.replay), f"replay of {needs.steps:,} steps; this machine has {_size(has.memory)}"),
+        ("disk", _size(needs.disk), f"at most, for checkpoints with their replays; {_size(has.disk)} are free"),
+    ]
+    return "\n".join(f"  {name:<11}{amount:>12}  {what}" for name, amount, what in rows)
+
+
+def check(needs: Plan, has: Machine, folder: Path) -> None:
+    """Raise ValueError if a run cannot fit; the message says what to change."""
+    agent = needs.agent if jax.default_backend() == "cpu" else 0
+    if needs.replay + agent > has.memory:
+        fits = int(0.8 * max(0, has.memory - agent)) // needs.step
+        raise ValueError(
+            f"the replay of {needs.steps:,} steps takes {_size(needs.replay)} of memory when it is full, and this "
+            f"machine has {_size(has.memory)}: set capacity to {fits:,} steps or fewer"
+        )
+    if needs.disk > has.disk:
+        fits = int(0.8 * max(0, has.disk / 3 - needs.agent)) // needs.step
+        raise ValueError(
+            f"the checkpoints of this run and their replays take up to {_size(needs.disk)}, and {_size(has.disk)} are "
+            f"free in {folder}: make room, use another disk, or set capacity to {fits:,} steps or fewer"
+        )
+
+
+def announce(dreamer: Dreamer, cfg: OnlineConfig, streams: int, folder: Path) -> None:
+    """Print the plan of a run on stderr. Raises ValueError if it cannot fit."""
+    needs, has = plan(dreamer, cfg, streams), machine(folder)
+    print(f"plan of {folder}\n{table(needs, has)}", file=sys.stderr, flush=True)
+    check(needs, has, folder)
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _limits() -> list[int]:
+    """Memory limits of the control groups of this process, as containers and schedulers set them."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except FileNotFoundError:  # not Linux
+        return []
+    groups = [_CGROUPS / line.removeprefix("0::/") for line in lines if line.startswith("0::/")]
+    files = [
+        path / "memory.max" for group in groups for path in (group, *group.parents) if path.is_relative_to(_CGROUPS)
+    ]
+    texts = [file.read_text().strip() for file in files if file.exists()]
+    return [int(text) for text in texts if text.isdigit()]  # it may also say "max"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
+        count /= 1024
+    return f"{count:,.3g} TiB"
