@@ -89,7 +89,10 @@ def check_actions(spaces: Spaces) -> None:
         if space.is_discrete:
             check_discrete("action", name, space)
         elif (space.low, space.high) != (-1.0, 1.0):
-            raise ValueError(f"continuous action {name!r} must lie in [-1, 1], got {space}; rescale the environment's")
+            raise ValueError(
+                f"continuous action {name!r} must lie in [-1, 1], got {space}; `envs.adapted` brings those of a host "
+                "environment there"
+            )
 
 
 def sample_actions(key: Key, distributions: Distributions, spaces: Spaces) -> dict[str, Array]:

@@ -55,7 +55,7 @@ def check_observations(spaces: Spaces) -> None:
         if is_image(space) and not all(size % 16 == 0 and size <= LARGEST for size in space.shape[:2]):
             raise ValueError(
                 f"the sides of {name!r} must be multiples of 16 from {SMALLEST} to {LARGEST}, got {space.shape}: "
-                "resize the picture"
+                "resize it, with `train(..., resize=64)`, `--resize 64` or `envs.adapted(make_env, resize=64)`"
             )
         if not is_image(space) and space.is_discrete:
             check_discrete("observation", name, space)
@@ -67,7 +67,10 @@ def check_observations(spaces: Spaces) -> None:
 def check_discrete(kind: str, name: str, space: Space) -> None:
     """Raise ValueError unless the entries of a discrete space have the same finite bounds, and few enough classes."""
     if np.ndim(space.low) or np.ndim(space.high) or not np.isfinite([space.low, space.high]).all():
-        raise ValueError(f"discrete {kind} {name!r} needs finite bounds, the same for all its entries, got {space}")
+        raise ValueError(
+            f"discrete {kind} {name!r} needs finite bounds, the same for all its entries, got {space}: split it, as "
+            "`envs.adapted` does for actions"
+        )
     if flat_size(space) > MOST_ONE_HOT:
         raise ValueError(
             f"discrete {kind} {name!r} would be read as {flat_size(space):,} one-hot features, {classes(space):,} "

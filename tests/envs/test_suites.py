@@ -32,7 +32,7 @@ def test_the_published_environments_are_made(task: str, image: tuple[int, ...], 
     ],
 )
 def test_every_suite_renders(task: str, height: int, width: int) -> None:
-    with suites.task(task, "rgb_array").make_env() as env:
+    with suites.task(task, render_mode="rgb_array").make_env() as env:
         env.reset(seed=0)
         shown = env.render()
     assert (shown.shape, shown.dtype) == ((height, width, 3), np.uint8)
