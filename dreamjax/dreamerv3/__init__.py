@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         debug as debug,
         scaled as scaled,
         sized as sized,
+        tiny as tiny,
     )
     from dreamjax.dreamerv3.learner import (
         Batch as Batch,

@@ -160,6 +160,23 @@ def debug(base: DreamerConfig | None = None) -> DreamerConfig:
     )
 
 
+def tiny() -> DreamerConfig:
+    """Return a configuration of a few dozen units that learns small problems, with settings that suit them.
+
+    It is that of the agent in experiments/results/dreamerv3_jax_catch, which catches 97 of 100 balls after 6,536 steps.
+    """
+    base = DreamerConfig()
+    return replace(
+        base,
+        rssm=replace(base.rssm, deter=64, hidden=32, stoch=8, classes=8, blocks=4),
+        codec=replace(base.codec, depth=4, units=32, encoder_layers=1, decoder_layers=1, blocks=4),
+        heads=replace(base.heads, units=32),
+        behaviour=replace(base.behaviour, horizon=7, entropy=0.03),
+        optimizer=replace(base.optimizer, learning_rate=1e-3, warmup=50),
+        compute_dtype="float32",
+    )
+
+
 Size = Literal["custom", "debug", "1m", "12m", "25m", "50m", "100m", "200m", "400m"]
 WIDTHS = {"1m": 64, "12m": 256, "25m": 384, "50m": 512, "100m": 768, "200m": 1024, "400m": 1536}
 SIZES = {name: sized(width) for name, width in WIDTHS.items()}

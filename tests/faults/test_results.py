@@ -9,10 +9,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dreamjax import evolution
+from dreamjax import dreamerv3, evolution, rollout
+from dreamjax.dreamerv3 import DreamerConfig
+from dreamjax.envs import probes
 from dreamjax.evolution import EvolutionConfig, EvolutionState
 from dreamjax.reporting import write_summary
-from dreamjax.storage import Checkpoints, MetricsLog, RunFolder, read_metrics
+from dreamjax.storage import Checkpoints, MetricsLog, RunFolder, load, read_metrics
+from dreamjax.storage.atomic import read_json
+from dreamjax.storage.configs import read_config
 from dreamjax.storage.identity import fingerprint
 from dreamjax.training import stages
 from dreamjax.training.experiment import Aggregating, Evaluating, read_command_line, stored_agent
@@ -130,3 +134,14 @@ def test_a_misspelled_option_names_the_one_that_was_meant(flag: str, good: str) 
     with pytest.raises(SystemExit) as refused:
         read_command_line("dreamerv3", "Trains.", {"paper": Small()}, Everything, [flag, "1"])
     assert str(refused.value) == f"dreamerv3.py has no {flag}: did you mean {good}?"
+
+
+def test_the_committed_agent_of_dreamerv3_catches_nearly_every_ball() -> None:
+    folder = Path(__file__).parents[2] / "experiments" / "results" / "dreamerv3_jax_catch"
+    assert read_config(DreamerConfig, read_json(folder / "agent.json")["config"]) == dreamerv3.tiny()
+    agent, params = load(folder)
+    alone = jax.tree.map(lambda leaf: leaf[None], params.policy)
+    policy = rollout.step_policy(agent, params.model)
+    play = jax.jit(lambda keys: rollout.population_returns(probes.catch(), policy, alone, keys).total)
+    assert play(jax.random.split(jax.random.key(0), 16)).mean() > 0.9
+    assert len(params.starts) == 64  # where its dreams begin
