@@ -41,7 +41,7 @@ def from_craftax(environment: Any, params: Any = None) -> Environment:
     is_picture = len(space.shape) == 3
     if is_picture:
         height, width, channels = space.shape
-        space = Space((height + -height % EVEN, width + -width % EVEN, channels), np.uint8, 0, 255)
+        space = Space((height + -height % EVEN, width + -width % EVEN, channels), np.uint8, 0, 256)
 
     def show(observation: Array) -> PyTree:
         return paint(observation) if is_picture else observation
