@@ -189,8 +189,7 @@ def test_a_solved_problem_may_go_on_for_ever() -> None:
 @pytest.mark.parametrize("failure", [jnp.nan, jnp.inf, -jnp.inf])
 def test_failed_evaluations_rank_last(failure: float) -> None:
     cfg = EvolutionConfig(population_size=6)
-    state = evolution.init(cfg, jnp.zeros(4))
-    state, population = evolution.ask(cfg, jax.random.key(5), state)
+    state, population = evolution.ask(cfg, jax.random.key(5), evolution.init(cfg, jnp.zeros(4)))
     failed, metrics = evolution.tell(cfg, state, population, jnp.array([1.0, failure, 3.0, failure, 5.0, 2.0]))
     ranked, _ = evolution.tell(cfg, state, population, jnp.array([1.0, -8.0, 3.0, -9.0, 5.0, 2.0]))
     chex.assert_trees_all_equal(failed, ranked)
