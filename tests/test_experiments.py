@@ -263,8 +263,9 @@ def dreamerv3_leaves_what_a_person_looks_at(folder: Path, tmp_path: Path) -> Non
     """The folder of the run, a later evaluation of it, and what is aggregated from it."""
     _, rows = outcome(folder)
     assert {name: row["n"] for name, row in rows.items()} == {"gym_CartPole-v1": 5, "gym_CartPole-v1, evaluated": 2}
-    for name in ("summary.html", "returns.png", "losses.png"):
+    for name in ("summary.html", "returns.png", "losses.png", "episode.mp4"):
         assert (folder / name).stat().st_size > 1000, name
+    assert "episode.mp4" in (folder / "summary.html").read_text()
     finish(start(DREAMER, "--evaluate", str(folder), "--episodes", "3", "--folder", str(tmp_path / "out")))
     evaluated = json.loads((tmp_path / "out" / "result.json").read_text())
     assert [row["n"] for row in evaluated["rows"]] == [5, 3]
