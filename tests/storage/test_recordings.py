@@ -81,3 +81,16 @@ def test_bad_recordings_are_refused(tmp_path: Path):
     (tmp_path / "replay" / "replay-0.json").unlink()
     with pytest.raises(ReplayError, match="no replay"):
         open_recording(tmp_path)
+
+
+@pytest.mark.parametrize("what", [np.nan, np.inf, -np.inf, 1.5])
+def test_what_no_environment_may_emit_is_not_recorded(tmp_path: Path, what: float) -> None:
+    spec = SPEC._replace(observation={"x": Space((2,), np.float32, -1, 1)})
+    step, action = next(steps(1))
+    step.observation["x"][1, 0] = what
+    with pytest.raises(ValueError, match=rf"observation 'x' .*{what}.* at \[1, 0\]|'x' is {what} at \[1, 0\]"):
+        write_recording(tmp_path, spec, 2, [(step, action)])
+    if not np.isfinite(what):
+        with pytest.raises(ValueError, match="rewards must be finite"):
+            write_recording(tmp_path, SPEC, 2, [(next(steps(1))[0]._replace(reward=np.float32([0, what])), action)])
+    assert not list(tmp_path.iterdir())
