@@ -88,7 +88,8 @@ def train(
             done += 1
             bar.update()
             is_logged = done % log_every == 0 or done == steps
-            is_saved = done % checkpoint_every == 0 or done == steps or bool(stop)
+            stopping = bool(stop)  # asked once, so that nothing is left unsaved by a signal that comes in between
+            is_saved = done % checkpoint_every == 0 or done == steps or stopping
             values = finite(name, done, metrics) if is_logged or is_saved else {}
             if is_logged:
                 log.write(name, done, values)
@@ -98,7 +99,10 @@ def train(
                 stage.tick()
             if done == steps:
                 return now
-            stop.leave(f"{name} is saved at step {done} of {steps}; started again, it goes on from there: {run.path}")
+            if stopping:
+                stop.leave(
+                    f"{name} is saved at step {done} of {steps}; started again, it goes on from there: {run.path}"
+                )
         raise ValueError(f"the data of stage {name!r} ended before step {done + 1} of {steps}")
 
 

@@ -76,12 +76,16 @@ def train_online(
                 log.write("failures", now.steps, {"environments": now.failures - failures})
                 failures = now.failures
             bar.update(now.steps - bar.n)
-            if now.updates - training.saved >= cfg.checkpoint_every or stop:
+            stopping = bool(stop)  # asked once, so that nothing is left unsaved by a signal that comes in between
+            if now.updates - training.saved >= cfg.checkpoint_every or stopping:
                 training.save()
                 stage.tick()
             if training.updates == begun < training.due:
                 bar.wait("compiling")  # the first update
-            stop.leave(f"saved at step {now.steps} of {cfg.steps}; started again, it goes on from there: {run.path}")
+            if stopping:
+                stop.leave(
+                    f"saved at step {now.steps} of {cfg.steps}; started again, it goes on from there: {run.path}"
+                )
         training.save()
     return training.state
 
@@ -143,9 +147,10 @@ def train_offline(
                 log.write("learn", number, finite("learn", number, metrics))
             done = training.updates
             bar.update(done - bar.n)
-            if done - training.saved >= cfg.checkpoint_every or done >= updates or stop:
+            stopping = bool(stop)
+            if done - training.saved >= cfg.checkpoint_every or done >= updates or stopping:
                 training.save()
                 stage.tick()
-            if done < updates:
+            if stopping and done < updates:
                 stop.leave(f"saved at update {done} of {updates}; started again, it goes on from there: {run.path}")
     return training.state
