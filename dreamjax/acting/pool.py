@@ -79,8 +79,10 @@ class Pool:
             self.close()
             raise
         self.groups = len(self._workers) * self._groups_each
-        self.observation_space: gymnasium.Space = self._workers[0].spaces[0]
-        self.action_space: gymnasium.Space = self._workers[0].spaces[1]
+        self.observation_space: gymnasium.Space
+        self.action_space: gymnasium.Space
+        self.name: str  # of the environment: its wrappers, its class and its id
+        self.observation_space, self.action_space, self.name = self._workers[0].about
 
     def __len__(self) -> int:
         """Count the environments."""

@@ -30,8 +30,9 @@ class Here:
 
     def __init__(self, make_env: Callable[[], gymnasium.Env], groups: int, size: int) -> None:
         self._environments = Environments(make_env, groups, size)
-        self.spaces = self._environments.observation_space, self._environments.action_space
-        layout, length = memory_layout(self.spaces[0], groups, size)
+        made = self._environments
+        self.about = made.observation_space, made.action_space, made.name
+        layout, length = memory_layout(made.observation_space, groups, size)
         self.arrays = views(bytearray(length), layout, size)
         self.waiting: deque[int] = deque()
         self._orders: Sequence[Order] = ()
@@ -75,8 +76,8 @@ class Process:
             raise RuntimeError(f"a worker died ({self._status()}) while it made its first environment") from error
         if isinstance(told, Exception):
             raise told
-        self.spaces = told
-        layout, length = memory_layout(self.spaces[0], self._groups, self._size)
+        self.about = told
+        layout, length = memory_layout(self.about[0], self._groups, self._size)
         os.ftruncate(self._memory, length)
         self.arrays = views(mmap(self._memory, length), layout, self._size)
         self._is_ready = True

@@ -58,6 +58,11 @@ class VectorEnvironment:
         return len(self._pool)
 
     @property
+    def name(self) -> str:
+        """Return what the environment calls itself: its wrappers, its class and its id."""
+        return self._pool.name
+
+    @property
     def restarts(self) -> int:
         """Count the workers that died or hung."""
         return self._pool.restarts

@@ -51,14 +51,17 @@ def describe(value: Any, code: bool = True) -> str:
 
 
 def pin(folder: str | os.PathLike[str], name: str, of: str) -> None:
-    """Write down what a run begins with besides its configuration, such as another run's agent, by its fingerprint.
+    """Write down what a run begins with besides its configuration: an environment by name, an agent by its fingerprint.
 
     Raises: ValueError if the folder was begun with another one.
     """
     path = Path(folder) / _INPUTS
     known = read_json(path) if path.exists() else {}
     if known.setdefault(name, of) != of:
-        raise ValueError(f"{folder} was begun with another {name}: use another folder, or bring the former one back")
+        raise ValueError(
+            f"{folder} was begun with another {name}, {known[name]}, not {of}: use another folder, or bring the former "
+            "one back"
+        )
     write_json(path, known)
 
 

@@ -14,6 +14,7 @@ from dreamjax.dreamerv3.learner import TrainState
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.storage.checkpoints import Checkpoints
 from dreamjax.storage.folder import RunFolder
+from dreamjax.storage.identity import pin
 from dreamjax.storage.metrics import MetricsLog
 from dreamjax.storage.progress import progress
 from dreamjax.storage.recordings import fill, open_recording
@@ -52,11 +53,11 @@ def train_online(
     First of all the plan of the run is printed. Every update is looked at before anything is saved. After a signal the
     step under way is finished and saved.
 
-    Raises: ValueError if the machine is too small for the run, its devices do not divide the batch, or the weights of
-        `begin` do not fit; ReplayError if the
-        replay of the run is damaged; FloatingPointError if an update was not finite; `Stopped` after a signal; as
-        `VectorEnvironment.step` does.
+    Raises: ValueError if the run was begun in another environment, the machine is too small for it, its devices do not
+        divide the batch, or the weights of `begin` do not fit; ReplayError if the replay of the run is damaged;
+        FloatingPointError if an update was not finite; `Stopped` after a signal; as `VectorEnvironment.step` does.
     """
+    pin(run.path, "environment", environment.name)
     plan.announce(dreamer, cfg, len(environment), run.path)
     training = Training(run, dreamer, len(environment), cfg, seed)
     if begin is not None:
@@ -69,7 +70,7 @@ def train_online(
         for now in act_and_learn(training, environment):
             for i, episode in now.episodes.items():
                 log.write("episode", now.steps - len(environment) + i, episode)
-                bar.set_postfix({"return": f"{episode['return']:.4g}", "updates": now.updates})
+                bar.set_postfix({"return": f"{episode['return'] + 0.0:.4g}", "updates": now.updates})
             for number, metrics in now.metrics.items():
                 log.write("learn", number, finite("learn", number, metrics))
             if now.failures > failures:

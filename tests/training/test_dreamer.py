@@ -14,6 +14,7 @@ import dreamjax
 from dreamjax import dream
 from dreamjax.dreamerv3 import SIZES, debug
 from dreamjax.storage.folder import ConfigMismatch, RunFolder
+from dreamjax.storage.identity import pin
 
 SMALL: dict[str, Any] = {"batch_size": 2, "batch_length": 8, "train_ratio": 4, "checkpoint_every": 5, "log_every": 5}
 
@@ -43,7 +44,17 @@ class Walk(gymnasium.Env):
         return np.array([self.place, self.goal], np.float32)
 
 
+class Other(Walk):
+    """Has the spaces of `Walk`."""
+
+
 train = partial(dreamjax.train, agent=debug(), max_steps=9, envs=2, **SMALL)
+
+
+def test_a_run_stays_in_its_environment(tmp_path: Path) -> None:
+    pin(tmp_path, "environment", str(Walk()))
+    with pytest.raises(ValueError, match="another environment, <Walk instance>, not <Other instance>"):
+        train(Other, tmp_path, 40)
 
 
 def test_train_go_on_begin_with_other_weights_load_and_film(tmp_path: Path) -> None:
