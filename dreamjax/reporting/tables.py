@@ -29,7 +29,6 @@ HIGHLIGHTS = {  # folder -> rows
         Highlight("doom_take_cover", "random_every_tic", "a random agent in the real game"),
         Highlight("car_racing", "full", "CarRacing, evolved on the road, `[z, h]`"),
         Highlight("car_racing", "full-dream", "CarRacing, evolved in dreams, `[z, h]`"),
-        Highlight("car_racing", "z", "CarRacing, evolved on the road, `z` alone"),
         Highlight("swingup_iterative", "iterated, held upright at the end", "pole swing-up from pixels, held upright"),
         Highlight("dreamerv3", "gym_CartPole-v1, evaluated", "DreamerV3, CartPole"),
         Highlight(
