@@ -93,7 +93,7 @@ def world_model() -> LatentModel:
         return SCALE * position, jnp.full_like(position, LOG_VARIANCE)
 
     pictures = EnvSpec(Space(FRAME, np.uint8, 0, 256), walk().spec.action, MAX_STEPS)
-    return model.make(WORLD, pictures).model._replace(encode=encode)
+    return model.make(WORLD, pictures).model._replace(encode=encode, spec=walk().spec)
 
 
 def linear() -> Policy:

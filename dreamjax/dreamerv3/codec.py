@@ -76,7 +76,7 @@ def check_discrete(kind: str, name: str, space: Space) -> None:
             f"discrete {kind} {name!r} would be read as {flat_size(space):,} one-hot features, {classes(space):,} "
             f"classes for each of {math.prod(space.shape):,} entries, of {MOST_ONE_HOT:,} at most, got {space}: "
             "declare it as floats if its values are numbers, or as a picture, uint8 [H, W] or [H, W, C] from 0 to 255 "
-            f"with sides of at least {SMALLEST}, if it is one"
+            f"with sides of at least {SMALLEST}, if it is one: `resize` makes them so"
         )
 
 

@@ -168,7 +168,8 @@ class RunFolder:
 
     def stage_records(self) -> list[dict[str, Any]]:
         """Return the records of all stages begun so far, in the order of their beginning."""
-        records = [read_json(path) for path in (self.path / "stages").glob("*.json")]
+        # A kill may leave a hidden file that was about to replace another one.
+        records = [read_json(path) for path in (self.path / "stages").glob("[!.]*.json")]
         return sorted(records, key=lambda record: record["begun"])
 
     @property

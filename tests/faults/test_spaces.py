@@ -261,8 +261,8 @@ def test_a_wrong_picture_is_not_resized_into_a_right_one(wrong: Any, message: st
 
 def test_training_adapts_its_environments(tmp_path: Path) -> None:
     """What is refused shows what arrives: actions in [-1, 1], and pictures of the size that was asked for."""
-    with pytest.raises(ValueError, match=r"sides of 'a' must be multiples of 16.*\(40, 40, 3\)"):
-        dreamjax.train(partial(Camera, a=(84, 84, 3)), tmp_path, 4, debug(), resize=40)
+    with pytest.raises(ValueError, match=r"sides of 'a' must be multiples of 16.*\(72, 72, 3\)"):
+        dreamjax.train(partial(Camera, a=(84, 84, 3)), tmp_path, 4, debug(), resize=72)
     with pytest.raises(ValueError, match="no picture to resize"):
         dreamjax.train(Camera, tmp_path, 4, debug(), resize=64)
     with pytest.raises(ValueError, match="'move' has no bounds"):

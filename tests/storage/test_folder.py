@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -156,6 +157,14 @@ def test_a_run_knows_all_commits_and_machines_that_made_it(tmp_path, monkeypatch
     folder.finish_stage("memory", {})
     assert folder.stage_record("memory")["commits"] == ["b", "a"]
     assert folder.origin == ("a, b", "slow and fast")
+
+
+def test_what_a_kill_left_half_replaced_is_no_stage(tmp_path):
+    folder = RunFolder(tmp_path, Config())
+    with folder.stage("vision"):
+        pass
+    shutil.copy(tmp_path / "stages" / "vision.json", tmp_path / "stages" / ".vision.123.json")
+    assert [record["name"] for record in folder.stage_records()] == ["vision"]
 
 
 def test_a_killed_stage_keeps_the_time_of_its_last_tick(tmp_path):

@@ -244,10 +244,10 @@ def test_offline_learning_begins_dreams_where_its_recording_does(tmp_path: Path)
         for count in range(40):
             first = np.array([count % 5 == 0])
             no, zero = np.array([False]), np.zeros(1, np.float32)
-            observation = np.full((1, *SPEC.observation.shape), count % 3, SPEC.observation.dtype)
+            observation = np.full((1, *SPEC.observation.shape), count % 3 / 2, SPEC.observation.dtype)
             yield Step(observation, zero, first, no, no), np.zeros(1, np.int32)
 
     write_recording(tmp_path / "recording", SPEC, 1, steps())
     learn(tmp_path / "run", 1, tmp_path / "recording")
     starts = np.asarray(read_starts(tmp_path / "run", SPEC))
-    assert starts.reshape(8, -1)[:, 0].tolist() == [count % 3 for count in range(0, 40, 5)]
+    assert starts.reshape(8, -1)[:, 0].tolist() == [count % 3 / 2 for count in range(0, 40, 5)]
