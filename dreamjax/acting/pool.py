@@ -81,7 +81,7 @@ class Pool:
         self.groups = len(self._workers) * self._groups_each
         self.observation_space: gymnasium.Space
         self.action_space: gymnasium.Space
-        self.name: str  # of the environment: its wrappers, its class and its id
+        self.name: str  # of the environment: its class and its id
         self.observation_space, self.action_space, self.name = self._workers[0].about
 
     def __len__(self) -> int:

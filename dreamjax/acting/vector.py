@@ -59,7 +59,7 @@ class VectorEnvironment:
 
     @property
     def name(self) -> str:
-        """Return what the environment calls itself: its wrappers, its class and its id."""
+        """Return what the environment calls itself: its class and its id, without wrappers."""
         return self._pool.name
 
     @property

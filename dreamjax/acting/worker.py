@@ -60,7 +60,7 @@ class Environments:
         self._envs: list[list[gymnasium.Env | None]] = [[None] * size for _ in range(groups)]
         self._envs[0][0] = first = make_env()
         self.observation_space, self.action_space = first.observation_space, first.action_space
-        self.name = str(first)  # its wrappers, its class and its id
+        self.name = str(first.unwrapped)  # its class and its id
         self._observed, self._taken = leaves(self.observation_space), leaves(self.action_space)
 
     def obey(self, group: int, orders: Sequence[Order], observation: Sequence[np.ndarray]) -> Reply:

@@ -36,7 +36,6 @@ HIGHLIGHTS = {  # folder -> rows
             "dmc_ball_in_cup_catch, lr 1.6e-4, evaluated",
             "DreamerV3 1m, ball in cup from vectors, 4 x the learning rate (published: 12m)",
         ),
-        Highlight("dreamerv3", "dmc_walker_walk, evaluated", "DreamerV3 1m, walker from vectors (published: 12m)"),
     ),
     "benchmarks": (
         Highlight("dream_throughput", "1024 lanes, ratio to PyTorch", "1,024 Doom dreams at once, against PyTorch"),

@@ -92,7 +92,7 @@ def test_environments_are_shared_out_equally(
 class Unstarted:
     """A worker that is never started."""
 
-    spaces = Scripted.observation_space, Scripted.action_space
+    about = Scripted.observation_space, Scripted.action_space, "scripted"
 
     def __init__(self, *args: Any, timeout: float) -> None:
         assert timeout == 120
