@@ -163,7 +163,8 @@ def debug(base: DreamerConfig | None = None) -> DreamerConfig:
 def tiny() -> DreamerConfig:
     """Return a configuration of a few dozen units that learns small problems, with settings that suit them.
 
-    It is that of the agent in experiments/results/dreamerv3_jax_catch, which catches 97 of 100 balls after 6,536 steps.
+    It learns `envs.probes.counter` in 600 updates, with each of three seeds, and is that of the agent in
+    experiments/results/dreamerv3_jax_catch, which catches 97 of 100 balls after 6,536 steps.
     """
     base = DreamerConfig()
     return replace(

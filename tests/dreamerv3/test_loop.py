@@ -112,8 +112,7 @@ def test_a_replay_too_small_for_a_batch_is_refused():
         loop.init(DREAMER, GAME, LoopConfig(envs=2, capacity=10), jax.random.key(0))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_the_tiny_configuration_learns_to_count(seed: int):
     dreamer = Dreamer.of(tiny(), GAME.spec)
     cfg = LoopConfig(envs=4, batch_size=8, batch_length=12, train_ratio=48, capacity=2000)
