@@ -105,6 +105,6 @@ def test_a_run_goes_on_with_what_it_began_with(tmp_path: Path) -> None:
     pin(tmp_path, "world", "a")
     pin(tmp_path, "critic", "b")
     pin(tmp_path, "world", "a")
-    with pytest.raises(ValueError, match="another world: use another folder"):
+    with pytest.raises(ValueError, match="another world, a, not c: use another folder"):
         pin(tmp_path, "world", "c")
     pin(tmp_path, "world", "a")
