@@ -2,10 +2,10 @@
 
 Observations are pytrees outside and mappings by name here: see `leaves_by_name`.
 
-A part of an observation may be missing, as where an environment written in JAX has only some of its sensors at a time:
+A part of an observation may be missing in a `Step` made by hand, as of a robot that has only some of its sensors:
 -inf among its floats, or -1 among signed integers whose classes start at 0 or above, says so. The encoder reads zeros
-there, and the reconstruction has no target, neither loss nor gradient: see `present`. Host environments and recordings
-may not hold such values: they are refused where they enter, as anything that is not finite.
+there, and the reconstruction has no target, neither loss nor gradient: see `present`. Environments and recordings hold
+no such values: they are refused where they enter, as anything that is not finite.
 
 Source: Hafner et al. 2023, "World model learning", and its published code, whose parameter names are used.
 """
