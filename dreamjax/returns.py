@@ -25,13 +25,14 @@ def lambda_returns(
     live = (1.0 - is_terminal[1:].astype(jnp.float32)) * discount
     keep = (1.0 - is_last[1:].astype(jnp.float32)) * mix
 
-    def step(following: Array, data: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
-        reward, live, keep, bootstrap = data
-        now = reward + live * ((1.0 - keep) * bootstrap + keep * following)
-        return now, now
+    # R_t = a_t + b_t R_{t+1}, in as many steps as T has binary digits: few programs to start, and none that waits long.
+    a, b = reward[1:] + live * (1.0 - keep) * bootstrap[1:], live * keep
+    a = a.at[-1].add(b[-1] * bootstrap[-1])
 
-    _, returns = jax.lax.scan(step, bootstrap[-1], (reward[1:], live, keep, bootstrap[1:]), reverse=True)
-    return returns
+    def join(later: tuple[Array, Array], earlier: tuple[Array, Array]) -> tuple[Array, Array]:
+        return earlier[0] + earlier[1] * later[0], earlier[1] * later[1]
+
+    return jax.lax.associative_scan(join, (a, b), reverse=True)[0]
 
 
 class ReturnRange(NamedTuple):

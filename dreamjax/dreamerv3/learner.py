@@ -12,7 +12,7 @@ import optax
 
 from dreamjax import dream, optim, returns
 from dreamjax.distributions import categorical_entropy, categorical_kl, unimix
-from dreamjax.dreamerv3 import actor_critic, codec, heads, model, rssm
+from dreamjax.dreamerv3 import actor_critic, codec, filtering, heads, model, rssm
 from dreamjax.dreamerv3.actor_critic import Replayed, Trajectory
 from dreamjax.dreamerv3.config import DreamerConfig
 from dreamjax.dreamerv3.model import Dreamer, DreamerParams, ModelParams
@@ -153,7 +153,9 @@ def _observe(dreamer: Dreamer, params: ModelParams, key: Key, batch: Batch, toke
         state = rssm.start(cfg.rssm, tokens.shape[:1], dtype)
 
     swap = partial(jnp.swapaxes, axis1=0, axis2=1)
-    filtered = rssm.observe_sequence(cfg.rssm, params.dyn, key, state, swap(previous), swap(tokens), swap(is_first))
+    filtered = filtering.observe_sequence(
+        cfg.rssm, params.dyn, key, state, swap(previous), swap(tokens), swap(is_first)
+    )
     return jax.tree.map(swap, filtered)
 
 

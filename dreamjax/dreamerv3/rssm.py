@@ -3,8 +3,6 @@
 Source: Hafner et al. 2023, equation 3, and its published code, whose parameter names are used.
 """
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -13,7 +11,7 @@ import jax.numpy as jnp
 
 from dreamjax.distributions import onehot_sample, unimix, unimix_probs
 from dreamjax.dreamerv3.config import RSSMConfig
-from dreamjax.nets.dense import block_product, fan_in, rms_norm
+from dreamjax.nets.dense import block_product, fan_in, silu_norm
 from dreamjax.types import Array, Key, Params, PyTree
 
 
@@ -65,8 +63,17 @@ def reset(state: PyTree, is_first: Array) -> PyTree:
 
 def core(cfg: RSSMConfig, params: Params, state: RSSMState, action: Array) -> Array:
     """Recurrent step h_t = f(h, z, a)_{t-1}. Shapes: state, action [..., A] at t-1 -> deter [..., D] at t."""
-    embedded = _embed(params, action.astype(state.deter.dtype))
-    return _core(cfg, _affine(_weights(cfg, params, state.deter.dtype)), params, state, embedded)
+    lead, dtype = state.deter.shape[:-1], state.deter.dtype
+    h = _hidden(params, "dynin0", affine(params, "dynin0", state.deter))
+    z = _hidden(params, "dynin1", affine(params, "dynin1", state.stoch.reshape(*lead, -1)))
+    embedded = embed(params, action.astype(dtype))
+    own, shared = split_hidden(cfg, params, dtype)
+    blocks = state.deter.reshape(*lead, cfg.blocks, -1)
+    y = block_product(blocks, own).reshape(*lead, -1) + jnp.concatenate([h, z, embedded], -1) @ shared
+    y = _hidden(params, "dynhid0", y + jnp.broadcast_to(params["dynhid0"]["bias"].astype(dtype), y.shape))
+    gates = block_product(y.reshape(blocks.shape), params["dyngru"]["kernel"].astype(dtype))
+    gates += jnp.broadcast_to(params["dyngru"]["bias"].astype(dtype).reshape(cfg.blocks, -1), gates.shape)
+    return gru(gates, blocks).reshape(state.deter.shape)
 
 
 def posterior(cfg: RSSMConfig, params: Params, deter: Array, tokens: Array) -> Array:
@@ -74,15 +81,19 @@ def posterior(cfg: RSSMConfig, params: Params, deter: Array, tokens: Array) -> A
 
     Shapes: deter [..., D], tokens [..., E] -> [..., S, K].
     """
-    affine = _affine(_weights(cfg, params, deter.dtype))
-    return _posterior(cfg, affine, params, deter, _read(cfg, params, tokens))
+    return _logits(cfg, params, "obs", cfg.posterior_layers, jnp.concatenate([deter, tokens], -1))
 
 
 def prior(cfg: RSSMConfig, params: Params, deter: Array) -> Array:
     """Logits of z given h alone, before unimix. Shapes: deter [..., D] -> [..., S, K]."""
-    for i in range(cfg.prior_layers):
-        deter = _hidden(params, f"prior{i}", _layer(params, f"prior{i}", deter))
-    return _latent(cfg, _layer(params, "priorlogit", deter))
+    return _logits(cfg, params, "prior", cfg.prior_layers, deter)
+
+
+def _logits(cfg: RSSMConfig, params: Params, name: str, layers: int, x: Array) -> Array:
+    for i in range(layers):
+        x = _hidden(params, f"{name}{i}", affine(params, f"{name}{i}", x))
+    x = affine(params, f"{name}logit", x)
+    return x.reshape(*x.shape[:-1], cfg.stoch, cfg.classes)
 
 
 def sample(cfg: RSSMConfig, uniform: Array, logits: Array, temperature: Array | float = 1.0) -> Array:
@@ -97,6 +108,21 @@ def sample(cfg: RSSMConfig, uniform: Array, logits: Array, temperature: Array | 
     return onehot_sample(uniform, probs).astype(logits.dtype)
 
 
+def noise(cfg: RSSMConfig, key: Key, shape: tuple[int, ...]) -> Array:
+    """Draw what turns logits into samples: argmax(logits + noise) is one of softmax(logits), mixed with uniform ones.
+
+    The largest of Gumbel variables is a uniform class, so it decides alone for the share of the uniform distribution.
+
+    Shapes: -> [*shape, S, K] float32. Source: the Gumbel-max trick.
+    """
+    key_gumbel, key_mix = jax.random.split(key)
+    gumbel = jax.random.gumbel(key_gumbel, (*shape, cfg.stoch, cfg.classes))
+    if not cfg.unimix:
+        return gumbel
+    is_uniform = jax.random.uniform(key_mix, (*shape, cfg.stoch, 1)) < cfg.unimix
+    return jnp.where(is_uniform & (gumbel == gumbel.max(-1, keepdims=True)), 1e30, gumbel)
+
+
 def observe(
     cfg: RSSMConfig, params: Params, key: Key, state: RSSMState, action: Array, tokens: Array, is_first: Array
 ) -> tuple[RSSMState, Array]:
@@ -107,21 +133,6 @@ def observe(
     deter = core(cfg, params, *reset((state, action), is_first))
     logits = posterior(cfg, params, deter, tokens)
     return RSSMState(deter, sample(cfg, _uniform(key, logits), logits)), logits
-
-
-def observe_sequence(
-    cfg: RSSMConfig, params: Params, key: Key, state: RSSMState, actions: Array, tokens: Array, is_first: Array
-) -> tuple[RSSMState, Array]:
-    """`observe` T steps of B sequences, with everything that does not depend on the state computed at once.
-
-    Shapes: state [B, ...] before the first step, actions [T, B, A], each taken before the step of the same
-    index, tokens [T, B, E], is_first [T, B] -> states [T, B, ...], logits [T, B, S, K].
-    """
-    embedded = _embed(params, reset(actions, is_first).astype(state.deter.dtype))
-    scales = {name: leaf for name, leaf in params.items() if name.endswith("norm")}
-    weights = _weights(cfg, params, state.deter.dtype)
-    uniform = jax.random.uniform(key, (*is_first.shape, cfg.stoch))
-    return _scan_steps(cfg, weights, scales, state, embedded, _read(cfg, params, tokens), uniform, is_first)
 
 
 def imagine(
@@ -145,154 +156,33 @@ def features(state: RSSMState) -> Array:
     return jnp.concatenate([state.deter, state.stoch.reshape(*state.stoch.shape[:-2], -1)], -1)
 
 
-Affine = Callable[[str, Array], Array]  # name of a layer, its inputs -> its outputs
+def gru(gates: Array, deter: Array) -> Array:
+    """Update the recurrent state, by blocks. Shapes: gates [..., g, 3 D/g], deter [..., g, D/g] -> [..., g, D/g]."""
+    reset, candidate, update = jnp.split(gates, 3, -1)
+    update = nn.sigmoid(update - 1.0)
+    return update * jnp.tanh(nn.sigmoid(reset) * candidate) + (1.0 - update) * deter
 
 
-class _Weights(NamedTuple):
-    """Kernel and bias of one affine map."""
+def embed(params: Params, action: Array) -> Array:
+    """Limit every entry of the action to [-1, 1] and embed it. Shapes: [..., A] -> [..., hidden]."""
+    action = action / jax.lax.stop_gradient(jnp.maximum(1.0, jnp.abs(action)))
+    return _hidden(params, "dynin2", affine(params, "dynin2", action))
 
-    kernel: Array  # [I, O], or [g, I, O] for inputs [..., g, I]
-    bias: Array  # [O], or [g, O]
+
+def affine(params: Params, name: str, x: Array) -> Array:
+    """Apply a dense layer in the dtype of its input. Shapes: [..., I] -> [..., O]."""
+    y = x @ params[name]["kernel"].astype(x.dtype)
+    return y + jnp.broadcast_to(params[name]["bias"].astype(x.dtype), y.shape)
 
 
-def _weights(cfg: RSSMConfig, params: Params, dtype: Any) -> dict[str, _Weights]:
-    """Prepare the weights of the recurrent step.
+def split_hidden(cfg: RSSMConfig, params: Params, dtype: Any) -> tuple[Array, Array]:
+    """Split the kernel of the recurrent hidden layer by its inputs, so that those of all blocks are multiplied once.
 
-    A kernel with several inputs is split by input, so that inputs which all blocks share, or which are known before
-    the recurrence, are multiplied once.
+    Shapes: -> own [g, D/g, D/g], shared [3 hidden, D], for the embedded state, latent and action.
     """
-    kernel, bias = ({name: leaf[kind] for name, leaf in params.items() if kind in leaf} for kind in ("kernel", "bias"))
-    block, hid, g = cfg.deter // cfg.blocks, kernel["dynhid0"], cfg.blocks
-    cut = {
-        "own": (hid[:, :block], bias["dynhid0"].reshape(g, -1)),
-        "shared": (jnp.swapaxes(hid[:, block:], 0, 1).reshape(-1, cfg.deter), jnp.zeros_like(bias["dynhid0"])),
-        "dyngru": (kernel["dyngru"], bias["dyngru"].reshape(g, -1)),
-        "obs0": (kernel["obs0"][: cfg.deter], bias["obs0"]),
-    }
-    whole = ["dynin0", "dynin1", *(f"obs{i}" for i in range(1, cfg.posterior_layers)), "obslogit"]
-    cut |= {name: (kernel[name], bias[name]) for name in whole}
-    return {name: _Weights(*(x.astype(dtype) for x in pair)) for name, pair in cut.items()}
-
-
-def _multiply(kernel: Array, x: Array) -> Array:
-    return x @ kernel if kernel.ndim == 2 else block_product(x, kernel)
-
-
-def _affine(weights: dict[str, _Weights]) -> Affine:
-    def apply(name: str, x: Array) -> Array:
-        y = _multiply(weights[name].kernel, x)
-        return y + jnp.broadcast_to(weights[name].bias, y.shape)
-
-    return apply
-
-
-def _layer(params: Params, name: str, x: Array) -> Array:
-    kernel, bias = (params[name][kind].astype(x.dtype) for kind in ("kernel", "bias"))
-    return _affine({name: _Weights(kernel, bias)})(name, x)
+    kernel, block = params["dynhid0"]["kernel"].astype(dtype), cfg.deter // cfg.blocks
+    return kernel[:, :block], jnp.swapaxes(kernel[:, block:], 0, 1).reshape(-1, cfg.deter)
 
 
 def _hidden(params: Params, name: str, x: Array) -> Array:
-    return nn.silu(rms_norm(params[f"{name}norm"]["scale"], x))
-
-
-def _latent(cfg: RSSMConfig, x: Array) -> Array:
-    return x.reshape(*x.shape[:-1], cfg.stoch, cfg.classes)
-
-
-def _embed(params: Params, action: Array) -> Array:
-    """Limit every entry of the action to [-1, 1] and embed it. Shapes: [..., A] -> [..., hidden]."""
-    action = action / jax.lax.stop_gradient(jnp.maximum(1.0, jnp.abs(action)))
-    return _hidden(params, "dynin2", _layer(params, "dynin2", action))
-
-
-def _read(cfg: RSSMConfig, params: Params, tokens: Array) -> Array:
-    """Contribution of the tokens to the first layer of the posterior. Shapes: [..., E] -> [..., hidden]."""
-    return tokens @ params["obs0"]["kernel"][cfg.deter :].astype(tokens.dtype)
-
-
-def _core(cfg: RSSMConfig, affine: Affine, params: Params, state: RSSMState, embedded: Array) -> Array:
-    lead = state.deter.shape[:-1]
-    h = _hidden(params, "dynin0", affine("dynin0", state.deter))
-    z = _hidden(params, "dynin1", affine("dynin1", state.stoch.reshape(*lead, -1)))
-    own = state.deter.reshape(*lead, cfg.blocks, -1)
-    y = affine("own", own).reshape(*lead, -1) + affine("shared", jnp.concatenate([h, z, embedded], -1))
-    gates = affine("dyngru", _hidden(params, "dynhid0", y).reshape(own.shape))
-    reset, candidate, update = jnp.split(gates, 3, -1)
-    update = nn.sigmoid(update - 1.0)
-    deter = update * jnp.tanh(nn.sigmoid(reset) * candidate) + (1.0 - update) * own
-    return deter.reshape(state.deter.shape)
-
-
-def _posterior(cfg: RSSMConfig, affine: Affine, params: Params, deter: Array, read: Array) -> Array:
-    x = _hidden(params, "obs0", affine("obs0", deter) + read)
-    for i in range(1, cfg.posterior_layers):
-        x = _hidden(params, f"obs{i}", affine(f"obs{i}", x))
-    return _latent(cfg, affine("obslogit", x))
-
-
-def _step(cfg: RSSMConfig, affine: Affine, scales: Params, state: RSSMState, data: Any) -> tuple[RSSMState, Array]:
-    embedded, read, uniform, is_first = data
-    deter = _core(cfg, affine, scales, reset(state, is_first), embedded)
-    logits = _posterior(cfg, affine, scales, deter, read)
-    return RSSMState(deter, sample(cfg, uniform, logits)), logits
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _scan_steps(
-    cfg: RSSMConfig,
-    weights: dict[str, _Weights],
-    scales: Params,
-    state: RSSMState,
-    embedded: Array,
-    read: Array,
-    uniform: Array,
-    is_first: Array,
-) -> tuple[RSSMState, Array]:
-    """Scan `_step`. The gradient of each kernel is one product after the scan, not a sum of T small ones."""
-
-    def step(state: RSSMState, data: Any) -> tuple[RSSMState, tuple[RSSMState, Array]]:
-        state, logits = _step(cfg, _affine(weights), scales, state, data)
-        return state, (state, logits)
-
-    return jax.lax.scan(step, state, (embedded, read, uniform, is_first))[1]
-
-
-def _scan_steps_fwd(cfg, weights, scales, state, embedded, read, uniform, is_first):  # type: ignore[no-untyped-def]
-    def run(added, scales, state, embedded, read):  # type: ignore[no-untyped-def]
-        def step(state, data):  # type: ignore[no-untyped-def]
-            added, *data = data
-            inputs = {}
-
-            def affine(name: str, x: Array) -> Array:
-                inputs[name] = x
-                return _affine(weights)(name, x) + added[name]
-
-            state, logits = _step(cfg, affine, scales, state, data)
-            return state, ((state, logits), inputs)
-
-        return jax.lax.scan(step, state, (added, embedded, read, uniform, is_first))[1]
-
-    # Zeros are added to the outputs of the layers, because their gradient is that of the outputs.
-    lead = embedded.shape[:-1]
-    added = {name: jnp.zeros((*lead, *pair.bias.shape), embedded.dtype) for name, pair in weights.items()}
-    seen, back, inputs = jax.vjp(run, added, scales, state, embedded, read, has_aux=True)
-    return seen, (back, inputs)
-
-
-def _scan_steps_bwd(cfg, saved, cotangents):  # type: ignore[no-untyped-def]
-    del cfg
-    back, inputs = saved
-    outputs, *others = back(cotangents)
-    weights = {}
-    for name, x in inputs.items():
-        dy = outputs[name]
-        kernel = jax.linear_transpose(lambda k, x=x: _multiply(k, x), _kernel_like(x, dy))(dy)[0]
-        weights[name] = _Weights(kernel, dy.sum((0, 1)))
-    return weights, *others, None, None
-
-
-def _kernel_like(x: Array, y: Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((*x.shape[2:], y.shape[-1]), x.dtype)
-
-
-_scan_steps.defvjp(_scan_steps_fwd, _scan_steps_bwd)
+    return silu_norm(params[f"{name}norm"]["scale"], x)

@@ -5,6 +5,7 @@ Source: Hafner et al. 2023, and its published code (kernels truncated normal by 
 """
 
 import math
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -27,6 +28,42 @@ def rms_norm(scale: Array, x: Array) -> Array:
     wide = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt((wide**2).mean(-1, keepdims=True) + 1e-4)
     return (wide * (inverse * jnp.broadcast_to(scale, wide.shape))).astype(x.dtype)
+
+
+def silu_norm(scale: Array, x: Array) -> Array:
+    """SiLU of `rms_norm`, as after every hidden layer. Shapes: [F], [..., F]."""
+    return nn.silu(rms_norm(scale, x))
+
+
+class NormGradient(NamedTuple):
+    """Gradients of `silu_norm`, for loops that backpropagate by hand, from what they need of x, in float32."""
+
+    normal: Array  # [..., F], x over its root mean square
+    inverse: Array  # [..., 1], one over that
+    slope: Array  # [..., F], derivative of SiLU
+
+    @classmethod
+    def of(cls, scale: Array, x: Array) -> "NormGradient":
+        x = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt((x**2).mean(-1, keepdims=True) + 1e-4)
+        x *= inverse
+        scaled = x * jnp.broadcast_to(scale, x.shape)
+        gate = jax.nn.sigmoid(scaled)
+        return cls(x, inverse, gate * (1.0 + scaled * (1.0 - gate)))
+
+    def before_silu(self, dy: Array) -> Array:
+        """Gradient of the input of SiLU, in the dtype in which it is kept."""
+        return (dy.astype(jnp.float32) * self.slope).astype(dy.dtype)
+
+    def input(self, scale: Array, dy: Array) -> Array:
+        """Gradient of x, given that of the input of SiLU."""
+        wide = dy.astype(jnp.float32) * jnp.broadcast_to(scale, dy.shape)
+        mean = (wide * self.normal).mean(-1, keepdims=True)
+        return (self.inverse * (wide - self.normal * mean)).astype(dy.dtype)
+
+    def scale(self, dy: Array) -> Array:
+        """Gradient of the scale, given that of the input of SiLU. Shapes: [T, B, F] -> [F]."""
+        return (self.normal * dy.astype(jnp.float32)).sum((0, 1))
 
 
 class Linear(nn.Module):

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from dreamjax import distributions, optim, returns
-from dreamjax.dreamerv3 import actor_critic, codec, config, heads, interop, rssm
+from dreamjax.dreamerv3 import actor_critic, codec, config, filtering, heads, interop, rssm
 from dreamjax.dreamerv3.actor_critic import Replayed, Trajectory
 from dreamjax.dreamerv3.config import DreamerConfig
 from dreamjax.dreamerv3.model import Dreamer, DreamerParams
@@ -144,7 +144,7 @@ def recurrence(golden: Golden) -> Found:
     tokens = jnp.asarray(golden.arrays["out/enc/tokens"])[:, 0]
     after, logits = rssm.observe(cfg, params, jax.random.key(0), state, action, tokens, given["reset"])
     once = (actions[None] for actions in (action, tokens, given["reset"]))
-    states, again = rssm.observe_sequence(cfg, params, jax.random.key(0), state, *once)
+    states, again = filtering.observe_sequence(cfg, params, jax.random.key(0), state, *once)
     np.testing.assert_allclose(states.deter[0], after.deter, 2e-5, 2e-5)
     np.testing.assert_allclose(again[0], logits, 2e-5, 2e-5)
     prior = rssm.prior(cfg, params, deter)

@@ -114,6 +114,7 @@ def _no_luck(monkeypatch):
         return {name: rule(one) for name, one in found.items()}
 
     monkeypatch.setattr(rssm, "onehot_sample", onehot)
+    monkeypatch.setattr(rssm, "noise", lambda cfg, key, shape: jnp.zeros((*shape, cfg.stoch, cfg.classes)))
     monkeypatch.setattr(actor_critic, "sample_actions", actions)
 
 
