@@ -10,7 +10,8 @@ Nothing runs, so that nothing is timed. At the sizes of this field a GPU waits f
 are counted, those in a loop as often as it turns. A TPU is given a whole program at once; of each of its instructions
 the compiler estimates the cycles, which are added up in the same way. A loop that ends when its data say so, as those
 of a population's dream do, counts as one turn. The arithmetic is that of matrix products and convolutions. A program
-that needs more memory than the chip has is a row too. Compilation is in seconds of processor time, of all cores.
+that needs more memory than the chip has is a row too; a GPU's temporary memory has the 32 MiB that cuBLAS asks for.
+Compilation is in seconds of processor time, of all cores.
 
 The published column is the published code of DreamerV3 (May 2026), compiled in the same way.
 """
@@ -201,17 +202,17 @@ def rows_of(case: Case, placed: Sharding) -> Iterator[tuple[str, float, str]]:
     seconds = time.process_time() - begun
     total, loops = programs.count(compiled.as_text())
     memory = compiled.memory_analysis()
-    yield "launches", total.launches, ""
+    launches = "instructions" if total.cycles else "launches"
+    yield launches, total.launches, ""
     yield "matrix products", total.products, ""
     if total.cycles:
         yield "estimated cycles", total.cycles / 1e6, "million"
     for number, (trips, step, runs) in enumerate(loops, 1):
-        turns = f"{trips} x" if trips else "unknown x"
-        turns = f"{runs} x {turns}" if runs > 1 else turns
+        turns = f"{runs} x " * (runs > 1) + (f"{trips} x" if trips else "unknown x")
         part = (trips or 1) * runs
-        yield f"share of loop {number}, {turns} {step.launches}", part * step.launches / total.launches, "launches"
+        yield f"share of loop {number}, {turns} {step.launches} {launches}", part * step.launches / total.launches, ""
         if total.cycles:
-            yield f"share of loop {number}, {turns} {step.cycles:,}", part * step.cycles / total.cycles, "cycles"
+            yield f"share of loop {number}, {turns} {step.cycles:,} cycles", part * step.cycles / total.cycles, ""
     yield "arithmetic", matrix_flops(partial(case.function, *case.static), *case.arguments) / 1e9, "GFLOP"
     yield "arguments", memory.argument_size_in_bytes / 2**20, "MiB"
     yield "temporary memory", memory.temp_size_in_bytes / 2**20, "MiB"
