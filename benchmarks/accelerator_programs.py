@@ -10,8 +10,8 @@ Nothing runs, so that nothing is timed. At the sizes of this field a GPU waits f
 are counted, those in a loop as often as it turns. A TPU is given a whole program at once; of each of its instructions
 the compiler estimates the cycles, which are added up in the same way. A loop that ends when its data say so, as those
 of a population's dream do, counts as one turn. The arithmetic is that of matrix products and convolutions. A program
-that needs more memory than the chip has is a row too; a GPU's temporary memory has the 32 MiB that cuBLAS asks for.
-Compilation is in seconds of processor time, of all cores.
+that needs more memory than the chip has is a row too. A GPU's temporary memory has the 32 MiB that cuBLAS asks for, a
+TPU's lacks what its fast memory holds. Compilation is in seconds of processor time, of all cores.
 
 The published column is the published code of DreamerV3 (May 2026), compiled in the same way.
 """
