@@ -49,6 +49,7 @@ from dreamjax.worldmodels.learner import MemoryLearner, VisionLearner
 
 RESULTS = Path(__file__).parent / "results"
 AGENT = Path(__file__).parents[1] / "experiments" / "results" / "doom_take_cover"
+Rows = list[dict[str, Any]]
 KEY = jax.eval_shape(lambda: jax.random.key(0))
 ENVS = 16  # in which an agent acts at once
 SPACES = {
@@ -219,18 +220,18 @@ def rows_of(case: Case, placed: Sharding) -> Iterator[tuple[str, float, str]]:
     yield "compilation", seconds, "s"
 
 
-def write(path: Path, old: dict[str, Any] | None, done: dict[str, list[dict[str, Any]]], seconds: float) -> None:
+def write(path: Path, old: dict[str, Any] | None, done: dict[str, Rows], made_by: str, seconds: float) -> None:
     """Write the rows of the programs that are done; those of the others stay as they are in the old result."""
-    rows, commits = dict(done), [commit()]
+    rows = dict(done)
     for row in old["rows"] if old else []:
         name = row["name"].partition(":")[0]
         if name in CASES and name not in done:
             rows.setdefault(name, []).append(row)
     if old and len(rows) > len(done):
-        commits, seconds = list(dict.fromkeys(old["commit"].split(", ") + commits)), seconds + old["wall_s"]
+        made_by = ", ".join(dict.fromkeys([*old["commit"].split(", "), made_by]))
+        seconds += old["wall_s"]
     ordered = [row for name in CASES for row in rows.get(name, [])]
-    origin = ", ".join(commits), machine()
-    write_result(path, path.stem, "full", "make accelerators", [0], seconds, ordered, origin=origin)
+    write_result(path, path.stem, "full", "make accelerators", [0], seconds, ordered, origin=(made_by, machine()))
 
 
 def main() -> None:
@@ -247,10 +248,10 @@ def main() -> None:
     if not cases:
         parser.error(f"no program has {chosen.only!r} in its name: {', '.join(CASES)}")
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is a row
-    begun, placed = time.monotonic(), placing(chip)
+    begun, made_by, placed = time.monotonic(), commit(), placing(chip)
     path = RESULTS / f"accelerator_programs_{chip}.json"
     old = read_result(path) if path.exists() else None
-    done: dict[str, list[dict[str, Any]]] = {}
+    done: dict[str, Rows] = {}
     for name, case in cases.items():
         print(f"{name}, {chip}:", end=" ", flush=True)
         done[name] = []
@@ -260,7 +261,7 @@ def main() -> None:
             print(f"{what} {value:.6g} {unit}".rstrip(), end="; ", flush=True)
         print()
         if chosen.chip:  # now, as the next may take as long as all before it
-            write(path, old, done, time.monotonic() - begun)
+            write(path, old, done, made_by, time.monotonic() - begun)
 
 
 if __name__ == "__main__":
