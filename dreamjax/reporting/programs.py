@@ -69,9 +69,9 @@ def count(text: str) -> Program:
     computations: _Computations = {}
     entry = current = ""
     for line in text.splitlines():
-        if instruction := _INSTRUCTION.match(line):
-            root, *parts = instruction.groups()
-            computations[current].append(_Instruction(*parts, root is not None))
+        if current and (instruction := _INSTRUCTION.match(line)):
+            root, shape, opcode, rest = instruction.groups()
+            computations[current].append(_Instruction(shape, opcode, rest, root is not None))
         elif computation := _COMPUTATION.match(line):
             current = computation[2]
             computations[current] = []

@@ -74,7 +74,7 @@ def test_fewer_launches_are_fewer() -> None:
     assert once.total.launches >= 12 * once.loops[0].step.launches > 0
 
 
-@pytest.mark.parametrize("text", ["", "HloModule empty"])
+@pytest.mark.parametrize("text", ["", "HloModule empty", "  %x = f32[] parameter(0)"])
 def test_what_is_no_program_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="no text of a compiled program"):
         count(text)
