@@ -90,11 +90,12 @@ def _count(computations: _Computations, name: str, runs: int) -> tuple[Cost, lis
         if opcode == "while":
             body, condition = instruction.named("body"), instruction.named("condition")
             trips = _trips(computations, instruction)
-            step, inner = _count(computations, body, runs * (trips or 1))
+            counted = 1 if trips is None else trips
+            step, inner = _count(computations, body, runs * counted)
             if trips is None:
                 step = step.plus(_count(computations, condition, runs)[0])
             loops += [Loop(trips, step, runs), *inner]
-            total = total.plus(step, trips or 1)
+            total = total.plus(step, counted)
         elif opcode == "conditional":
             named = re.search(r"branch_computations=\{([^}]*)\}", instruction.rest)
             branches = (
