@@ -5,9 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 ADAPTERS := .venv-adapters
+CHIPS := h100 v5e
 
 .DELETE_ON_ERROR:
-.PHONY: help test test-adapters demo lint format table benchmarks clean
+.PHONY: help test test-adapters demo lint format table benchmarks accelerators clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.12]"
@@ -42,10 +43,15 @@ table: $(VENV)/test.stamp ## write what experiments and benchmarks measured into
 	@$(BIN)/python -m dreamjax.reporting.tables
 
 benchmarks: $(VENV)/test.stamp ## run every benchmark; each writes its rows to benchmarks/results
-	@set -e; for script in benchmarks/*.py; do echo "==> $$script"; $(BIN)/python "$$script"; done
+	@set -e; for script in $(filter-out %/accelerator_programs.py,$(wildcard benchmarks/*.py)); do \
+		echo "==> $$script"; $(BIN)/python "$$script"; done
+
+accelerators: $(CHIPS:%=.venv-%/benchmark.stamp) ## count what a GPU and a TPU that are not here would do; in venvs of their own (hours)
+	@set -e; for chip in $(CHIPS); do \
+		echo "==> programs for $$chip"; .venv-$$chip/bin/python benchmarks/accelerator_programs.py $$chip; done
 
 clean: ## remove the venvs, builds and caches; runs/ stays
-	rm -rf $(VENV) $(ADAPTERS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ADAPTERS) $(CHIPS:%=.venv-%) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are younger than pyproject.toml as long as what is installed is what it asks for.
@@ -65,7 +71,12 @@ $(ADAPTERS)/test.stamp: pyproject.toml | $(ADAPTERS)/bin/pip
 	@$(ADAPTERS)/bin/python -m pip --disable-pip-version-check install --editable '.[adapters]'
 	@touch $@
 
-$(BIN)/pip $(ADAPTERS)/bin/pip:
+$(CHIPS:%=.venv-%/benchmark.stamp): .venv-%/benchmark.stamp: pyproject.toml | .venv-%/bin/pip
+	@echo "==> installing dreamjax with the compiler for $* (a few minutes, 6 GB for h100, 2 GB for v5e)"
+	@.venv-$*/bin/python -m pip --disable-pip-version-check install --editable '.[accelerator-$*]'
+	@touch $@
+
+$(BIN)/pip $(ADAPTERS)/bin/pip $(CHIPS:%=.venv-%/bin/pip):
 	@command -v "$(PYTHON)" >/dev/null || { echo "$(PYTHON) was not found; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
 		echo "dreamjax needs Python 3.11, 3.12 or 3.13, but $(PYTHON) is $$("$(PYTHON)" --version 2>&1);" >&2; \

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         films as films,
         open_loop as open_loop,
         pages as pages,
+        programs as programs,
         results as results,
         tables as tables,
         timing as timing,
