@@ -1,11 +1,13 @@
-"""How fast V and M train: the jitted train steps against the same layers in PyTorch, on the same cores, in one run.
+"""How fast V and M train and V encodes: jitted steps against the same layers in PyTorch, on the same cores, in one run.
 
     python benchmarks/training_throughput.py            one or two minutes on two cores
     python benchmarks/training_throughput.py --smoke    seconds, to see that it runs; writes nothing
 
 V: batches of 100 frames, as published; beside it V in plain Flax, whose convolutions XLA lowers as it likes. M: 32
 streams of 64 steps. PyTorch's LSTM is its fused one, which does not even reset the state at the first frame of an
-episode as ours does. All include the optimiser, and all keep the memory that they free (`dreamjax.training.devices`).
+episode as ours does. Training includes the optimiser. Encoding: uint8 frames to mean and log variance, in batches of 8
+(as in acting), 64 and 256 (as when recorded episodes are encoded). All keep the memory that they free
+(`dreamjax.training.devices`).
 """
 
 import inspect
@@ -27,7 +29,7 @@ from dreamjax.replay.latents import Chunk
 from dreamjax.reporting.results import result_row, write_result
 from dreamjax.reporting.timing import measure
 from dreamjax.training.devices import keep_freed_memory
-from dreamjax.worldmodels import learner
+from dreamjax.worldmodels import learner, vision
 
 with extra("benchmarks", "the comparison"):
     import torch
@@ -69,14 +71,38 @@ def plain_vision(frames: np.ndarray) -> Callable[[], jax.Array]:
     return step
 
 
-def torch_vision(frames: np.ndarray) -> Callable[[], torch.Tensor]:
-    """Return a function that trains V in PyTorch by one step."""
+def ours_encoding(frames: np.ndarray) -> Callable[[], Any]:
+    """Return a function that encodes the frames with our V."""
+    params = vision.init(VISION.cfg, jax.random.key(0))
+    return partial(jax.jit(vision.encode, static_argnums=0), VISION.cfg, params, frames)
+
+
+def torch_encoding(frames: np.ndarray) -> Callable[[], torch.Tensor]:
+    """Return a function that encodes the frames with V in PyTorch."""
+    encoder, mean_layer, log_variance_layer = torch_encoder()
+
+    @torch.inference_mode()
+    def encode() -> torch.Tensor:
+        hidden = encoder(torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255)
+        return torch.cat([mean_layer(hidden), log_variance_layer(hidden)], 1)
+
+    return encode
+
+
+def torch_encoder() -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Build V's encoder in PyTorch: the convolutions, and the layers of mean and log variance."""
     relu = nn.ReLU()
     encoder = nn.Sequential(
         *(nn.Conv2d(3, 32, 4, 2), relu, nn.Conv2d(32, 64, 4, 2), relu),
         *(nn.Conv2d(64, 128, 4, 2), relu, nn.Conv2d(128, 256, 4, 2), relu, nn.Flatten()),
     )
-    mean_layer, log_variance_layer, dec_fc = nn.Linear(1024, 64), nn.Linear(1024, 64), nn.Linear(64, 1024)
+    return encoder, nn.Linear(1024, 64), nn.Linear(1024, 64)
+
+
+def torch_vision(frames: np.ndarray) -> Callable[[], torch.Tensor]:
+    """Return a function that trains V in PyTorch by one step."""
+    relu, dec_fc = nn.ReLU(), nn.Linear(64, 1024)
+    encoder, mean_layer, log_variance_layer = torch_encoder()
     decoder = nn.Sequential(
         *(nn.ConvTranspose2d(1024, 128, 5, 2), relu, nn.ConvTranspose2d(128, 64, 5, 2), relu),
         *(nn.ConvTranspose2d(64, 32, 6, 2), relu, nn.ConvTranspose2d(32, 3, 6, 2), nn.Sigmoid()),
@@ -169,8 +195,13 @@ def main(smoke: bool) -> None:
     )
     v = measure({"ours": ours_vision(frames), "plain": plain_vision(frames), "torch": torch_vision(frames)}, repeats)
     m = measure({"ours": ours_memory(chunk), "torch": torch_memory(chunk)}, repeats)
-    rows = []
-    for part, unit, amount, timings in (("V", "frames/s", len(frames), v), ("M", "frames/s", steps * streams, m)):
+    parts = [("V", len(frames), v), ("M", steps * streams, m)]
+    for count in (2,) if smoke else (8, 64, 256):
+        some = rng.integers(0, 256, (count, 64, 64, 3), np.uint8)
+        timings = measure({"ours": ours_encoding(some), "torch": torch_encoding(some)}, repeats)
+        parts.append((f"encoding {count}", count, timings))
+    rows, unit = [], "frames/s"
+    for part, amount, timings in parts:
         rate = {name: timing.rate(amount) for name, timing in timings.items()}
         rows += [result_row(f"{part}, {name}", values, unit) for name, values in rate.items()]
         rows += [

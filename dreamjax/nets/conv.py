@@ -21,6 +21,7 @@ from jax import lax
 from dreamjax.types import Array
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+_SMALL = 64  # positions of an output up to which a picture counts as small
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -112,15 +113,22 @@ def _kernel_gradient_native(x: Array, y: Array, k: int, stride: int) -> Array:
 
 
 def _forward_cpu(x: Array, kernel: Array, stride: int) -> Array:
-    k, _, channels, _ = kernel.shape
-    if channels * stride * stride > 16:  # with enough channels XLA's own strided convolution is fast
-        # Without padding XLA takes a path that is up to twice as slow for some sizes: pad, then crop the output.
-        h, w = ((size - k) // stride + 1 for size in x.shape[1:3])
-        padding = ((0, 1), (0, 1))
+    k, _, channels, outputs = kernel.shape
+    h, w = ((size - k) // stride + 1 for size in x.shape[1:3])
+    if h * w <= 4:  # one product of all patches
+        corners = [(stride * i, stride * j) for i in range(h) for j in range(w)]
+        patches = jnp.stack([x[:, i : i + k, j : j + k].reshape(x.shape[0], -1) for i, j in corners], 1)
+        return (patches @ kernel.reshape(-1, outputs)).reshape(x.shape[0], h, w, outputs)
+    if h * w <= _SMALL and channels * stride * stride > 16:  # with enough channels the strided convolution is fast
+        padding = ((0, 1), (0, 1))  # without it YNNPACK is up to twice as slow for some sizes
         y = lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=_LAYOUT)
-        return y[:, :h, :w]
-    phases = _space_to_phases(x, k, stride)
-    return lax.conv_general_dilated(phases, _phase_kernel(kernel, stride), (1, 1), "VALID", dimension_numbers=_LAYOUT)
+    else:
+        taps = _phase_kernel(kernel, stride)
+        # An output wider than its input is what YNNPACK does not take, and Eigen, which gets it, is twice as fast.
+        padding = ((0, 0), (0, taps.shape[0]))
+        phases = _space_to_phases(x, k, stride)
+        y = lax.conv_general_dilated(phases, taps, (1, 1), padding, dimension_numbers=_LAYOUT)
+    return y[:, :h, :w]
 
 
 def _transpose_cpu(y: Array, kernel: Array, stride: int, size: tuple[int, int]) -> Array:
@@ -147,16 +155,39 @@ def _kernel_gradient_cpu(x: Array, y: Array, k: int, stride: int) -> Array:
     n, h, w, outputs = y.shape
     m = -(-k // stride)
     phases = _space_to_phases(x, k, stride)
-    if h * w == 1:
-        patches = [phases.reshape(n, -1)]
+    if h * w > _SMALL:
+        taps = _kernel_gradient_by_rows(phases, y, m)
     else:
-        patches = [phases[:, i : i + h, j : j + w].reshape(n * h * w, -1) for i in range(m) for j in range(m)]
-    if patches[0].shape[-1] <= 16:  # too thin for a product of its own
-        patches = [jnp.concatenate(patches, -1)]
-    rows = y.reshape(-1, outputs)
-    taps = jnp.concatenate([patch.T @ rows for patch in patches])
+        if h * w == 1:
+            patches = [phases.reshape(n, -1)]
+        else:
+            patches = [phases[:, i : i + h, j : j + w].reshape(n * h * w, -1) for i in range(m) for j in range(m)]
+        if patches[0].shape[-1] <= 16:  # too thin for a product of its own
+            patches = [jnp.concatenate(patches, -1)]
+        rows = y.reshape(-1, outputs)
+        taps = jnp.concatenate([patch.T @ rows for patch in patches])
     taps = taps.reshape(m, m, stride, stride, x.shape[-1], outputs).transpose(0, 2, 1, 3, 4, 5)
     return taps.reshape(m * stride, m * stride, x.shape[-1], outputs)[:k, :k]
+
+
+def _kernel_gradient_by_rows(phases: Array, y: Array, m: int) -> Array:
+    """Add up, over the rows of y, convolutions along the row in which the batch plays the channels.
+
+    Nothing is copied once for every tap. Shapes: phases [N, h+m-1, w+m-1, F], y [N, h, w, O] -> [m, m, F, O].
+    """
+    n, h, _, outputs = y.shape
+    _, _, columns, features = phases.shape
+    rows = phases.transpose(1, 3, 2, 0)  # [h+m-1, F, w+m-1, N]
+
+    def add(total: Array, row: tuple[Array, Array]) -> tuple[Array, None]:
+        i, y = row
+        near = lax.dynamic_slice_in_dim(rows, i, m).reshape(m * features, columns, n)
+        part = lax.conv_general_dilated(near, y, (1,), "VALID", dimension_numbers=("NHC", "HIO", "NHC"))
+        return total + part, None
+
+    zeros = jnp.zeros((m * features, m, outputs), y.dtype)
+    total, _ = lax.scan(add, zeros, (jnp.arange(h), y.transpose(1, 2, 0, 3)))
+    return total.reshape(m, features, m, outputs).transpose(0, 2, 1, 3)
 
 
 def _phase_kernel(kernel: Array, stride: int) -> Array:

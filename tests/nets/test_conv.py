@@ -101,28 +101,33 @@ def native_transpose(y: Array, kernel: Array, stride: int) -> Array:
 MAPS = {"conv": (conv, native), "transpose": (conv_transpose, native_transpose)}
 
 
-def operands(name: str, seed: int = 0) -> tuple[Array, Array]:
-    """A small input [2, 7, 8, 3] and a kernel of 3 x 3, for a stride of 2."""
-    x, kernel = normals(seed, (2, 7, 8, 3), (3, 3, 3, 4) if name == "conv" else (3, 3, 4, 3))
+SIZES = [(5, 4), (7, 8), (20, 21)]  # CPUs run another form for each
+
+
+def operands(name: str, size: tuple[int, int], seed: int = 0) -> tuple[Array, Array]:
+    """An input [2, *size, 3] and a kernel of 3 x 3, for a stride of 2."""
+    x, kernel = normals(seed, (2, *size, 3), (3, 3, 3, 4) if name == "conv" else (3, 3, 4, 3))
     return x, kernel
 
 
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", MAPS)
-def test_gradients_of_gradients_equal_lax(name: str) -> None:
+def test_gradients_of_gradients_equal_lax(name: str, size: tuple[int, int]) -> None:
     def penalty(function: Callable[..., Array], x: Array, kernel: Array) -> Array:
         """The squared norm of a gradient, which a gradient penalty would be made of."""
         loss = lambda x, kernel: (function(x, kernel, 2) ** 3).sum()  # noqa: E731
         return sum((g**2).sum() for g in jax.grad(loss, (0, 1))(x, kernel))
 
-    x, kernel = operands(name)
+    x, kernel = operands(name, size)
     ours, theirs = (jax.jit(jax.grad(partial(penalty, function), (0, 1)))(x, kernel) for function in MAPS[name])
     assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", MAPS)
-def test_vmap_over_inputs_and_kernels_equals_a_loop(name: str) -> None:
+def test_vmap_over_inputs_and_kernels_equals_a_loop(name: str, size: tuple[int, int]) -> None:
     function = value_and_gradients(lambda x, kernel: MAPS[name][0](x, kernel, 2))
-    examples = [operands(name, seed) for seed in range(3)]
+    examples = [operands(name, size, seed) for seed in range(3)]
     together = jax.vmap(function)(*(jnp.stack(arrays) for arrays in zip(*examples, strict=True)))
     alone = [function(*example) for example in examples]
     assert_close(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone))
