@@ -1,5 +1,6 @@
 """The agent and the replay of a run: they learn together, and are saved together."""
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from fractions import Fraction
@@ -70,7 +71,7 @@ def updates_due(cfg: OnlineConfig, length: int, streams: int, steps: int) -> int
 
 def updates_at_once(cfg: OnlineConfig, streams: int, most: int) -> int:
     """Say how many updates one call may make: those that a step of all environments asks for, if they are not more."""
-    return min(most, -int(-Fraction(cfg.train_ratio) * streams // (cfg.batch_size * cfg.batch_length)))
+    return min(most, math.ceil(Fraction(cfg.train_ratio) * streams / (cfg.batch_size * cfg.batch_length)))
 
 
 class Late(NamedTuple):
@@ -156,7 +157,7 @@ class Training:
 
         Raises: FloatingPointError as `finite` does.
         """
-        metrics = {}
+        metrics: dict[int, dict[str, float]] = {}
         while self.updates < until:
             while len(self._begun) > 1:
                 metrics |= self._end()
@@ -172,7 +173,7 @@ class Training:
 
     def wait(self) -> dict[int, dict[str, float]]:
         """Wait for all updates that were begun; metrics and errors are as those of `learn`."""
-        metrics = {}
+        metrics: dict[int, dict[str, float]] = {}
         while self._begun:
             metrics |= self._end()
         return metrics
@@ -191,15 +192,14 @@ class Training:
         """Wait for the oldest call, and look at every update of it."""
         first = self.updates - sum(len(addresses) for addresses, _ in self._begun)
         addresses, learned = self._begun.popleft()
-        learned, metrics = jax.device_get(learned), {}
+        learned = jax.device_get(learned)
+        metrics: dict[int, dict[str, float]] = {}
         for i, address in enumerate(addresses):
             latent, priority, values = jax.tree.map(lambda x, i=i: x[i], learned)
             self._late.append(Late(first + i, address, latent, priority))
             number = first + i + 1
-            if number % self.cfg.log_every == 0:
+            if number % self.cfg.log_every == 0 or values["skipped"]:
                 metrics[number] = finite("learn", number, values)
-            elif values["skipped"]:
-                finite("learn", number, values)
         return metrics
 
     def save(self) -> None:

@@ -127,7 +127,7 @@ def test_several_updates_of_a_step_are_one_call(tmp_path):
     with closing(VectorEnvironment(counter, 2, 7)) as environment, jax.debug_key_reuse(False):
         dreamer = Dreamer.of(TINY, environment.spec)
         state = train_online(RunFolder(tmp_path, TINY), dreamer, environment, cfg, 0, at_once=4)
-    assert int(state.step) == due > 100
+    assert int(state.step) == due == 99
     assert read_metrics(tmp_path / "metrics.jsonl")["learn"]["loss"][0].tolist() == list(range(1, due + 1))
 
 
@@ -147,6 +147,7 @@ def test_offline_learning_is_the_same_however_often_it_stops(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+import tests.conftest  # compiles with as much care as the tests do
 from tests.training.test_online import DRAWN, learn
 
 folder, at, until = sys.argv[1:]
@@ -165,7 +166,7 @@ def test_offline_learning_that_is_killed_while_it_saves_goes_on_as_if_it_had_not
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     at_once = learn(tmp_path / "a", begun + 24, cfg=DRAWN)
     command = [sys.executable, "-c", KILLED, str(tmp_path / "b"), str(begun + 20), str(begun + 24)]
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # compiled as here
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     child = subprocess.run(command, env=environment, timeout=600, check=False)
     assert child.returncode == -signal.SIGKILL
     assert Checkpoints(tmp_path / "b" / "checkpoints").steps()[-1] == begun + 10
