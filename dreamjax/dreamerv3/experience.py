@@ -107,6 +107,32 @@ def learn(dreamer: Dreamer, key: Key, state: TrainState, drawn: Experience) -> t
     return state, Learned(pack(trained.latents), trained.surprise, trained.metrics)
 
 
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def learn_several(
+    dreamer: Dreamer, key: Key, state: TrainState, drawn: Experience, count: Array
+) -> tuple[TrainState, Learned]:
+    """Update on the first `count` of K batches, one after the other, as `learn` does; `state` is donated.
+
+    The host is not waited for in between. The count is traced, so that one compiled program serves them all, and the
+    result does not depend on how updates are divided among calls.
+
+    Shapes: drawn [K, B, C+T, ...], count [] int32, at most K -> what was learned [K, ...], zeros from `count` on.
+    """
+
+    def update(i: Array, carry: tuple[TrainState, Learned]) -> tuple[TrainState, Learned]:
+        state, learned = carry
+        state, one = learn(dreamer, key, state, batch(i))
+        return state, jax.tree.map(lambda all_, new: all_.at[i].set(new), learned, one)
+
+    def batch(i: Array | int) -> Experience:
+        return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), drawn)
+
+    _, one = jax.eval_shape(partial(learn, dreamer), key, state, batch(0))
+    several = len(drawn.step.reward)
+    empty = jax.tree.map(lambda like: jnp.zeros((several, *like.shape), like.dtype), one)
+    return jax.lax.fori_loop(0, count, update, (state, empty))
+
+
 def as_batch(dreamer: Dreamer, drawn: Experience) -> Batch:
     """Make a batch of replayed sequences.
 

@@ -4,6 +4,7 @@ import json
 import os
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ class ReplayFolder:
         self.folder, self._keep = Path(folder), keep
         self._files: dict[int, tuple[int, str]] = {}  # version and file of each block, as saved or read last
 
-    def save(self, replay: SequenceReplay, step: int) -> None:
+    def save(self, replay: SequenceReplay, step: int, late: Sequence[np.ndarray] = ()) -> None:
         """Write the blocks that have changed, and finally the list of the files that belong to `step`.
 
+        `late` are arrays of whoever owns the replay: what is still to be written into it.
         Older steps stay readable if the process is killed at any moment or the disk is full (OSError).
         """
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -47,6 +49,10 @@ class ReplayFolder:
         if state.priorities is not None:
             listed["priorities"] = f"priorities-{step}.npz"
             _write_arrays(self.folder / listed["priorities"], [state.priorities])
+        if late:
+            listed["late"] = f"late-{step}.npz"
+            listed["late_kinds"] = [[list(array.shape), array.dtype.name] for array in late]
+            _write_arrays(self.folder / listed["late"], late)
         with replacing(self._list(step)) as temporary:
             temporary.write_text(json.dumps(listed | {"crc32": _crc32(listed)}))
         self._files = files
@@ -62,8 +68,8 @@ class ReplayFolder:
         """The layout of the replay that was saved. Raises ReplayError as `restore` does."""
         return _read(self._list(step))["shape"]
 
-    def restore(self, replay: SequenceReplay, step: int) -> None:
-        """Restore a replay of the same layout to what was saved at `step`; later steps are deleted.
+    def restore(self, replay: SequenceReplay, step: int) -> list[np.ndarray]:
+        """Restore a replay of the same layout to what was saved at `step`, and return `late`; later steps are deleted.
 
         Raises: ReplayError if a file is missing or damaged, ValueError if the replay has another layout.
         """
@@ -77,12 +83,18 @@ class ReplayFolder:
         if replay.priorities and "priorities" in listed:
             kept = replay.priorities.steps
             (priorities,) = _read_arrays(self.folder / listed["priorities"], [(kept.shape, kept.dtype)])
+        late: list[np.ndarray] = []
+        if "late" in listed:
+            late = _read_arrays(
+                self.folder / listed["late"], [(tuple(shape), np.dtype(dtype)) for shape, dtype in listed["late_kinds"]]
+            )
         queue = listed["online"] if "online" in listed else listed["fresh"]  # as older versions named it
         online = [(stream, time) for stream, time in queue]
         replay.restore(ReplayState(listed["written"], online, blocks, priorities))
         self._files = {number: (replay.versions[number], name) for number, name in files.items()}
         for later in [other for other in self.steps() if other > step]:
             self._list(later).unlink()
+        return late
 
     def _list(self, step: int) -> Path:
         return self.folder / f"replay-{step}.json"
@@ -91,7 +103,7 @@ class ReplayFolder:
         needed: set[str] = set()
         for step in self.steps():
             listed = _read(self._list(step))
-            needed |= {*listed["blocks"].values(), listed.get("priorities", "")}
+            needed |= {*listed["blocks"].values(), listed.get("priorities", ""), listed.get("late", "")}
         for file in self.folder.glob("*.npz"):
             if file.name not in needed:
                 file.unlink()
@@ -112,7 +124,7 @@ def _read(path: Path) -> dict[str, Any]:
     return listed
 
 
-def _write_arrays(path: Path, arrays: list[np.ndarray]) -> None:
+def _write_arrays(path: Path, arrays: Sequence[np.ndarray]) -> None:
     with replacing(path) as temporary:
         np.savez(temporary, allow_pickle=False, **{f"leaf{i}": _plain(array) for i, array in enumerate(arrays)})
 

@@ -20,9 +20,8 @@ from dreamjax.storage.progress import progress
 from dreamjax.storage.recordings import fill, open_recording
 from dreamjax.storage.replays import ReplayError, ReplayFolder
 from dreamjax.training import plan
-from dreamjax.training.loop import finite
 from dreamjax.training.signals import stop_request
-from dreamjax.training.trainer import OnlineConfig, Training
+from dreamjax.training.trainer import AT_ONCE, OnlineConfig, Training, updates_at_once
 from dreamjax.types import AgentParams, Metrics
 
 
@@ -32,7 +31,7 @@ class Progress(NamedTuple):
     steps: int  # collected so far, of all environments together
     updates: int  # so far
     episodes: dict[int, Metrics]  # of the environments whose episode ended: return, length, info/<name>
-    metrics: dict[int, Metrics]  # of the updates that are due to be logged, by their number
+    metrics: dict[int, dict[str, float]]  # of updates that have ended and are due to be logged, by their number
     failures: int = 0  # environments that raised, died or hung since training began or was resumed
 
 
@@ -43,12 +42,15 @@ def train_online(
     cfg: OnlineConfig,
     seed: int,
     begin: AgentParams | None = None,
+    at_once: int = AT_ONCE,
 ) -> TrainState:
     """Bring the agent of a run folder to `cfg.steps` collected steps, from its newest checkpoint if there is one.
 
     A resumed run has the agent, the replay and the counters it had; its environments begin new episodes. A new run
     begins with the world model and the policy of `begin`, if they are given. `metrics.jsonl` has a line for every
     episode, `log_every` updates, and step at which environments failed, whose episodes end there as truncated.
+
+    Where a step of all environments asks for several updates, up to `at_once` of them are one call: see `Training`.
 
     First of all the plan of the run is printed. Every update is looked at before anything is saved. After a signal the
     step under way is finished and saved.
@@ -59,7 +61,7 @@ def train_online(
     """
     pin(run.path, "environment", environment.name)
     plan.announce(dreamer, cfg, len(environment), run.path)
-    training = Training(run, dreamer, len(environment), cfg, seed)
+    training = Training(run, dreamer, len(environment), cfg, seed, updates_at_once(cfg, len(environment), at_once))
     if begin is not None:
         training.begin_with(begin)
     training.restore()
@@ -71,14 +73,15 @@ def train_online(
             for i, episode in now.episodes.items():
                 log.write("episode", now.steps - len(environment) + i, episode)
                 bar.set_postfix({"return": f"{episode['return'] + 0.0:.4g}", "updates": now.updates})
-            for number, metrics in now.metrics.items():
-                log.write("learn", number, finite("learn", number, metrics))
             if now.failures > failures:
                 log.write("failures", now.steps, {"environments": now.failures - failures})
                 failures = now.failures
             bar.update(now.steps - bar.n)
             stopping = bool(stop)  # asked once, so that nothing is left unsaved by a signal that comes in between
-            if now.updates - training.saved >= cfg.checkpoint_every or stopping:
+            saving = now.updates - training.saved >= cfg.checkpoint_every or stopping
+            for number, metrics in (now.metrics | (training.wait() if saving else {})).items():
+                log.write("learn", number, metrics)
+            if saving:
                 training.save()
                 stage.tick()
             if training.updates == begun < training.due:
@@ -114,28 +117,34 @@ def act_and_learn(training: Training, environment: VectorEnvironment) -> Iterato
         training.note(step)
         step = environment.step(action)
         yield Progress(training.steps, training.updates, episodes, metrics, environment.failures)
-    metrics = training.learn(training.due)
+    metrics = training.learn(training.due) | training.wait()
     yield Progress(training.steps, training.updates, {}, metrics, environment.failures)
 
 
 def train_offline(
-    run: RunFolder, dreamer: Dreamer, cfg: OnlineConfig, seed: int, updates: int, recording: Path | None = None
+    run: RunFolder,
+    dreamer: Dreamer,
+    cfg: OnlineConfig,
+    seed: int,
+    updates: int,
+    recording: Path | None = None,
+    at_once: int = AT_ONCE,
 ) -> TrainState:
     """Bring the agent of a run folder to `updates` updates without any environment.
 
-    It goes on with the replay that the folder holds. A folder with none begins with what a recording holds, which may
-    be the folder of another run.
+    Up to `at_once` updates are one call: see `Training`. It goes on with the replay that the folder holds. A folder
+    with none begins with what a recording holds, which may be the folder of another run.
 
     Raises: ReplayError if there is neither, or one is damaged; ValueError if the recording is of other spaces.
     """
     saved = Checkpoints(run.path / "checkpoints").steps()
     if saved:
         streams = ReplayFolder(run.path / "replay").shape(saved[-1])["streams"]
-        training = Training(run, dreamer, streams, cfg, seed)
+        training = Training(run, dreamer, streams, cfg, seed, at_once)
         training.restore()
     elif recording is not None:
         recorded = open_recording(recording)
-        training = Training(run, dreamer, recorded.streams, cfg, seed)
+        training = Training(run, dreamer, recorded.streams, cfg, seed, at_once)
         fill(training.replay, recorded, training.note)
         training.save()
     else:
@@ -144,12 +153,14 @@ def train_offline(
     with stop_request() as stop, MetricsLog(run.path) as log, run.stage("train") as stage, bar:
         training.rewind(log)
         while training.updates < updates:
-            for number, metrics in training.learn(training.updates + 1).items():
-                log.write("learn", number, finite("learn", number, metrics))
+            metrics = training.learn(min(updates, training.updates + at_once, training.saved + cfg.checkpoint_every))
             done = training.updates
             bar.update(done - bar.n)
             stopping = bool(stop)
-            if done - training.saved >= cfg.checkpoint_every or done >= updates or stopping:
+            saving = done - training.saved >= cfg.checkpoint_every or done >= updates or stopping
+            for number, values in (metrics | (training.wait() if saving else {})).items():
+                log.write("learn", number, values)
+            if saving:
                 training.save()
                 stage.tick()
             if stopping and done < updates:

@@ -1,9 +1,11 @@
 """The agent and the replay of a run: they learn together, and are saved together."""
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +25,10 @@ from dreamjax.storage.recordings import write_spec
 from dreamjax.storage.replays import ReplayError, ReplayFolder
 from dreamjax.training.devices import splitting_mesh
 from dreamjax.training.loop import finite
-from dreamjax.types import AgentParams, Metrics, PyTree, Step
+from dreamjax.types import AgentParams, PyTree, Step
 
 STARTS = 64  # first observations that are kept, where the dreams of the trained agent may begin
+AT_ONCE = 8  # updates in one call: what it costs the host is shared by them, and a signal waits for two calls
 
 
 @dataclass(frozen=True)
@@ -66,15 +69,39 @@ def updates_due(cfg: OnlineConfig, length: int, streams: int, steps: int) -> int
     return 1 + int(since * Fraction(cfg.train_ratio) / (cfg.batch_size * cfg.batch_length))
 
 
-class Training:
-    """The agent and the replay of a run, which its folder also describes, so that others can read them."""
+def updates_at_once(cfg: OnlineConfig, streams: int, most: int) -> int:
+    """Say how many updates one call may make: those that a step of all environments asks for, if they are not more."""
+    return min(most, math.ceil(Fraction(cfg.train_ratio) * streams / (cfg.batch_size * cfg.batch_length)))
 
-    def __init__(self, run: RunFolder, dreamer: Dreamer, streams: int, cfg: OnlineConfig, seed: int) -> None:
-        self.dreamer, self.cfg, self.seed = dreamer, cfg, seed
+
+class Late(NamedTuple):
+    """What an update has learned, but the replay does not hold yet. With several, every array has a leading axis."""
+
+    number: int  # of the update, from 0
+    address: Address  # [B]
+    latent: Latent  # [B, T, ...]
+    priority: np.ndarray  # [B, T] float32
+
+
+class Training:
+    """The agent and the replay of a run, which its folder also describes, so that others can read them.
+
+    Updates are begun up to K in a call, and up to two calls ahead of the device, which never waits for the host. So an
+    update cannot read what the one before it has learned: update u is drawn from a replay that holds the latent states
+    and priorities of the updates up to u - 2K. This does not depend on how the updates are divided among calls, and
+    what is not in the replay yet is saved beside it. So the run is the same however often it was interrupted.
+    """
+
+    def __init__(
+        self, run: RunFolder, dreamer: Dreamer, streams: int, cfg: OnlineConfig, seed: int, at_once: int
+    ) -> None:
+        if at_once < 1:
+            raise ValueError(f"at_once must be positive, got {at_once}")
+        self.dreamer, self.cfg, self.seed, self.at_once = dreamer, cfg, seed, at_once
         key_init, self._key_act, self._key_learn = jax.random.split(jax.random.key(seed), 3)
         # The batch is split over all devices; everything else is the same on each.
         mesh = splitting_mesh("batch", cfg.batch_size, "batch_size")
-        self._split = NamedSharding(mesh, PartitionSpec("batch"))
+        self._split = NamedSharding(mesh, PartitionSpec(None, "batch"))
         whole = NamedSharding(mesh, PartitionSpec())
         write_spec(run.path, dreamer.spec)
         agents.describe(run.path, dreamer.cfg, dreamer.spec)
@@ -86,7 +113,8 @@ class Training:
         self._starts: deque[PyTree] = deque(maxlen=STARTS)
         self.updates = self.saved = 0
         self._written = 0  # steps of each stream that were saved
-        self._waiting: tuple[Address, Learned] | None = None
+        self._begun: deque[tuple[list[Address], Learned]] = deque()  # calls under way; the last ends at `updates`
+        self._late: deque[Late] = deque()
 
     def begin_with(self, params: AgentParams) -> None:
         """Take over the world model and the policy of another agent."""
@@ -122,41 +150,66 @@ class Training:
         key = jax.random.fold_in(self._key_act, self.replay.written)
         return experience.act(self.dreamer, self.state.params, key, memory, step)
 
-    def learn(self, until: int) -> dict[int, Metrics]:
-        """Begin the updates up to number `until`, the last of which is not waited for; return metrics to be logged."""
-        metrics = {}
+    def learn(self, until: int) -> dict[int, dict[str, float]]:
+        """Begin the updates up to number `until`; the last two calls are not waited for.
+
+        Return the metrics that are due to be logged, by the number of their update: of calls that have ended.
+
+        Raises: FloatingPointError as `finite` does.
+        """
+        metrics: dict[int, dict[str, float]] = {}
         while self.updates < until:
-            rng = np.random.default_rng([self.seed, self.updates])
-            drawn, address = self.replay.sample(rng, self.cfg.batch_size)
-            drawn = jax.device_put(drawn, self._split)
-            self.state, learned = experience.learn(self.dreamer, self._key_learn, self.state, drawn)
-            self._store()
-            self._waiting = address, learned
-            self.updates += 1
-            if self.updates % self.cfg.log_every == 0:
-                metrics[self.updates] = learned.metrics
+            while len(self._begun) > 1:
+                metrics |= self._end()
+            numbers = range(self.updates, min(until, self.updates + self.at_once))
+            drawn, addresses = zip(*map(self._draw, numbers), strict=True)
+            drawn += drawn[:1] * (self.at_once - len(numbers))  # one program, whatever the count
+            batches = jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *drawn), self._split)
+            count = np.int32(len(numbers))
+            self.state, learned = experience.learn_several(self.dreamer, self._key_learn, self.state, batches, count)
+            self._begun.append((list(addresses), learned))
+            self.updates = numbers.stop
         return metrics
 
-    def _store(self) -> None:
-        """Put into the replay what the last but one update has learned. It has ended, so the device has work."""
-        if self._waiting is None:
-            return
-        address, learned = self._waiting
-        latent, skipped = jax.device_get((learned.latent, learned.metrics["skipped"]))
-        if skipped:
-            finite("learn", self.updates, learned.metrics)
+    def wait(self) -> dict[int, dict[str, float]]:
+        """Wait for all updates that were begun; metrics and errors are as those of `learn`."""
+        metrics: dict[int, dict[str, float]] = {}
+        while self._begun:
+            metrics |= self._end()
+        return metrics
+
+    def _draw(self, number: int) -> tuple[PyTree, Address]:
+        """Draw the batch of an update, when the replay holds what it should."""
         context = self.dreamer.cfg.context
-        self.replay.update(address, context, experience.refreshed(self.dreamer, latent))
-        if self.replay.priorities:
-            self.replay.prioritize(address, context, np.asarray(learned.priority))
-        self._waiting = None
+        while self._late and self._late[0].number <= number - 2 * self.at_once:
+            late = self._late.popleft()
+            self.replay.update(late.address, context, experience.refreshed(self.dreamer, late.latent))
+            if self.replay.priorities:
+                self.replay.prioritize(late.address, context, late.priority)
+        return self.replay.sample(np.random.default_rng([self.seed, number]), self.cfg.batch_size)
+
+    def _end(self) -> dict[int, dict[str, float]]:
+        """Wait for the oldest call, and look at every update of it."""
+        first = self.updates - sum(len(addresses) for addresses, _ in self._begun)
+        addresses, learned = self._begun.popleft()
+        learned = jax.device_get(learned)
+        metrics: dict[int, dict[str, float]] = {}
+        for i, address in enumerate(addresses):
+            latent, priority, values = jax.tree.map(lambda x, i=i: x[i], learned)
+            self._late.append(Late(first + i, address, latent, priority))
+            number = first + i + 1
+            if number % self.cfg.log_every == 0 or values["skipped"]:
+                metrics[number] = finite("learn", number, values)
+        return metrics
 
     def save(self) -> None:
-        """Write replay and agent; the agent last, because it is what a resumed run looks for."""
-        self._store()
+        """Write replay and agent; the agent last, because it is what a resumed run looks for. `wait` comes first."""
+        if self._begun:
+            raise RuntimeError("updates are under way: wait for them before they are saved")
         agents.write_starts(self._folder, self._starts)
         if self.updates > self.saved or self.replay.written > self._written:
-            self._replays.save(self.replay, self.updates)
+            late: Any = [np.stack(leaves) for leaves in zip(*map(jax.tree.leaves, self._late), strict=True)]
+            self._replays.save(self.replay, self.updates, late)
             self._written = self.replay.written
         if self.updates not in self._checkpoints.steps():
             self._checkpoints.save(self.updates, self.state)
@@ -169,13 +222,16 @@ class Training:
             return
         self.updates, self.state = found
         try:
-            self._replays.restore(self.replay, self.updates)
+            late = self._replays.restore(self.replay, self.updates)
         except ReplayError as error:
             folder = self._checkpoints.folder
             raise ReplayError(
                 f"{error}. The agent of update {self.updates} is whole: copy the file back, or remove "
                 f"{folder / str(self.updates)} to go on from an older one of {self._checkpoints.steps()}."
             ) from error
+        for leaves in zip(*late, strict=True):
+            number, stream, time, *latent, priority = leaves
+            self._late.append(Late(int(number), Address(stream, time), Latent(*latent), priority))
         self.saved, self._written = self.updates, self.replay.written
         first = agents.read_starts(self._folder, self.dreamer.spec)
         if first is not None:

@@ -47,6 +47,18 @@ for _ in range(2):
     for x, y in zip(jax.tree.leaves((one, ours)), jax.tree.leaves((eight, theirs)), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 assert experience.learn._cache_size() == 2
+
+split = NamedSharding(mesh, PartitionSpec(None, "batch"))
+twice = jax.tree.map(lambda x: np.stack([x, x]), drawn)
+several = jax.jit(begin, out_shardings=whole)(jax.random.key(0))
+for _ in range(2):
+    batches = jax.device_put(twice, split)
+    several, theirs = experience.learn_several(dreamer, jax.random.key(1), several, batches, np.int32(1))
+    assert theirs.latent.deter.sharding.spec == PartitionSpec(None, "batch")
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(several))
+for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(several), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+assert experience.learn_several._cache_size() == 1
 print("ok")
 """
 

@@ -174,7 +174,7 @@ def test_online_training_is_saved_at_a_signal_and_goes_on_from_there(
 ) -> None:
     """In the middle of learning, and before the first update. The steps of two environments come in turn."""
     Signalling.steps, Signalling.when, Signalling.number = 0, when, number  # type: ignore[assignment]
-    cfg = replace(CFG, checkpoint_every=10**6, log_every=1)
+    cfg = replace(CFG, train_ratio=24, checkpoint_every=10**6, log_every=1)  # three updates in a call
     with pytest.raises(KeyboardInterrupt) as stopped:
         run(tmp_path, cfg, make_env=lambda: Signalling(counter()))
     assert isinstance(stopped.value, SystemExit) and stopped.value.code == code
@@ -182,9 +182,9 @@ def test_online_training_is_saved_at_a_signal_and_goes_on_from_there(
     assert when <= steps <= when + 12  # some steps only open an episode
     said = f"stopped by {signal.Signals(number).name}: saved at step {steps} of 100; started again, it goes on from"
     assert said in capsys.readouterr().err
-    assert Checkpoints(tmp_path / "checkpoints").steps() == [updates_due(CFG, 9, 2, steps - 2)]
-    assert int(run(tmp_path, cfg).step) == updates_due(CFG, 9, 2, 100)
-    assert rows(tmp_path, "learn") == list(range(1, updates_due(CFG, 9, 2, 100) + 1))  # each once, on and on
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [updates_due(cfg, 9, 2, steps - 2)]
+    assert int(run(tmp_path, cfg).step) == updates_due(cfg, 9, 2, 100)
+    assert rows(tmp_path, "learn") == list(range(1, updates_due(cfg, 9, 2, 100) + 1))  # each once, on and on
     assert rows(tmp_path, "episode") == sorted(set(rows(tmp_path, "episode")))
 
 

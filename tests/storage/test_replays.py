@@ -43,6 +43,23 @@ def test_a_restored_replay_draws_the_same(tmp_path):
     assert everything(other) == everything(one)
 
 
+def test_what_is_still_to_be_written_is_kept_beside_it(tmp_path):
+    one, folder = replay(), ReplayFolder(tmp_path)
+    fill(one, 20)
+    late = [np.arange(6).reshape(2, 3), np.full((2, 1), 0.5, ml_dtypes.bfloat16)]
+    folder.save(one, 1, late)
+    folder.save(one, 2)
+    folder.save(one, 3, [])
+    assert not (tmp_path / "late-1.npz").exists()  # as nothing of step 1 is
+    folder.save(one, 4, late)
+    back = ReplayFolder(tmp_path)
+    found = back.restore(replay(), 4)
+    for array, same in zip(found, late, strict=True):
+        np.testing.assert_array_equal(array, same)
+        assert array.dtype == same.dtype
+    assert back.restore(replay(), 3) == []
+
+
 def test_going_back_and_on_from_there(tmp_path):
     one = replay()
     folder = ReplayFolder(tmp_path)
@@ -97,11 +114,11 @@ def test_a_save_that_fails_leaves_the_last_one(tmp_path, monkeypatch):
     assert everything(other) == everything(one)
 
 
-@pytest.mark.parametrize("name", ["replay-1.json", "block-1-1.npz", "priorities-1.npz"])
+@pytest.mark.parametrize("name", ["replay-1.json", "block-1-1.npz", "priorities-1.npz", "late-1.npz"])
 def test_a_flipped_bit_is_noticed(tmp_path, name: str):
     one = replay()
     fill(one, 20)
-    ReplayFolder(tmp_path).save(one, 1)
+    ReplayFolder(tmp_path).save(one, 1, [np.arange(50)])
     data = bytearray((tmp_path / name).read_bytes())
     data[len(data) // 2] ^= 4
     (tmp_path / name).write_bytes(data)

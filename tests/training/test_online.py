@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -22,12 +24,13 @@ from dreamjax.envs import probes
 from dreamjax.envs.gymnasium import to_gymnasium
 from dreamjax.replay.sequences import Address
 from dreamjax.storage.agents import read_starts
+from dreamjax.storage.checkpoints import Checkpoints
 from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.metrics import read_metrics
 from dreamjax.storage.recordings import open_recording, write_recording
 from dreamjax.storage.replays import ReplayError
 from dreamjax.training.online import OnlineConfig, train_offline, train_online
-from dreamjax.training.trainer import updates_due
+from dreamjax.training.trainer import updates_at_once, updates_due
 from dreamjax.types import Step
 
 TINY = DreamerConfig(
@@ -90,9 +93,15 @@ def run(
         return train_online(RunFolder(folder, agent), dreamer, environment, cfg, 0)
 
 
-def learn(folder: Path, updates: int, recording: Path | None = None, agent: DreamerConfig = TINY):
+def learn(
+    folder: Path,
+    updates: int,
+    recording: Path | None = None,
+    agent: DreamerConfig = TINY,
+    cfg: OnlineConfig = CFG,
+) -> Any:
     with jax.debug_key_reuse(False):
-        return train_offline(RunFolder(folder, agent), Dreamer.of(agent, SPEC), CFG, 0, updates, recording)
+        return train_offline(RunFolder(folder, agent), Dreamer.of(agent, SPEC), cfg, 0, updates, recording, at_once=4)
 
 
 def test_a_run_learns_at_its_ratio_writes_episodes_and_goes_on(tmp_path):
@@ -111,15 +120,58 @@ def test_a_run_learns_at_its_ratio_writes_episodes_and_goes_on(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, longer)
 
 
+def test_several_updates_of_a_step_are_one_call(tmp_path):
+    cfg = replace(CFG, steps=60, train_ratio=56, log_every=1)  # 7 updates to a step of both environments
+    assert [updates_at_once(cfg, 2, most) for most in (4, 8)] == [4, 7]
+    due = updates_due(cfg, 9, 2, 60)
+    with closing(VectorEnvironment(counter, 2, 7)) as environment, jax.debug_key_reuse(False):
+        dreamer = Dreamer.of(TINY, environment.spec)
+        state = train_online(RunFolder(tmp_path, TINY), dreamer, environment, cfg, 0, at_once=4)
+    assert int(state.step) == due == 99
+    assert read_metrics(tmp_path / "metrics.jsonl")["learn"]["loss"][0].tolist() == list(range(1, due + 1))
+
+
+DRAWN = replace(CFG, prioritized=0.5)  # half by priorities, which updates set
+
+
 def test_offline_learning_is_the_same_however_often_it_stops(tmp_path):
-    collected = run(tmp_path / "a", CFG)
+    begun = int(run(tmp_path / "a", DRAWN).step)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    begun = int(collected.step)
-    at_once = learn(tmp_path / "a", begun + 24)
-    learn(tmp_path / "b", begun + 11)
-    in_parts = learn(tmp_path / "b", begun + 24)
+    at_once = learn(tmp_path / "a", begun + 24, cfg=DRAWN)
+    for updates in (5, 6, 13, 24):
+        in_parts = learn(tmp_path / "b", begun + updates, cfg=DRAWN)
     jax.tree.map(np.testing.assert_array_equal, at_once, in_parts)
     assert int(at_once.step) == begun + 24
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import tests.conftest  # compiles with as much care as the tests do
+from tests.training.test_online import DRAWN, learn
+
+folder, at, until = sys.argv[1:]
+
+def watch(event, arguments):
+    if event == "os.rename" and str(arguments[1]).endswith(f"replay-{at}.json"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(watch)
+learn(Path(folder), int(until), cfg=DRAWN)
+"""
+
+
+def test_offline_learning_that_is_killed_while_it_saves_goes_on_as_if_it_had_not_been(tmp_path):
+    begun = int(run(tmp_path / "a", DRAWN).step)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    at_once = learn(tmp_path / "a", begun + 24, cfg=DRAWN)
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "b"), str(begun + 20), str(begun + 24)]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    child = subprocess.run(command, env=environment, timeout=600, check=False)
+    assert child.returncode == -signal.SIGKILL
+    assert Checkpoints(tmp_path / "b" / "checkpoints").steps()[-1] == begun + 10
+    resumed = learn(tmp_path / "b", begun + 24, cfg=DRAWN)
+    jax.tree.map(np.testing.assert_array_equal, at_once, resumed)
 
 
 def test_another_agent_learns_from_the_replay_of_a_run(tmp_path):
