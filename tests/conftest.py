@@ -22,7 +22,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Tests compile for much longer than they compute: with the least care. And without the newer code generator, which goes
-# through MLIR for each fusion; XLA then compiles an update of DreamerV3 in a third of the time that it takes by default.
+# through MLIR for each fusion; XLA then compiles an update of DreamerV3 in a third of the time it takes by default.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 import jax
