@@ -22,7 +22,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dreamjax.acting import random_play
@@ -150,8 +149,9 @@ def report(cfg: Config, run: RunFolder, agent: Agent, params: AgentParams) -> No
     curves.fitness_curve(metrics["evolve"], run.path / "fitness.png", "tics survived in the dream")
     frames = episodes.read(episodes.open_store(run.path / "episodes").paths[0]).observation
     frames = frames[np.linspace(0, len(frames) - 1, 10).astype(int)]
-    mean, _ = vision.encode(DOOM.vision, params.model.vision, jnp.asarray(frames))
-    decoded = np.asarray(vision.decode(DOOM.vision, params.model.vision, mean))
+    encode, decode = (jax.jit(part, static_argnums=0) for part in (vision.encode, vision.decode))
+    mean, _ = encode(DOOM.vision, params.model.vision, frames)
+    decoded = np.asarray(decode(DOOM.vision, params.model.vision, mean))
     curves.reconstruction_sheet(frames, decoded, run.path / "reconstructions.png")
     film = run.path / "dream_and_real.mp4", agent, params, make_env(cfg), jax.random.key(cfg.seed)
     film_dream_and_real(*film, cfg.film_steps, cfg.evolve.temperature)

@@ -41,7 +41,7 @@ from dreamjax.worldmodels import curiosity, learner, search, vision
 
 NAME = "swingup_iterative"
 ENVIRONMENT = swingup.swingup(observation="both")  # the agent sees the picture; the state is for us to measure
-STEPS, UPRIGHT_STEPS, FPS = ENVIRONMENT.spec.max_steps, 32, 20
+STEPS, UPRIGHT_STEPS, STARTS, FPS = ENVIRONMENT.spec.max_steps, 32, 1024, 20
 VISION = wm.VisionConfig(latent_size=16)
 MEMORY = wm.MemoryConfig(latent_size=16, action_size=1, hidden_size=256, predict_reward=True, predict_action=True)
 RANDOM = rollout.random_agent(ENVIRONMENT.spec), AgentParams((), ())
@@ -117,7 +117,7 @@ def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, agent: Agent
     chunks = lambda step: latents.chunks(data, 1000 * cfg.seed + n, cfg.streams, cfg.length, step - first)  # noqa: E731
     memory_state = train(run, log, "memory", learned["memory"], updates(remember, chunks), end)
     model = wm.WorldModelParams(vision_state.params, memory_state.params)
-    params = AgentParams(model, (), starts=data.first_frames(len(data.length)))
+    params = AgentParams(model, (), starts=data.first_frames(STARTS))
 
     def generation(state: EvolutionState, count: int) -> tuple[EvolutionState, Metrics]:
         if count % cfg.generations == 0:

@@ -7,6 +7,7 @@ function and outside; a test that means to use a key twice says `jax.random.clon
 
 import os
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import hypothesis
@@ -20,17 +21,40 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPO / ".pytest_cache" / 
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Tests compile for much longer than they compute: with the least care. And without the newer code generator, which goes
+# through MLIR for each fusion; XLA then compiles an update of DreamerV3 in a third of the time it takes by default.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 import jax
 
-# Scripts that tests start run for seconds and compile for minutes: they compile with less care, in half the time. This
-# process has read its own flags by now.
-jax.devices()
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+LONG = ("test_experiments.py", "test_benchmarks.py")  # whose tests take up to minutes each
 
 # No deadline: the first example pays for a compilation. Derandomised: a suite that passes today passes tomorrow.
 hypothesis.settings.register_profile("dreamjax", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("dreamjax")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the tests that take minutes, or one process would be left with them when the others are done.
+
+    `--dist worksteal` gives each process an equal part of the list, one after the other, and an idle one takes the end
+    of another's. So the long tests are dealt to the beginnings of the parts; those that share a run stay together.
+    """
+    long: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.path.name in LONG:
+            shares = "doom" in getattr(item, "fixturenames", ())
+            long.setdefault("doom" if shares else item.nodeid, []).append(item)
+    processes = int(getattr(config, "workerinput", {}).get("workercount", 1))
+    begins = [list(chain.from_iterable([*long.values()][i::processes])) for i in range(processes)]
+    rest = [item for item in items if item.path.name not in LONG]
+    ordered: list[pytest.Item] = []
+    for i, begin in enumerate(begins):
+        fill = max(0, (len(items) - len(ordered)) // (processes - i) - len(begin))
+        ordered += [*begin, *rest[:fill]]
+        rest = rest[fill:]
+    items[:] = ordered + rest
 
 
 @pytest.fixture(autouse=True)

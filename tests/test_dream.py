@@ -334,7 +334,7 @@ print(json.dumps(played))
 @pytest.fixture(scope="module")
 def on_eight_devices() -> dict[str, Any]:
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
         "PYTHONPATH": os.getcwd(),
     }
     result = subprocess.run(

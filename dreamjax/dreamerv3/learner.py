@@ -69,6 +69,7 @@ class Trained(NamedTuple):
     metrics: Metrics
 
 
+@partial(jax.jit, static_argnums=0)
 def init(dreamer: Dreamer, key: Key, hyper: Hyper | None = None) -> TrainState:
     """Start training, with the configuration's learning rate, entropy scale and discount where `hyper` is None.
 

@@ -4,7 +4,7 @@ Source: Hafner et al. 2023.
 """
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -128,6 +128,7 @@ def _by_name(tree: PyTree, kind: str, spaces: Spaces) -> dict[str, Any]:
     return leaves
 
 
+@partial(jax.jit, static_argnums=0)
 def init(dreamer: Dreamer, key: Key) -> DreamerParams:
     """Draw all parameters, in float32."""
     keys = jax.random.split(key, 7)

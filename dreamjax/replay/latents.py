@@ -33,8 +33,11 @@ class Latents(NamedTuple):
     length: np.ndarray  # [E] int64, steps of each episode
 
     def first_frames(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the posteriors of the first frames of `count` episodes, where dreams begin: two of [count, Z]."""
-        first = (np.cumsum(self.length) - self.length)[:count]
+        """Return the posteriors of the first frames of `count` episodes, where dreams begin: two of [count, Z].
+
+        Where there are fewer, it begins again with the first: what dreams stays of one shape, and compiled once.
+        """
+        first = np.resize(np.cumsum(self.length) - self.length, count)
         return self.mean[first].astype(np.float32), self.log_variance[first].astype(np.float32)
 
 

@@ -64,7 +64,7 @@ def keep_compiled_programs() -> None:
 
     That is `jax_compilation_cache_dir`, in the user's cache folder; the programs used last stay, of 4 GiB in all. There
     is a folder for each version of jaxlib and kind of processor: what is compiled for another one may crash, and home
-    folders are shared.
+    folders are shared. The environment variable `JAX_ENABLE_COMPILATION_CACHE=false` switches it off.
     """
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
@@ -77,6 +77,9 @@ def keep_compiled_programs() -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", 4 << 30)
+    # Not the tiny ones: each that is added has the folder read.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     compilation_cache.reset_cache()  # if something was compiled before, it has decided that there is no cache
 
 

@@ -57,6 +57,7 @@ class TrainState(NamedTuple):
     learning_rate: Array  # [] float32, from which the rate falls; traced, so that one program sweeps it, also vmapped
 
 
+@partial(jax.jit, static_argnums=0)
 def init(learner: VisionLearner | MemoryLearner, key: Key) -> TrainState:
     """Start training with the learning rate of the configuration, a number []. Shapes: as in `TrainState`."""
     part: Any = vision if isinstance(learner, VisionLearner) else memory

@@ -4,6 +4,7 @@ Source: Ha & Schmidhuber 2018, appendix A.2 and A.4, and its published code wher
 """
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -96,6 +97,7 @@ class Network(nn.Module):
         )
 
 
+@partial(jax.jit, static_argnums=0)
 def init(cfg: MemoryConfig, key: Key) -> Params:
     """Draw M's parameters."""
     return Network(cfg).init(key, start(cfg), jnp.zeros(cfg.input_size))["params"]

@@ -66,6 +66,7 @@ class Autoencoder(nn.Module):
         return self.decode(self.encode(x)[0])
 
 
+@partial(jax.jit, static_argnums=0)
 def init(cfg: VisionConfig, key: Key) -> Params:
     """Draw V's parameters."""
     return Autoencoder(cfg.latent_size).init(key, jnp.zeros(FRAME))["params"]

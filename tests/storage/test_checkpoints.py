@@ -323,7 +323,7 @@ assert back["x"].sharding == sharding and back["k"].sharding.device_set == shard
 np.testing.assert_array_equal(back["x"], tree["x"])
 np.testing.assert_array_equal(jax.random.key_data(back["k"]), jax.random.key_data(tree["k"]))
 """
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     _, tree = Checkpoints(tmp_path).restore({"x": jnp.zeros(8), "k": jax.random.split(jax.random.key(1), 4)})
     np.testing.assert_array_equal(tree["x"], np.arange(8.0))  # written on four devices, read on one
