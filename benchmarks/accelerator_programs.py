@@ -114,6 +114,13 @@ def update(size: str, kind: str) -> Case:
     return Case(experience.learn, (dreamer,), (KEY, state, drawn))
 
 
+def several(size: str, kind: str) -> Case:
+    """Update on up to 8 batches in one call; the count is data, so that the program is counted with one update."""
+    _, static, (key, state, drawn) = update(size, kind)
+    arguments = (key, state, shaped((8,), drawn), jax.ShapeDtypeStruct((), np.int32))
+    return Case(experience.learn_several, static, arguments)
+
+
 def act(size: str, kind: str) -> Case:
     """Act once in each of some environments."""
     dreamer = dreamer_of(size, kind)
@@ -162,6 +169,7 @@ CASES: dict[str, Callable[[], Case]] = {
     for kind in SPACES
     for step in (update, act)
 } | {
+    "DreamerV3 several updates, 1m, vectors": partial(several, "1m", "vectors"),
     "DreamerV3 jitted loop, 1m, probe": partial(jitted_loop, "1m"),
     "train step of V": train_vision,
     "train step of M": train_memory,
