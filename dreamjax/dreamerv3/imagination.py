@@ -140,5 +140,5 @@ def train_step(
     updates, opt_state = optim.laprop(learner.optimizer).update(grads, state.opt_state, learned)
     policy, value = optax.apply_updates(learned, updates)
     slow = optax.incremental_update(value, state.slow, settings.slow_rate)
-    metrics |= {"gradient_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
+    metrics |= {"gradient_norm": optim.global_norm(grads), "update_norm": optim.global_norm(updates)}
     return TrainState(state.step + 1, policy, value, slow, opt_state, range_), metrics

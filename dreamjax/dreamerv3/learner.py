@@ -98,7 +98,7 @@ def train_step(dreamer: Dreamer, key: Key, state: TrainState, batch: Batch) -> t
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     slow = optax.incremental_update(params.value, state.slow, dreamer.cfg.behaviour.slow_rate)
-    metrics = trained.metrics | {"gradient_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
+    metrics = trained.metrics | {"gradient_norm": optim.global_norm(grads), "update_norm": optim.global_norm(updates)}
     is_finite = jnp.isfinite(metrics["loss"] + metrics["gradient_norm"] + metrics["update_norm"])
     new = TrainState(state.step + 1, params, slow, opt_state, range_, state.hyper)
     state = optim.keep_finite(is_finite, new, state._replace(step=new.step))
@@ -188,6 +188,9 @@ def _model_losses(
 
 def _imagine(dreamer: Dreamer, params: DreamerParams, key: Key, starts: RSSMState) -> Trajectory:
     """Dream from every replayed state. Shapes: starts [N, ...]."""
+    # The same numbers as converted by each layer, but not at each step again.
+    convert = lambda path, x: x if path[-1].key == "scale" else x.astype(dreamer.cfg.compute_dtype)  # noqa: E731
+    params = jax.tree_util.tree_map_with_path(convert, params)
     # All layers take leading axes, so the dream of many starts is the dream of one.
     agent, horizon = model.agent(dreamer), dreamer.cfg.behaviour.horizon
     states, actions = dream.imagine(agent, model.agent_params(params), key, starts, horizon, unroll=UNROLL)
