@@ -67,9 +67,18 @@ SMALL = 2**16  # entries of a tensor up to which a program of its own costs more
 def norms(tree: PyTree) -> Array:
     """Euclidean norm of every leaf, in the order of `jax.tree.leaves`. Shapes: n leaves of any shape -> [n].
 
-    Small leaves of about one size are put side by side: an accelerator then starts a few programs instead of hundreds.
+    Off CPUs, small leaves of about one size are put side by side: an accelerator then starts a few programs instead of
+    hundreds. A CPU would only copy them.
     """
-    leaves, groups = jax.tree.leaves(tree), defaultdict[tuple[int, int], list[int]](list)
+    return jax.lax.platform_dependent(*jax.tree.leaves(tree), cpu=_norms_one_by_one, default=_norms_together)
+
+
+def _norms_one_by_one(*leaves: Array) -> Array:
+    return jnp.sqrt(jnp.stack([(leaf**2).sum() for leaf in leaves]))
+
+
+def _norms_together(*leaves: Array) -> Array:
+    groups = defaultdict[tuple[int, int], list[int]](list)
     for i, leaf in enumerate(leaves):
         wide = 1 << max(leaf.size - 1, 0).bit_length()
         groups[wide, i if leaf.size > SMALL else 0].append(i)

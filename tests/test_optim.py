@@ -17,16 +17,18 @@ def tree():
     return {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in SHAPES.items()}
 
 
-def test_norms_are_those_of_every_leaf(tree):
+@pytest.mark.parametrize("norms", [optim._norms_one_by_one, optim._norms_together], ids=["cpu", "accelerators"])
+def test_norms_are_those_of_every_leaf(tree, norms):
     wanted = [np.linalg.norm(np.asarray(leaf).ravel()) for leaf in jax.tree.leaves(tree)]
-    np.testing.assert_allclose(jax.jit(optim.norms)(tree), wanted, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(norms)(*jax.tree.leaves(tree)), wanted, rtol=1e-5)
+    np.testing.assert_allclose(optim.norms(tree), wanted, rtol=1e-5)
     np.testing.assert_allclose(optim.global_norm(tree), optax.tree.norm(tree), rtol=1e-5)
 
 
 def test_a_leaf_that_is_not_finite_is_seen(tree):
     tree["b"] = tree["b"].at[1, 1].set(jnp.nan)
-    found = np.isnan(optim.norms(tree))
-    assert found.tolist() == [name == "b" for name in SHAPES]
+    for found in (optim._norms_one_by_one(*tree.values()), optim._norms_together(*tree.values())):
+        assert np.isnan(found).tolist() == [name == "b" for name in SHAPES]
     assert np.isnan(optim.global_norm(tree))
 
 

@@ -64,10 +64,10 @@ def reset(state: PyTree, is_first: Array) -> PyTree:
 def core(cfg: RSSMConfig, params: Params, state: RSSMState, action: Array) -> Array:
     """Recurrent step h_t = f(h, z, a)_{t-1}. Shapes: state, action [..., A] at t-1 -> deter [..., D] at t."""
     lead, dtype = state.deter.shape[:-1], state.deter.dtype
-    h = _hidden(params, "dynin0", affine(params, "dynin0", state.deter))
-    z = _hidden(params, "dynin1", affine(params, "dynin1", state.stoch.reshape(*lead, -1)))
+    h = _hidden(params, "dynin0", _affine(params, "dynin0", state.deter))
+    z = _hidden(params, "dynin1", _affine(params, "dynin1", state.stoch.reshape(*lead, -1)))
     embedded = embed(params, action.astype(dtype))
-    own, shared = split_hidden(cfg, params, dtype)
+    own, shared = _split_hidden(cfg, params, dtype)
     blocks = state.deter.reshape(*lead, cfg.blocks, -1)
     y = block_product(blocks, own).reshape(*lead, -1) + jnp.concatenate([h, z, embedded], -1) @ shared
     y = _hidden(params, "dynhid0", y + jnp.broadcast_to(params["dynhid0"]["bias"].astype(dtype), y.shape))
@@ -91,8 +91,8 @@ def prior(cfg: RSSMConfig, params: Params, deter: Array) -> Array:
 
 def _logits(cfg: RSSMConfig, params: Params, name: str, layers: int, x: Array) -> Array:
     for i in range(layers):
-        x = _hidden(params, f"{name}{i}", affine(params, f"{name}{i}", x))
-    x = affine(params, f"{name}logit", x)
+        x = _hidden(params, f"{name}{i}", _affine(params, f"{name}{i}", x))
+    x = _affine(params, f"{name}logit", x)
     return x.reshape(*x.shape[:-1], cfg.stoch, cfg.classes)
 
 
@@ -166,16 +166,16 @@ def gru(gates: Array, deter: Array) -> Array:
 def embed(params: Params, action: Array) -> Array:
     """Limit every entry of the action to [-1, 1] and embed it. Shapes: [..., A] -> [..., hidden]."""
     action = action / jax.lax.stop_gradient(jnp.maximum(1.0, jnp.abs(action)))
-    return _hidden(params, "dynin2", affine(params, "dynin2", action))
+    return _hidden(params, "dynin2", _affine(params, "dynin2", action))
 
 
-def affine(params: Params, name: str, x: Array) -> Array:
+def _affine(params: Params, name: str, x: Array) -> Array:
     """Apply a dense layer in the dtype of its input. Shapes: [..., I] -> [..., O]."""
     y = x @ params[name]["kernel"].astype(x.dtype)
     return y + jnp.broadcast_to(params[name]["bias"].astype(x.dtype), y.shape)
 
 
-def split_hidden(cfg: RSSMConfig, params: Params, dtype: Any) -> tuple[Array, Array]:
+def _split_hidden(cfg: RSSMConfig, params: Params, dtype: Any) -> tuple[Array, Array]:
     """Split the kernel of the recurrent hidden layer by its inputs, so that those of all blocks are multiplied once.
 
     Shapes: -> own [g, D/g, D/g], shared [3 hidden, D], for the embedded state, latent and action.
