@@ -10,6 +10,7 @@ start its kernels. So the two loops, forwards and backwards, hold nothing but wh
 Source: Hafner et al. 2023, equation 3; the same function as T times `rssm.observe`, but for the noise.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -90,10 +91,7 @@ def observe_sequence(
     )
     action = rssm.embed(params, rssm.reset(actions, is_first).astype(dtype))
     action @= jnp.swapaxes(kernel["dynhid0"][:, own:], 0, 1).reshape(-1, cfg.deter)
-    given = Given(
-        _add(action, bias["dynhid0"]),
-        _add(tokens @ kernel[first][cfg.deter :], bias[first]),
-    )
+    given = Given(_add(action, bias["dynhid0"]), _add(tokens @ kernel[first][cfg.deter :], bias[first]))
     noise = rssm.noise(cfg, key, is_first.shape).reshape(*is_first.shape, -1)
     ends = jnp.concatenate([is_first[1:], jnp.zeros_like(is_first[:1])])
     begin = rssm.reset(RSSMState(state.deter, _flat(state.stoch)), is_first[0])
@@ -116,13 +114,12 @@ def _filter_fwd(cfg, weights, state, given, noise, ends):  # type: ignore[no-unt
     def step(state: tuple[Array, Array], data: tuple[Given, Array, Array]) -> tuple[tuple[Array, Array], Array]:
         given, noise, ends = data
         deter, stoch, products = _step(cfg, weights, *state, given, noise)
-        ends = ends[:, None]
-        state = jnp.where(ends, jnp.zeros_like(deter), deter), jnp.where(ends, jnp.zeros_like(stoch), stoch)
+        state = jnp.where(ends[:, None], 0, deter), jnp.where(ends[:, None], 0, stoch)
         return state, _pack((RSSMState(_joined(deter), stoch), products))
 
     begin = _blocks(cfg, state.deter), state.stoch
     like = jax.eval_shape(partial(_step, cfg, weights), *begin, *jax.tree.map(lambda x: x[0], (given, noise)))
-    states, products = _unpack((state, like[-1]), jax.lax.scan(step, begin, (given, noise, ends))[1])
+    states, products = _unpack((state, like[-1]), _loop(step, begin, (given, noise, ends))[1])
     return (states, products.logits), (weights, state, ends, states, products)
 
 
@@ -163,8 +160,7 @@ class Recalled(NamedTuple):
 
 def _filter_bwd(cfg: RSSMConfig, saved: Any, cotangents: Any):  # type: ignore[no-untyped-def]
     weights, state, ends, states, products = saved
-    follow = lambda first, later: jnp.concatenate([first[None], later[:-1]])  # noqa: E731
-    before = jax.tree.map(follow, state, rssm.reset(states, ends))
+    before = jax.tree.map(lambda x, later: jnp.concatenate([x[None], later[:-1]]), state, rssm.reset(states, ends))
     recalled = Recalled(
         before.deter,
         products.gates,
@@ -182,7 +178,7 @@ def _filter_bwd(cfg: RSSMConfig, saved: Any, cotangents: Any):  # type: ignore[n
         dstate, dproducts = step(dstate, data)
         return dstate, _pack(dproducts)
 
-    dstate, packed = jax.lax.scan(kept, last, data, reverse=True)
+    dstate, packed = _loop(kept, last, data, reverse=True)
     dweights, dgiven = _sums(cfg, weights, recalled, before, states, products, _unpack(like, packed))
     return dweights, dstate, dgiven, None, None
 
@@ -198,9 +194,8 @@ def _step_back(cfg: RSSMConfig, weights: Weights, dstate: RSSMState, data: Any) 
     dlogits = (dlogits + (1.0 - cfg.unimix) * _flat(slope)).astype(dtype)
     dx = dlogits @ weights.logits.T
     dposterior: list[Array] = []
-    for kernel, scale, norm in reversed(
-        [*zip(weights.posterior, weights.posterior_scale, recalled.posterior, strict=True)]
-    ):
+    layers = zip(weights.posterior, weights.posterior_scale, recalled.posterior, strict=True)
+    for kernel, scale, norm in reversed([*layers]):
         dposterior.insert(0, norm.before_silu(dx))
         dx = norm.input(scale, dposterior[0]) @ kernel.T
     _, back = jax.vjp(rssm.gru, jnp.swapaxes(recalled.gates, 0, 1), _blocks(cfg, recalled.deter))
@@ -248,6 +243,12 @@ def _sums(cfg, weights, recalled, before, states, products, d):  # type: ignore[
 _filter.defvjp(_filter_fwd, _filter_bwd)
 
 
+def _loop(step: Callable[[Any, Any], Any], begin: Any, data: Any, reverse: bool = False) -> Any:
+    """Scan; accelerators take several steps as one, between which no state is copied, CPUs would compile for longer."""
+    scan = partial(jax.lax.scan, step, reverse=reverse)
+    return jax.lax.platform_dependent(begin, data, cpu=scan, default=partial(scan, unroll=4))
+
+
 def _outer(x: Array, dy: Array) -> Array:
     """Gradient of the kernel of a product. Shapes: [T, B, I], [T, B, O] -> [I, O]."""
     return x.reshape(-1, x.shape[-1]).T @ dy.reshape(-1, dy.shape[-1])
@@ -265,8 +266,7 @@ def _sum(dy: Array) -> Array:  # gradient of a bias, [T, B, ...] -> [...] float3
 
 def _add(x: Array, y: Array) -> Array:
     """Add in float32, which keeps the sum out of a product's own kernel, where a slice of y would first be copied."""
-    x = x.astype(jnp.float32)
-    return x + jnp.broadcast_to(y, x.shape)
+    return x.astype(jnp.float32) + jnp.broadcast_to(y, x.shape)
 
 
 def _blocks(cfg: RSSMConfig, x: Array) -> Array:
