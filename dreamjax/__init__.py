@@ -9,8 +9,9 @@ Everything goes round one loop::
 `types` holds the contracts that the rest is written against. `rollout` acts in an environment, `dream` in a world
 model, which is itself an environment; `worldmodels` and `dreamerv3` each make an `Agent`: a `LatentModel` and a policy.
 `nets`, `distributions`, `returns` and `optim` are the mathematics, `replay` the data, `evolution` CMA-ES over the
-parameters of any policy, `envs` the games. The rest touches disk and screen: `storage` keeps what survives a kill,
-`acting` acts in host environments, `training` runs for hours, `reporting` is what a person looks at.
+parameters of any policy, `planning` policies that need no training, `envs` the games. The rest touches disk and screen:
+`storage` keeps what survives a kill, `acting` acts in host environments, `training` runs for hours, `reporting` is what
+a person looks at.
 
 Names are imported when they are first used: `import dreamjax` alone starts neither JAX nor a game.
 """
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         evolution as evolution,
         nets as nets,
         optim as optim,
+        planning as planning,
         replay as replay,
         reporting as reporting,
         returns as returns,

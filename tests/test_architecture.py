@@ -31,6 +31,7 @@ RANK = {
     "rollout": 2,
     "dream": 2,
     "evolution": 2,
+    "planning": 2,
     "envs": 2,
     "dreamerv3": 3,
     "worldmodels": 3,

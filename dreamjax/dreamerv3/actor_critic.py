@@ -5,9 +5,9 @@ followed where the two differ: rewards and continues are those of the state that
 trained on replayed experience.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -122,6 +122,16 @@ def policy(actor_critic: ActorCritic, structure: Any, init: Init) -> Policy:
         return jax.tree.unflatten(structure, [drawn[name] for name, _ in actor_critic.action])
 
     return Policy(init, act)
+
+
+@lru_cache(maxsize=128)
+def value(actor_critic: ActorCritic) -> Callable[[Params, Array], Array]:
+    """Let the critic say what return follows: a planner's `value`. Shapes: (params, features [..., F]) -> [...]."""
+
+    def predict(params: Params, features: Array) -> Array:
+        return heads.scalar_mean(actor_critic.heads, heads.apply(actor_critic.critic, params, features))
+
+    return predict
 
 
 def log_prob(distributions: Distributions, actions: Mapping[str, Array], spaces: Spaces) -> Array:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamjax import dream, rollout
-from dreamjax.dreamerv3 import codec, experience, heads, model, rssm
+from dreamjax import dream, planning, rollout
+from dreamjax.dreamerv3 import actor_critic, codec, experience, heads, model, rssm
 from dreamjax.dreamerv3.config import debug
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs import probes
@@ -43,6 +43,29 @@ def test_its_dream_is_an_environment():
         state, step = advance(jax.random.key(3 + i), state, jnp.int32(1))
         assert np.isfinite(step.reward)
         assert not step.is_first
+
+
+def test_actor_and_critic_help_to_plan():
+    """The only candidates are the actor's, which the critic tells apart: what follows is all that counts."""
+    value = actor_critic.value(DREAMER.actor_critic)
+    assert value is actor_critic.value(DREAMER.actor_critic), "jitted functions would compile again"
+    shaken = jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape), ALL)
+    cfg = planning.PlanConfig(2, 6, 1, 1, from_prior=6, takes_best=True)
+    planner = planning.Planner(WORLD, cfg, AGENT.policy, value)
+    params = planning.PlannerParams(shaken.model, shaken.policy, shaken.value)
+    state, actions = WORLD.start(PARAMS), jnp.array([1, 0])
+    with jax.debug_key_reuse(False):  # the check takes keys that are scanned under vmap for used ones
+        plan, action = planning.search(planner, params, jax.random.key(0), state, planning.start(planner))
+    assert np.isfinite(plan.promised) and int(action) in (0, 1)
+    promise = lambda one: planning.plan_return(one, params, jax.random.key(1), WORLD.start(PARAMS), actions)  # noqa: E731
+    weight = 1.0
+    for key, taken in zip(jax.random.split(jax.random.key(1)), actions, strict=True):
+        state = WORLD.imagine(shaken.model, key, state, taken, 1.0)
+        weight *= WORLD.outcome(shaken.model, state).continues
+    follows = weight * value(shaken.value, WORLD.features(state))
+    found = promise(planner) - promise(replace(planner, value=None))
+    np.testing.assert_allclose(found, follows, rtol=1e-4)
+    assert abs(float(follows)) > 1e-3
 
 
 def unrolled(length: int) -> rollout.Transition:

@@ -1,0 +1,258 @@
+"""Planning: actions chosen by imagining what follows from many, in any `LatentModel`, without training a policy.
+
+Plans are drawn from a distribution, imagined, and compared by the return that the model promises; the best of them make
+the next distribution. A planner is a policy that remembers its plan from step to step, and goes to every place that
+takes one::
+
+    planner = Planner(agent.model, icem())
+    planning_agent, planning_params = planning.agent(planner), planning.agent_params(params)
+
+Source: Rubinstein 1999 (cross-entropy method), as in Chua et al. 2018 (PETS); Pinneri et al. 2020 (iCEM); Williams et
+al. 2017 (MPPI), as in Hansen et al. 2022 (TD-MPC), who add a policy and a value.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from dreamjax import checks, dream
+from dreamjax.planning.beliefs import Belief, coloured_by, draw, draw_evenly, follow, likeliest, refit, unknown
+from dreamjax.rollout import random_policy
+from dreamjax.types import (
+    Action,
+    Agent,
+    AgentParams,
+    AnyPolicy,
+    Array,
+    Key,
+    LatentModel,
+    Params,
+    PyTree,
+    RecurrentPolicy,
+    Space,
+    State,
+)
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """How plans are searched for; `random_shooting`, `cem`, `icem` and `mppi` are these methods.
+
+    Raises: ValueError if the numbers do not allow a search.
+    """
+
+    horizon: int = 15  # steps that a plan looks ahead
+    candidates: int = 128  # plans that are imagined in each iteration
+    iterations: int = 4
+    elites: int = 16  # best plans, from which the next distribution is made
+    sharpness: float = 0.0  # elites count by exp(sharpness x return); 0: all alike
+    momentum: float = 0.1  # share of a distribution that is kept in the next
+    spread: float = 0.5  # of the first distribution: standard deviation, as a share of the range of the action
+    least_spread: float = 0.02  # to which it narrows; of a discrete action, the share that is drawn evenly
+    exponent: float = 0.0  # of the noise, whose spectrum is f^-exponent: 0 is white; above, actions last longer
+    kept: int = 0  # elites that compete again, in the next iteration and at the next step, and with them the mean
+    from_prior: int = 0  # candidates that a policy chooses
+    takes_best: bool = False  # acts as the best plan says; otherwise as the mean of the last distribution does
+    is_uniform: bool = False  # draws evenly from all actions, whatever was found before
+    dreams: int = 1  # in which each plan is tried, all plans with the same luck
+    discount: float = 1.0
+    temperature: float = 1.0  # of the dreams
+
+    def __post_init__(self) -> None:
+        least = min(self.horizon, self.iterations, self.elites, self.dreams)
+        if least < 1 or not 0 <= self.kept <= self.elites <= self.candidates or self.drawn < 0:
+            raise ValueError(
+                "a planner needs a horizon, iterations, elites and dreams of 1 or more, kept <= elites <= candidates, "
+                f"and as many candidates as the {self.candidates - self.drawn} that are not drawn, got {self}"
+            )
+
+    @property
+    def drawn(self) -> int:
+        """Number of candidates that are drawn from the distribution."""
+        return self.candidates - self.from_prior - self.kept - (self.kept > 0)
+
+
+def random_shooting(horizon: int = 15, candidates: int = 512, **others: Any) -> PlanConfig:
+    """Draw plans evenly, and act as the best says."""
+    return PlanConfig(horizon, candidates, 1, 1, takes_best=True, is_uniform=True, **others)
+
+
+def cem(horizon: int = 15, candidates: int = 128, iterations: int = 4, elites: int = 16, **others: Any) -> PlanConfig:
+    """Cross-entropy method: draw again around the elites, which all count alike."""
+    return PlanConfig(horizon, candidates, iterations, elites, **others)
+
+
+def icem(horizon: int = 15, candidates: int = 128, iterations: int = 3, elites: int = 12, **others: Any) -> PlanConfig:
+    """Improved cross-entropy method: noise that lasts, elites that compete again, and the best plan that acts.
+
+    The number of candidates does not shrink from iteration to iteration, unlike the published one.
+    """
+    settings = {"exponent": 2.0, "kept": max(1, elites // 3), "takes_best": True} | others
+    return PlanConfig(horizon, candidates, iterations, elites, **settings)
+
+
+def mppi(horizon: int = 15, candidates: int = 128, iterations: int = 4, elites: int = 32, **others: Any) -> PlanConfig:
+    """Model predictive path integral control: elites count by the exponential of their return."""
+    return PlanConfig(horizon, candidates, iterations, elites, **({"sharpness": 0.5} | others))
+
+
+class Value(Protocol):
+    def __call__(self, params: Params, features: PyTree, /) -> Array:
+        """Predict the return [] that follows upon a state with features [F]."""
+
+
+@dataclass(frozen=True)
+class Planner:
+    """What is imagined, and how plans are searched for. Hashable.
+
+    Raises: ValueError for an action without bounds, or if candidates are to come from a prior that is not there.
+    """
+
+    model: LatentModel  # `prior` and `value` read its features
+    cfg: PlanConfig = PlanConfig()
+    prior: AnyPolicy | None = None  # chooses `cfg.from_prior` of the candidates
+    value: Value | None = None  # of the state in which a plan ends; without one, nothing follows
+
+    def __post_init__(self) -> None:
+        random_policy(self.model.spec.action)  # it refuses what has no bounds
+        if self.cfg.from_prior and self.prior is None:
+            raise ValueError(f"{self.cfg.from_prior} candidates are to come from a prior, but `prior` is None")
+
+    @property
+    def spaces(self) -> list[Space]:
+        """Space of every part of an action."""
+        return jax.tree.leaves(self.model.spec.action)
+
+
+class PlannerParams(NamedTuple):
+    """What a planner imagines with: its parameters as a policy."""
+
+    model: Params  # of the `LatentModel`
+    prior: Params = ()
+    value: Params = ()
+
+
+class Plan(NamedTuple):
+    """Where a search stands; lists have an item for every part of the action."""
+
+    beliefs: list[Belief]
+    kept: list[Array]  # [kept, H, *shape], the best plans, the first the best
+    promised: Array  # [] float32, the return that the model promises for the best plan
+
+
+def agent_params(params: AgentParams, value: Params = ()) -> AgentParams:
+    """Turn the parameters of an agent into those of one that plans in its model; its policy becomes the prior."""
+    return params._replace(policy=PlannerParams(params.model, params.policy, value))
+
+
+@lru_cache(maxsize=128)
+def agent(planner: Planner) -> Agent:
+    """Make the agent that plans: it acts, dreams, and is evaluated and filmed like any other. See `agent_params`."""
+
+    def init(key: Key) -> PlannerParams:
+        key_model, key_prior = jax.random.split(key)
+        prior = planner.prior.init(key_prior) if planner.prior else ()
+        return PlannerParams(planner.model.init(key_model), prior)
+
+    def act(params: Params, key: Key, plan: State, state: PyTree) -> tuple[State, Action]:
+        plan, action = search(planner, params, key, state, plan)
+        return advance(planner, plan), action
+
+    return Agent(dream.expose_state(planner.model), RecurrentPolicy(init, lambda params: start(planner), act))
+
+
+def start(planner: Planner) -> Plan:
+    """Begin to search, with nothing known."""
+    beliefs = [unknown(planner.cfg.horizon, planner.cfg.spread, space) for space in planner.spaces]
+    best = map(likeliest, planner.spaces, beliefs)
+    return Plan(beliefs, [jnp.repeat(x[None], planner.cfg.kept, 0) for x in best], jnp.float32(0))
+
+
+def advance(planner: Planner, plan: Plan) -> Plan:
+    """Let the plan for a state become the one for the next: a step shorter at its begin, and unknown at its end."""
+    beliefs = list(map(follow, planner.spaces, plan.beliefs, start(planner).beliefs))
+    kept = [jnp.concatenate([x[:, 1:], x[:, -1:]], 1) for x in plan.kept]
+    return Plan(beliefs, kept, plan.promised)
+
+
+@checks.arguments
+@partial(jax.jit, static_argnums=0)
+def search(planner: Planner, params: PlannerParams, key: Key, state: State, plan: Plan) -> tuple[Plan, Action]:
+    """Improve the plan for a latent state, and choose its first action; `advance` the plan before the next search.
+
+    `jax.vmap` searches from many states at once.
+    """
+    cfg, structure = planner.cfg, jax.tree.structure(planner.model.spec.action)
+    key_prior, key_search = jax.random.split(key)
+    proposed = _proposed(planner, params, key_prior, state)
+
+    def promise(luck: Key, plan: list[Array]) -> Array:
+        actions = jax.tree.unflatten(structure, plan)
+        return jax.vmap(lambda key: plan_return(planner, params, key, state, actions))(luck).mean()
+
+    def improve(plan: Plan, key: Key) -> tuple[Plan, list[Array]]:
+        key_draw, key_dreams = jax.random.split(key)
+        candidates = _candidates(planner, key_draw, plan, proposed)
+        # All have the same luck, so that it does not decide between them.
+        returns = jax.vmap(partial(promise, jax.random.split(key_dreams, cfg.dreams)))(candidates)
+        best, order = jax.lax.top_k(returns, cfg.elites)
+        elites = [part[order] for part in candidates]
+        settings = jax.nn.softmax(cfg.sharpness * best), cfg.momentum, cfg.least_spread
+        beliefs = [refit(*part, *settings) for part in zip(planner.spaces, plan.beliefs, elites, strict=True)]
+        return Plan(beliefs, [part[: cfg.kept] for part in elites], best[0]), [part[0, 0] for part in elites]
+
+    plan, best = jax.lax.scan(improve, plan, jax.random.split(key_search, cfg.iterations))
+    if cfg.takes_best:
+        chosen = [actions[-1] for actions in best]
+    else:
+        chosen = [actions[0] for actions in map(likeliest, planner.spaces, plan.beliefs)]
+    return plan, jax.tree.unflatten(structure, chosen)
+
+
+def plan_return(planner: Planner, params: PlannerParams, key: Key, state: State, actions: Action) -> Array:
+    """Return that the model promises for a plan: every reward counts by how probable it is to be reached.
+
+    Shapes: actions [H, *shape] -> [] float32.
+    """
+    model, cfg = planner.model, planner.cfg
+
+    def step(carry: tuple[State, Array], data: tuple[Key, Action]) -> tuple[tuple[State, Array], Array]:
+        state, weight = carry
+        key, action = data
+        state = model.imagine(params.model, key, state, action, cfg.temperature)
+        reward, continues = model.outcome(params.model, state)
+        return (state, weight * continues * cfg.discount), weight * reward
+
+    length = len(jax.tree.leaves(actions)[0])
+    begin = state, jnp.float32(1)
+    (last, weight), rewards = jax.lax.scan(step, begin, (jax.random.split(key, length), actions))
+    follows = weight * planner.value(params.value, model.features(last)) if planner.value else 0.0
+    return rewards.sum() + follows
+
+
+def _proposed(planner: Planner, params: PlannerParams, key: Key, state: State) -> list[Array]:
+    """Plans of the prior policy. Shapes: -> [from_prior, H, *shape] of each part."""
+    cfg, model = planner.cfg, planner.model
+    if planner.prior is None or not cfg.from_prior:
+        return [jnp.zeros((0, cfg.horizon, *space.shape), space.dtype) for space in planner.spaces]
+    who = Agent(model, planner.prior), AgentParams(params.model, params.prior)
+    propose = lambda key: dream.imagine(*who, key, state, cfg.horizon, cfg.temperature).actions  # noqa: E731
+    return jax.tree.leaves(jax.vmap(propose)(jax.random.split(key, cfg.from_prior)))
+
+
+def _candidates(planner: Planner, key: Key, plan: Plan, proposed: list[Array]) -> list[Array]:
+    """Plans to compare. Shapes: -> [candidates, H, *shape] of each part."""
+    cfg, spaces = planner.cfg, planner.spaces
+    found = []
+    for space, belief, kept, others, key_one in zip(
+        spaces, plan.beliefs, plan.kept, proposed, jax.random.split(key, len(spaces)), strict=True
+    ):
+        white = jax.random.normal(key_one, (cfg.horizon, cfg.drawn, *space.shape))
+        noise = jnp.moveaxis(jnp.tensordot(coloured_by(cfg.exponent, cfg.horizon), white, 1), 0, 1)
+        again = [likeliest(space, belief)[None], kept] if cfg.kept else []
+        drawing = partial(draw_evenly, space) if cfg.is_uniform else partial(draw, space, belief)
+        found.append(jnp.concatenate([*again, others, jax.vmap(drawing)(noise)]))
+    return found
