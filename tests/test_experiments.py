@@ -26,6 +26,7 @@ DREAMER = REPO / "experiments" / "dreamerv3.py"
 TEMPERATURES = REPO / "experiments" / "doom_temperature_sweep.py"
 ITERATIVE = REPO / "experiments" / "doom_iterative.py"
 CAR = REPO / "experiments" / "car_racing.py"
+PLANNING = REPO / "experiments" / "planning.py"
 SWINGUP = REPO / "experiments" / "swingup_iterative.py"
 DREAMER_JAX = REPO / "experiments" / "dreamerv3_jax.py"
 LIMIT = 900  # seconds for any one of them
@@ -217,6 +218,19 @@ def test_doom_iterative_goes_on_from_the_committed_agent_and_survives_being_kill
     kill_when(start(ITERATIVE, "--preset", "smoke", "--folder", str(killed)), killed / "checkpoints" / "memory")
     finish(start(ITERATIVE, "--preset", "smoke", "--folder", str(killed)))
     assert outcome(killed) == (metrics, rows)
+
+
+def test_a_planner_plays_doom_beside_the_committed_agent(tmp_path: Path) -> None:
+    folder = tmp_path / "planning"
+    command = PLANNING, "--preset", "smoke", "--folder", str(folder)
+    assert "summary.html" in finish(start(*command))
+    rows = {row["name"]: row for row in json.loads((folder / "result.json").read_text())["rows"]}
+    names = {f"{name}, {where}" for name in ("planner", "evolved") for where in ("real", "dream")}
+    assert set(rows) == names | {"random, real", "planner, one decision"}
+    assert (folder / "dream_and_real.mp4").stat().st_size > 1000
+    dreamed = (folder / "stages" / "dream-planner.json").read_text()
+    finish(start(*command, "--plan.horizon", "3"))
+    assert (folder / "stages" / "dream-planner.json").read_text() == dreamed, "a finished stage was repeated"
 
 
 def test_an_unknown_preset_is_refused() -> None:
