@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         dreamerv3 as dreamerv3,
         envs as envs,
         evolution as evolution,
+        export as export,
         nets as nets,
         optim as optim,
         planning as planning,

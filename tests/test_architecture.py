@@ -39,6 +39,7 @@ RANK = {
     "acting": 5,
     "training": 6,
     "reporting": 7,
+    "export": 8,
 }
 LOOPS = 2  # the rank whose modules may import each other: a dream is rolled out
 

@@ -1,0 +1,28 @@
+"""python -m dreamjax.export AGENT FOLDER: write a trained agent as a folder that needs JAX alone."""
+
+import argparse
+from pathlib import Path
+
+from dreamjax.export.artefact import PLATFORMS, export_agent
+from dreamjax.storage.agents import load
+
+
+def main() -> None:
+    """Read the command line, and export."""
+    parser = argparse.ArgumentParser(prog="python -m dreamjax.export", description=__doc__)
+    parser.add_argument("agent", type=Path, help="a file of save_agent, or the folder of a run")
+    parser.add_argument("folder", type=Path, help="where it is written")
+    parser.add_argument("--platforms", nargs="+", choices=PLATFORMS, default=PLATFORMS)
+    chosen = parser.parse_args()
+    try:
+        agent, params = load(chosen.agent)
+    except FileNotFoundError as error:
+        parser.error(str(error))
+    folder = chosen.agent if chosen.agent.is_dir() else chosen.agent.parent
+    result = folder / "result.json"
+    export_agent(chosen.folder, agent, params, chosen.platforms, result if result.exists() else None)
+    print(f"Act with {chosen.folder}/run.py, as {chosen.folder}/README.md says")
+
+
+if __name__ == "__main__":
+    main()
