@@ -77,9 +77,11 @@ print({name: (x.shape, str(x.dtype)) for name, x in action.items()})
 
 def test_the_command_line_exports_and_the_folder_needs_jax_alone(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dreamjax.export", str(RESULTS / "dreamerv3_jax_catch"), str(tmp_path / "catch")]
-    written = subprocess.run([*command, "--platforms", "cpu"], capture_output=True, text=True, check=True).stdout
-    assert "run.py" in written
     run = partial(subprocess.run, capture_output=True, text=True)
+    written = run([*command, "--safetensors", "--platforms", "cpu"], check=True).stdout
+    assert "run.py" in written
+    found, stored = (dreamjax.load(folder)[1] for folder in (tmp_path / "catch", RESULTS / "dreamerv3_jax_catch"))
+    jax.tree.map(np.testing.assert_array_equal, found, stored)
     alone = run([sys.executable, "-c", ALONE], cwd=tmp_path / "catch", check=True)
     assert alone.stdout.strip() == "{'action': ((5,), 'int32')}"
     missing = run([*command[:3], str(tmp_path / "nothing"), str(tmp_path / "x")])

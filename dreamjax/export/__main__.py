@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from dreamjax.export.artefact import PLATFORMS, export_agent
-from dreamjax.storage.agents import load
+from dreamjax.storage.agents import copy_agent, load
 
 
 def main() -> None:
@@ -13,6 +13,7 @@ def main() -> None:
     parser.add_argument("agent", type=Path, help="a file of save_agent, or the folder of a run")
     parser.add_argument("folder", type=Path, help="where it is written")
     parser.add_argument("--platforms", nargs="+", choices=PLATFORMS, default=PLATFORMS)
+    parser.add_argument("--safetensors", action="store_true", help="add agent.safetensors, which dreamjax.load reads")
     chosen = parser.parse_args()
     try:
         agent, params = load(chosen.agent)
@@ -21,6 +22,8 @@ def main() -> None:
     folder = chosen.agent if chosen.agent.is_dir() else chosen.agent.parent
     result = folder / "result.json"
     export_agent(chosen.folder, agent, params, chosen.platforms, result if result.exists() else None)
+    if chosen.safetensors:
+        copy_agent(chosen.agent, chosen.folder / "agent.safetensors")
     print(f"Act with {chosen.folder}/run.py, as {chosen.folder}/README.md says")
 
 

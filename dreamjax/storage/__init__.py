@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         specs as specs,
         weights as weights,
     )
-    from dreamjax.storage.agents import load as load, save_agent as save_agent
+    from dreamjax.storage.agents import copy_agent as copy_agent, load as load, save_agent as save_agent
     from dreamjax.storage.checkpoints import Checkpoints as Checkpoints, newest as newest
     from dreamjax.storage.folder import Change as Change, RunFolder as RunFolder
     from dreamjax.storage.metrics import MetricsLog as MetricsLog, read_metrics as read_metrics

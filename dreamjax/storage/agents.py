@@ -1,7 +1,7 @@
 """Trained agents, read back in any process: what they are, their parameters, and where their dreams begin.
 
 A description in JSON names the system, its configuration and the spaces of its environment. It stands beside the
-parameters: `agent.json` beside `agent.npz`, or beside the checkpoints of a run folder.
+parameters: `agent.json` beside `agent.npz` or `agent.safetensors`, or beside the checkpoints of a run folder.
 """
 
 import os
@@ -19,9 +19,8 @@ from dreamjax.dreamerv3.config import DreamerConfig
 from dreamjax.storage.atomic import jsonable, read_json, write_json
 from dreamjax.storage.checkpoints import Checkpoints
 from dreamjax.storage.configs import read_config
-from dreamjax.storage.leaves import CheckpointError
 from dreamjax.storage.specs import spec_from_json, spec_to_json
-from dreamjax.storage.weights import load_weights, save_weights
+from dreamjax.storage.weights import SUFFIXES, load_weights, read_arrays, save_weights
 from dreamjax.types import Agent, AgentParams, EnvSpec, Params, PyTree
 from dreamjax.worldmodels import model as world_model
 from dreamjax.worldmodels.model import WorldModelConfig
@@ -67,11 +66,11 @@ def save_agent(path: str | os.PathLike[str], cfg: Config, agent: Agent, params: 
 
     `agent` is what `make(cfg, spec)` returned. Equal agents make equal bytes.
 
-    Raises: ValueError if `path` does not end in .npz, or a parameter is too large for float16.
+    Raises: ValueError if `path` ends in neither .npz nor .safetensors, or a parameter is too large for float16.
     """
     path = Path(path)
-    if path.suffix != ".npz":
-        raise ValueError(f"an agent is stored as .npz, got {path.name!r}")
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"an agent is stored as {' or '.join(SUFFIXES)}, got {path.name!r}")
     starts = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params.starts)  # a .npz holds no bfloat16
     _describe(path.with_suffix(".json"), cfg, agent.model.spec)
     save_weights(path, params._replace(starts=starts), np.float16)
@@ -80,33 +79,45 @@ def save_agent(path: str | os.PathLike[str], cfg: Config, agent: Agent, params: 
 def load(path: str | os.PathLike[str]) -> tuple[Agent, AgentParams]:
     """Read a trained agent of either system.
 
-    `path` is a file of `save_agent`, or a folder: with `agent.npz`, or with the checkpoints of a DreamerV3 run, of
-    which the newest is read. Parameters of a file come back as float32. The starts of a run are its newest first
-    observations, as its world model encodes them.
+    `path` is a file of `save_agent`, or a folder: with `agent.npz` or `agent.safetensors`, or with the checkpoints of
+    a DreamerV3 run, of which the newest is read. Parameters of a file come back as float32. The starts of a run are its
+    newest first observations, as its world model encodes them.
 
     Raises:
         FileNotFoundError: there is no agent at `path`, or no description beside it.
         CheckpointError: the parameters are damaged.
         ValueError: the agent was made by another version of dreamjax; the message lists the differences.
     """
-    path = Path(path)
+    _, agent, params = _load(Path(path))
+    return agent, params
+
+
+def copy_agent(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Write what `load` reads at `source` to another file, in the format of its suffix. Raises: as both do."""
+    save_agent(target, *_load(Path(source)))
+
+
+def _load(path: Path) -> tuple[Config, Agent, AgentParams]:
     if path.is_dir():
-        if not (path / f"{_NAME}.npz").exists():
+        files = [path / f"{_NAME}{suffix}" for suffix in SUFFIXES]
+        stored = [file for file in files if file.exists()]
+        if not stored:
             return _load_run(path)
-        path = path / f"{_NAME}.npz"
+        path = stored[0]
     if not path.exists():
         raise FileNotFoundError(f"there is no agent at {path}: {_hint(path.parent)}")
-    _, agent = _described(path.with_suffix(".json"))
-    return agent, _load_params(path, agent)
+    cfg, agent = _described(path.with_suffix(".json"))
+    return cfg, agent, _load_params(path, agent)
 
 
 def _hint(folder: Path) -> str:
     """Say which agents there are to be named instead."""
-    files = sorted(file.name for file in folder.glob("*.npz") if file.with_suffix(".json").exists())
+    found = (file for suffix in SUFFIXES for file in folder.glob(f"*{suffix}"))
+    files = sorted(file.name for file in found if file.with_suffix(".json").exists())
     return f"{folder} has {', '.join(files)}" if files else "name a file of save_agent, or train first"
 
 
-def _load_run(folder: Path) -> tuple[Agent, AgentParams]:
+def _load_run(folder: Path) -> tuple[Config, Agent, AgentParams]:
     """Read the agent in the newest checkpoint of a run."""
     if not (folder / "checkpoints").exists():
         raise FileNotFoundError(f"{folder} holds neither {_NAME}.npz nor checkpoints: {_hint(folder)}")
@@ -121,7 +132,7 @@ def _load_run(folder: Path) -> tuple[Agent, AgentParams]:
     first = read_starts(folder, agent.model.spec)
     if first is not None:
         params = params._replace(starts=jax.jit(jax.vmap(agent.model.encode, (None, 0)))(params.model, first))
-    return agent, params
+    return cfg, agent, params
 
 
 def _describe(path: Path, cfg: Config, spec: EnvSpec) -> None:
@@ -168,9 +179,6 @@ def _load_params(path: Path, agent: Agent) -> AgentParams:
 
 def _inspect(path: Path) -> tuple[list[str], int]:
     """Names of the arrays in a file, and how many starts it has."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            starts = [name for name in arrays.files if name.startswith("starts")]
-            return arrays.files, len(arrays[starts[0]]) if starts else 0
-    except Exception as error:  # a damaged archive fails in a dozen ways
-        raise CheckpointError(f"{path} is damaged ({error}): copy it again, or train the agent again") from error
+    arrays = read_arrays(path)
+    starts = [name for name in arrays if name.startswith("starts")]
+    return list(arrays), len(arrays[starts[0]]) if starts else 0

@@ -1,4 +1,4 @@
-"""Weight files: the arrays of a tree in one compressed `.npz`, small enough for version control."""
+"""Weight files: the arrays of a tree, in a compressed `.npz`, or in a `.safetensors` that other libraries read too."""
 
 import os
 import zipfile
@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dreamjax._extras import extra
 from dreamjax.storage.atomic import replacing
 from dreamjax.storage.leaves import (
     CheckpointError,
@@ -21,25 +22,28 @@ from dreamjax.storage.leaves import (
 )
 from dreamjax.types import PyTree
 
+SUFFIXES = ".npz", ".safetensors"
+
 
 def save_weights(path: str | os.PathLike[str], tree: PyTree, dtype: Any = None) -> None:
-    """Write the arrays of `tree` to one compressed `.npz`, named by their "/"-joined paths, atomically.
+    """Write the arrays of `tree` to one file, named by their "/"-joined paths, atomically.
 
     `dtype`, for instance `np.float16`, is what floating-point leaves are stored as; None keeps their types. Equal
-    weights give equal bytes (a `.npz` carries no date), so the file may live in version control.
+    weights give equal bytes (neither format carries a date), so the file may live in version control.
 
     Raises:
-        ValueError: `path` does not end in .npz, a leaf has a type that a `.npz` cannot hold (a typed key, bfloat16), or
-            a finite value is too large for `dtype`.
+        ValueError: `path` ends in neither .npz nor .safetensors, a leaf has a type that is not stored (a typed key,
+            bfloat16), or a finite value is too large for `dtype`.
+        ModuleNotFoundError: a .safetensors without the extra "export".
     """
     path = Path(path)
-    if path.suffix != ".npz":
-        raise ValueError(f"weights are stored as .npz, got {path.name!r}")
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"weights are stored as {' or '.join(SUFFIXES)}, got {path.name!r}")
     arrays = {}
     for name, leaf in named_leaves(tree).items():
         array = to_numpy(name, leaf)
         if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key) or array.dtype.kind not in "biuf":
-            raise ValueError(f"leaf {name!r} is {leaf.dtype}, which a .npz cannot hold: leave it out or cast it")
+            raise ValueError(f"leaf {name!r} is {leaf.dtype}, which a weight file cannot hold: leave it out or cast it")
         if dtype is not None and array.dtype.kind == "f":
             with np.errstate(over="ignore"):  # reported below, with the name of the leaf
                 stored = array.astype(dtype)
@@ -48,7 +52,12 @@ def save_weights(path: str | os.PathLike[str], tree: PyTree, dtype: Any = None) 
             array = stored
         arrays[name] = array
     with replacing(path) as temporary:
-        np.savez_compressed(temporary, allow_pickle=False, **arrays)
+        if path.suffix == ".npz":
+            np.savez_compressed(temporary, allow_pickle=False, **arrays)
+        else:
+            with extra("export", "a .safetensors file"):
+                from safetensors.numpy import save_file
+            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
 
 
 def load_weights(path: str | os.PathLike[str], like: PyTree) -> PyTree:
@@ -56,21 +65,34 @@ def load_weights(path: str | os.PathLike[str], like: PyTree) -> PyTree:
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: the file is damaged (every entry carries a CRC-32).
+        CheckpointError: the file is damaged; every entry of a .npz carries a CRC-32, a .safetensors has none.
         ValueError: the names or shapes differ from those of `like`, or one side is floating-point and the other not.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            broken = archive.zip.testzip()
-            if broken is not None:
-                raise zipfile.BadZipFile(f"entry {broken!r} does not match its checksum")
-            arrays = dict(archive)
-    except FileNotFoundError:
-        raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}. Fetch it or write it again.") from error
+    arrays = read_arrays(path)
     leaves = named_leaves(like)
     found = {name: {"dtype": array.dtype.name, "shape": list(array.shape)} for name, array in arrays.items()}
     check_same(found, leaves, os.fspath(path), same_kind)
     values = [from_numpy(arrays[name].astype(describe(leaf)["dtype"]), leaf, {}) for name, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(like), values)
+
+
+def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Read all that is in a file of `save_weights`, by name. Raises: as `load_weights` does of the file itself."""
+    if Path(path).suffix == ".safetensors":
+        with extra("export", "a .safetensors file"):
+            from safetensors import SafetensorError
+            from safetensors.numpy import load_file
+        try:
+            return load_file(path)
+        except (SafetensorError, KeyError) as error:
+            raise CheckpointError(f"{path} is damaged: {error}. Fetch it or write it again.") from error
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            broken = archive.zip.testzip()
+            if broken is not None:
+                raise zipfile.BadZipFile(f"entry {broken!r} does not match its checksum")
+            return dict(archive)
+    except FileNotFoundError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}. Fetch it or write it again.") from error

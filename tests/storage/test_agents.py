@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from dreamjax import dream, dreamerv3, rollout
 from dreamjax.dreamerv3.config import debug
 from dreamjax.envs import probes
 from dreamjax.envs.car_racing import car_racing_spec
 from dreamjax.envs.vizdoom import take_cover_spec
-from dreamjax.storage.agents import describe, load, save_agent
+from dreamjax.storage.agents import copy_agent, describe, load, save_agent
 from dreamjax.storage.checkpoints import Checkpoints
 from dreamjax.storage.leaves import CheckpointError
 from dreamjax.types import Agent, AgentParams, Step
@@ -79,6 +80,24 @@ def test_damage_and_absence_are_told_apart(params: AgentParams, tmp_path: Path) 
         load(path)
 
 
+def test_an_agent_travels_as_safetensors_and_back(params: AgentParams, tmp_path: Path) -> None:
+    save_agent(tmp_path / "agent.npz", WORLD, AGENT, params)
+    there, back = tmp_path / "there", tmp_path / "back"
+    copy_agent(tmp_path, there / "agent.safetensors")
+    with safe_open(there / "agent.safetensors", "numpy") as stored:  # as anyone reads it
+        assert "policy/hidden/kernel" in stored.keys()  # noqa: SIM118
+        np.testing.assert_allclose(stored.get_tensor("policy/hidden/kernel"), params.policy["hidden"]["kernel"], 1e-3)
+    agent, found = load(there)
+    assert agent is AGENT
+    jax.tree.map(np.testing.assert_array_equal, found, load(tmp_path)[1])
+    copy_agent(there, back / "agent.npz")
+    assert (back / "agent.npz").read_bytes() == (tmp_path / "agent.npz").read_bytes()
+    content = (there / "agent.safetensors").read_bytes()
+    (there / "agent.safetensors").write_bytes(content[: len(content) // 3])
+    with pytest.raises(CheckpointError, match=r"agent\.safetensors is damaged"):
+        load(there)
+
+
 def test_a_missing_description_says_what_to_do(params: AgentParams, tmp_path: Path) -> None:
     save_agent(tmp_path / "agent.npz", WORLD, AGENT, params)
     (tmp_path / "agent.json").unlink()
@@ -115,7 +134,7 @@ def test_a_folder_with_other_agents_names_them() -> None:
 def test_an_agent_needs_a_configuration_of_a_system(params: AgentParams, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="WorldModelConfig or a DreamerConfig, got int"):
         save_agent(tmp_path / "agent.npz", 3, AGENT, params)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"stored as \.npz, got 'agent\.json'"):
+    with pytest.raises(ValueError, match=r"stored as \.npz or \.safetensors, got 'agent\.json'"):
         save_agent(tmp_path / "agent.json", WORLD, AGENT, params)
 
 
