@@ -2,7 +2,7 @@
 
 Neither paper plans. What it takes is there in both: a model that says what follows from actions, what it pays, and
 whether the episode goes on (`dreamjax.planning`; iCEM is that of Pinneri et al. 2020). At every step the agent imagines
-some thousand steps, and does the first of what went best.
+several thousand steps, and takes the first action of the best plan.
 
     game     test episodes of the real environment: the planner, the evolved agent, random play
     dream    the same two in dreams, and what one decision costs
@@ -50,9 +50,7 @@ class Config:
     preset: str = "doom"
     seed: int = 0
     environment: Literal["doom", "swingup"] = "doom"
-    agent: Path | None = (
-        None  # file or folder of the agent whose model is planned in; Doom's committed one if not given
-    )
+    agent: Path | None = None  # the agent in whose model to plan, a file or folder; for Doom the committed one
     plan: PlanConfig = planning.icem(horizon=40, candidates=64, iterations=2, elites=8)
     temperature: float = 1.0  # of the dreams that are scored and filmed
     episodes: int = 16  # test episodes
@@ -108,7 +106,9 @@ def main() -> None:
     """Do whatever the folder does not hold."""
     cfg, options = read_command_line(NAME, __doc__, PRESETS, Options)
     run = run_folder(NAME, cfg, options, may_change={"episodes": Change(), "dreams": Change(), "film_steps": Change()})
-    evolved = stored_agent(cfg.agent or COMMITTED, "python experiments/swingup_iterative.py")
+    if cfg.environment != "doom" and cfg.agent is None:
+        raise SystemExit("--agent is needed: python experiments/swingup_iterative.py trains one")
+    evolved = stored_agent(cfg.agent or COMMITTED, "python experiments/doom_take_cover.py --preset cpu")
     agent, params = planning.agent(Planner(evolved[0].model, cfg.plan)), planning.agent_params(evolved[1])
     pin(run.path, "model", fingerprint(params.model, params.starts, code=False))
     random = random_play.random_agent(agent.model.spec, "held" if cfg.environment == "doom" else "uniform")

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import dreamjax
-from dreamjax import rollout
+from dreamjax import dreamerv3, rollout
 from dreamjax.dreamerv3.codec import leaves_by_name
 from dreamjax.export import Exported, export_agent
-from dreamjax.types import Agent, AgentParams, PyTree, Step
+from dreamjax.types import Agent, AgentParams, EnvSpec, PyTree, Space, Step
 
 RESULTS = Path(__file__).resolve().parents[1] / "experiments" / "results"
 
@@ -58,6 +58,22 @@ def test_a_stored_agent_acts_alike_when_exported(name: str, tmp_path: Path) -> N
     card = (folder / "README.md").read_text()
     assert "| observation | `observation` | [batch, 64, 64, 3] | uint8 | 0 to 256 exclusive |" in card
     assert f"python experiments/{name.removesuffix('_catch')}.py" in card
+
+
+def test_exported_actions_stay_within_their_bounds(tmp_path: Path) -> None:
+    """At home an adapter clips what an actor draws."""
+    spec = EnvSpec({"x": Space((3,)), "y": Space(())}, {"a": Space((2,), np.float32, -1.0, 1.0)}, 10)
+    agent = dreamerv3.make(dreamerv3.debug(), spec)
+    params = AgentParams(agent.model.init(jax.random.key(0)), agent.policy.init(jax.random.key(1)))
+    with jax.debug_key_reuse(False):
+        exported = Exported(export_agent(tmp_path / "agent", agent, params, ["cpu"]))
+        seen = {"x": np.ones((64, 3)), "y": np.zeros(64), "reward": np.zeros(64)}  # more than it reads, and wider
+        _, action = exported.act(jax.random.key(0), exported.start(64), seen, [1] * 64)
+    assert np.abs(action["a"]).max() == 1.0 and action["a"].std() > 0.1
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "README.md").write_text("mine")
+    with pytest.raises(ValueError, match="other holds other files: name a new folder"):
+        export_agent(tmp_path / "other", agent, params)
 
 
 ALONE = """

@@ -149,6 +149,9 @@ def test_candidates_of_the_prior_compete() -> None:
     params = PlannerParams(jnp.float32(5), prior=jnp.float32(5))
     _, action = search(planner, params, 0, jnp.zeros(2))
     assert action["push"] == 1.0
+    wild = Policy(lambda key: (), lambda params, key, state: {"push": jnp.array([7.0])})
+    wildly, _ = search(replace(planner, prior=wild), params, 0, jnp.zeros(2))
+    assert jnp.abs(wildly.beliefs[0].mean).max() <= 1, "a prior may leave the bounds"
     with pytest.raises(ValueError, match="1 candidates are to come from a prior, but `prior` is None"):
         Planner(POINT, cfg)
 
@@ -224,6 +227,15 @@ def test_a_planner_acts_dreams_and_is_evaluated_like_any_policy() -> None:
     assert jax.tree.structure(drawn) == jax.tree.structure(params.policy)
 
 
+def test_a_plan_whose_return_is_not_a_number_is_the_worst() -> None:
+    broken = POINT._replace(
+        outcome=lambda params, state: Outcome(jnp.where(state[1] > 0, jnp.nan, state[1]), jnp.float32(1))
+    )
+    plan, action = search(Planner(broken, planning.cem(2)), PlannerParams(TARGET), 0, jnp.zeros(2))
+    assert np.isfinite(plan.promised) and action["push"] <= 0, "it has learned from what is not a number"
+    jax.tree.map(lambda x: np.testing.assert_array_equal(jnp.isfinite(x), True), plan)
+
+
 def test_luck_is_shared_and_averaged_over_dreams() -> None:
     """A push costs, and brings a reward by chance: with enough dreams no luck makes the plan that pushes look good."""
 
@@ -238,13 +250,16 @@ def test_luck_is_shared_and_averaged_over_dreams() -> None:
 
 
 def test_bad_settings_are_refused() -> None:
-    for wrong in ({"horizon": 0}, {"elites": 200}, {"kept": 20}, {"candidates": 20, "kept": 16, "from_prior": 5}):
+    crowded = {"candidates": 20, "kept": 16, "from_prior": 5}
+    for wrong in ({"horizon": 0}, {"elites": 200}, {"kept": 20}, crowded, {"from_prior": -1}, {"momentum": 1.5}):
         with pytest.raises(ValueError, match="a planner needs a horizon, iterations, elites and dreams of 1 or more"):
             PlanConfig(**wrong)
     unbounded = POINT._replace(spec=POINT.spec._replace(action=Space((2,))))
     with pytest.raises(ValueError, match="only what has bounds can be drawn uniformly"):
         Planner(unbounded)
     planner = Planner(POINT)
+    with pytest.raises(ValueError, match=r"`state` of planning\.search must be a latent state"):
+        search(planner, PlannerParams(TARGET), 0, jnp.zeros(3))
     with pytest.raises(TypeError, match=r"plan of planning\.planner\.search"):
         planning.search(planner, PlannerParams(TARGET), jax.random.key(0), jnp.zeros(2), None)
     assert isinstance(planning.agent(planner), Agent)

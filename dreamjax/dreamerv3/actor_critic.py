@@ -126,7 +126,10 @@ def policy(actor_critic: ActorCritic, structure: Any, init: Init) -> Policy:
 
 @lru_cache(maxsize=128)
 def value(actor_critic: ActorCritic) -> Callable[[Params, Array], Array]:
-    """Let the critic say what return follows: a planner's `value`. Shapes: (params, features [..., F]) -> [...]."""
+    """Let the critic say what return follows, discounted: a planner's `value`, whose parameters `DreamerParams` has.
+
+    Shapes: (params, features [..., F]) -> [...].
+    """
 
     def predict(params: Params, features: Array) -> Array:
         return heads.scalar_mean(actor_critic.heads, heads.apply(actor_critic.critic, params, features))

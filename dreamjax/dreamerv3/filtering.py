@@ -244,7 +244,7 @@ _filter.defvjp(_filter_fwd, _filter_bwd)
 
 
 def _loop(step: Callable[[Any, Any], Any], begin: Any, data: Any, reverse: bool = False) -> Any:
-    """Scan; accelerators take several steps as one, between which no state is copied, CPUs would compile for longer."""
+    """Scan. Accelerators take four steps as one, between which no state is copied; CPUs would only compile longer."""
     scan = partial(jax.lax.scan, step, reverse=reverse)
     return jax.lax.platform_dependent(begin, data, cpu=scan, default=partial(scan, unroll=4))
 

@@ -1,4 +1,4 @@
-"""Agents that travel: what acts as one file for any machine, and a runner that needs JAX alone."""
+"""Agents that travel: what acts, as one program for several platforms, and a runner that needs only JAX."""
 
 from typing import TYPE_CHECKING
 

@@ -14,6 +14,7 @@ from dreamjax import rollout
 from dreamjax._extras import extra
 from dreamjax.dreamerv3.codec import leaves_by_name
 from dreamjax.export import runner
+from dreamjax.planning.beliefs import within
 from dreamjax.reporting.results import read_result, shown_measurement
 from dreamjax.storage.atomic import replacing
 from dreamjax.storage.weights import save_weights
@@ -33,16 +34,20 @@ def export_agent(
 
     `act.bin` is the program of one step, for batches of any size and all of `platforms`, made by `jax.export`: the
     posterior of the world model and the policy, as `rollout.act` computes them with the keys
-    `fold_in(key, index in the batch)`. `weights.npz` holds its parameters, `run.py` the `Exported` that acts with them,
-    and `README.md` says what it is, with the rows of a `result.json` if one is given.
+    `fold_in(key, index in the batch)`, and continuous actions within their bounds. `weights.npz` holds its parameters,
+    `run.py` the `Exported` that acts with them, and `README.md` says what it is, with the rows of a `result.json` if
+    one is given.
 
-    Raises: ModuleNotFoundError without flatbuffers, which `jax.export` writes with.
+    Raises: ValueError if the folder holds other files than those of an exported agent, and ModuleNotFoundError without
+        flatbuffers, with which `jax.export` writes.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    program = _program(agent, params, platforms)
+    if folder.exists() and any(folder.iterdir()) and not (folder / "act.bin").exists():
+        raise ValueError(f"{folder} holds other files: name a new folder for the exported agent")
     with extra("export", "an exported agent"):
         import flatbuffers  # noqa: F401
+    program = _program(agent, params, platforms)
+    folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "act.bin") as temporary:
         temporary.write_bytes(program.serialize())
     weights = jax.tree.leaves(params._replace(starts=()))
@@ -70,7 +75,7 @@ def _program(agent: Agent, params: AgentParams, platforms: Sequence[str]) -> jax
             step = Step(seen, jnp.float32(0), is_first, no, no)
             before = jax.tree.unflatten(state_structure, state)
             after, action = rollout.act(agent, params, jax.random.fold_in(begun, index), before, step)
-            return jax.tree.leaves(after), leaves_by_name(action, "action")
+            return jax.tree.leaves(after), leaves_by_name(jax.tree.map(within, spec.action, action), "action")
 
         return jax.vmap(one)(jnp.arange(is_first.shape[0]), state, seen, is_first)
 
@@ -91,7 +96,8 @@ def _card(agent: Agent, platforms: Sequence[str], result: str | os.PathLike[str]
     lines = [
         "# An agent of dreamjax",
         "",
-        f"It acts on {', '.join(platforms)}, in batches of any size. `run.py` needs JAX and flatbuffers:",
+        f"It acts on {', '.join(platforms)}, in batches of any size. `run.py` needs only JAX and flatbuffers; JAX "
+        f"{jax.__version__} wrote the program, and later versions read it for half a year or more.",
         "",
         "```python",
         "import jax",
@@ -101,6 +107,8 @@ def _card(agent: Agent, platforms: Sequence[str], result: str | os.PathLike[str]
         "state = agent.start(batch=2)",
         "state, action = agent.act(jax.random.key(0), state, observation, is_first)  # at every step, with another key",
         "```",
+        "",
+        "Spaces are those of training: of resized pictures, and of actions scaled to [-1, 1], where that was done.",
         "",
         "| | name | shape | dtype | range |",
         "|---|---|---|---|---|",

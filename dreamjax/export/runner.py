@@ -1,4 +1,4 @@
-"""Act with an exported agent. This file needs JAX alone, and flatbuffers, with which JAX reads programs."""
+"""Act with an exported agent. This file needs only JAX, and flatbuffers, with which JAX reads programs."""
 
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ import numpy as np
 class Exported:
     """An agent in a folder: `state, action = agent.act(key, state, observation, is_first)` for a batch of any size.
 
-    Observations and actions are dictionaries of arrays [batch, ...]; `agent.observation` has their shapes and dtypes.
-    Where `is_first` [batch] is true, an episode begins, and what was remembered of another is forgotten.
+    Observations and actions are dictionaries of arrays [batch, ...]; `agent.observation` has the shapes and dtypes of
+    observations. Where `is_first` [batch] is true, as at the first call, an episode begins and the state is forgotten.
     """
 
-    def __init__(self, folder: str | Path = ".") -> None:
+    def __init__(self, folder: str | Path = Path(__file__).parent) -> None:
         program = jax.export.deserialize(bytearray((Path(folder) / "act.bin").read_bytes()))
         (_, _, self._state, self.observation, _), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
         with np.load(Path(folder) / "weights.npz") as arrays:
@@ -22,9 +22,10 @@ class Exported:
         self._call = jax.jit(program.call)
 
     def start(self, batch: int) -> list[np.ndarray]:
-        """Return the state before the first step of `batch` episodes."""
+        """Return a state to begin with, where `is_first` has to be true."""
         return [np.zeros((batch, *like.shape[1:]), like.dtype) for like in self._state]
 
     def act(self, key: jax.Array, state: list[Any], observation: dict[str, Any], is_first: Any) -> tuple[list, dict]:
         """Act on the steps that arrived; `key` is of `jax.random.key` and used once."""
-        return self._call(self._weights, jax.random.key_data(key), state, observation, np.asarray(is_first))
+        seen = {name: np.asarray(observation[name], like.dtype) for name, like in self.observation.items()}
+        return self._call(self._weights, jax.random.key_data(key), state, seen, np.asarray(is_first, bool))

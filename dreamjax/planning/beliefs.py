@@ -1,6 +1,6 @@
-"""What a planner believes of the best plan: a distribution over sequences of actions, every entry of them for itself.
+"""What a planner believes of the best plan: a distribution over sequences of actions, each entry independent.
 
-Continuous actions are normal, cut off at their bounds, discrete ones categorical. Both are drawn from normal noise,
+Continuous actions are normal, clipped to their bounds, discrete ones categorical. Both are drawn from normal noise,
 which may be coloured, so that actions last.
 """
 
@@ -54,12 +54,19 @@ def likeliest(space: Space, belief: Belief) -> Array:
     return found.astype(space.dtype)
 
 
+def within(space: Space, actions: Array) -> Array:
+    """Clip continuous actions to their bounds; all get the dtype of the space. Shapes: [..., *shape] -> the same."""
+    if not space.is_discrete:
+        low, high = (jnp.broadcast_to(bound, actions.shape) for bound in (space.low_array, space.high_array))
+        actions = jnp.clip(actions, low, high)
+    return actions.astype(space.dtype)
+
+
 def draw(space: Space, belief: Belief, noise: Array) -> Array:
     """Turn noise of the standard normal distribution into actions. Shapes: noise [H, *shape] -> the same."""
-    low, high = _bounds(len(noise), space)
     if space.is_discrete:
         return _choose(space, belief.mean, noise)
-    return jnp.clip(belief.mean + belief.std * noise, low, high).astype(space.dtype)
+    return within(space, belief.mean + belief.std * noise)
 
 
 def draw_evenly(space: Space, noise: Array) -> Array:
@@ -67,7 +74,7 @@ def draw_evenly(space: Space, noise: Array) -> Array:
     low, high = _bounds(len(noise), space)
     if space.is_discrete:
         return _choose(space, jnp.asarray(_even(len(noise), space)), noise)
-    return (low + jax.scipy.stats.norm.cdf(noise) * (high - low)).astype(space.dtype)
+    return within(space, low + jax.scipy.stats.norm.cdf(noise) * (high - low))
 
 
 def _choose(space: Space, probs: Array, noise: Array) -> Array:
@@ -78,7 +85,7 @@ def _choose(space: Space, probs: Array, noise: Array) -> Array:
 
 
 def refit(space: Space, old: Belief, elites: Array, weights: Array, momentum: float, least: float) -> Belief:
-    """Believe in the elites: their mean and standard deviation, or how often they choose each class.
+    """Fit the belief to the elites: their mean and standard deviation, or how often they choose each class.
 
     A share `momentum` of the old belief stays. The deviation is not smaller than a share `least` of the range of the
     action; such a share of the probability of classes is spread evenly.
@@ -99,9 +106,9 @@ def refit(space: Space, old: Belief, elites: Array, weights: Array, momentum: fl
 
 
 def follow(space: Space, old: Belief, new: Belief) -> Belief:
-    """Believe, at the next step, what was believed of it; of the last step, and of how sure that is, what is `new`.
+    """Shift the belief by one step.
 
-    Half of the probability of classes is spread as in `new`, as they have no deviation of their own.
+    The last step, and all deviations, are those of `new`; the probabilities of classes are averaged with its own.
     """
     mean = jnp.concatenate([old.mean[1:], new.mean[-1:]])
     return Belief((mean + new.mean) / 2 if space.is_discrete else mean, new.std)

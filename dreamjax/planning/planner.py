@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from dreamjax import checks, dream
-from dreamjax.planning.beliefs import Belief, coloured_by, draw, draw_evenly, follow, likeliest, refit, unknown
+from dreamjax.planning.beliefs import Belief, coloured_by, draw, draw_evenly, follow, likeliest, refit, unknown, within
 from dreamjax.rollout import random_policy
 from dreamjax.types import (
     Action,
@@ -55,18 +55,21 @@ class PlanConfig:
     exponent: float = 0.0  # of the noise, whose spectrum is f^-exponent: 0 is white; above, actions last longer
     kept: int = 0  # elites that compete again, in the next iteration and at the next step, and with them the mean
     from_prior: int = 0  # candidates that a policy chooses
-    takes_best: bool = False  # acts as the best plan says; otherwise as the mean of the last distribution does
-    is_uniform: bool = False  # draws evenly from all actions, whatever was found before
+    takes_best: bool = False  # act as the best plan of the last iteration says, instead of the mean of what it made
+    is_uniform: bool = False  # draw evenly from all actions, whatever was found before
     dreams: int = 1  # in which each plan is tried, all plans with the same luck
-    discount: float = 1.0
+    discount: float = 1.0  # that of the value, if there is one: of DreamerV3's critic, `cfg.behaviour.discount`
     temperature: float = 1.0  # of the dreams
 
     def __post_init__(self) -> None:
-        least = min(self.horizon, self.iterations, self.elites, self.dreams)
-        if least < 1 or not 0 <= self.kept <= self.elites <= self.candidates or self.drawn < 0:
+        counts = min(self.horizon, self.iterations, self.elites, self.dreams) >= 1
+        ordered = 0 <= self.kept <= self.elites <= self.candidates and min(self.from_prior, self.drawn) >= 0
+        shares = all(0 <= share <= 1 for share in (self.momentum, self.least_spread, self.discount))
+        if not (counts and ordered and shares and self.spread >= 0 and self.temperature > 0):
             raise ValueError(
-                "a planner needs a horizon, iterations, elites and dreams of 1 or more, kept <= elites <= candidates, "
-                f"and as many candidates as the {self.candidates - self.drawn} that are not drawn, got {self}"
+                "a planner needs a horizon, iterations, elites and dreams of 1 or more, 0 <= kept <= elites <= "
+                "candidates, at least from_prior + kept + 1 (the mean) candidates where any are kept, momentum, "
+                f"least_spread and discount in [0, 1], and a temperature above 0, got {self}"
             )
 
     @property
@@ -77,7 +80,7 @@ class PlanConfig:
 
 def random_shooting(horizon: int = 15, candidates: int = 512, **others: Any) -> PlanConfig:
     """Draw plans evenly, and act as the best says."""
-    return PlanConfig(horizon, candidates, 1, 1, takes_best=True, is_uniform=True, **others)
+    return PlanConfig(horizon, candidates, 1, 1, **({"takes_best": True, "is_uniform": True} | others))
 
 
 def cem(horizon: int = 15, candidates: int = 128, iterations: int = 4, elites: int = 16, **others: Any) -> PlanConfig:
@@ -113,7 +116,7 @@ class Planner:
 
     model: LatentModel  # `prior` and `value` read its features
     cfg: PlanConfig = PlanConfig()
-    prior: AnyPolicy | None = None  # chooses `cfg.from_prior` of the candidates
+    prior: AnyPolicy | None = None  # chooses `cfg.from_prior` of the candidates; a recurrent one remembers nothing
     value: Value | None = None  # of the state in which a plan ends; without one, nothing follows
 
     def __post_init__(self) -> None:
@@ -140,11 +143,15 @@ class Plan(NamedTuple):
 
     beliefs: list[Belief]
     kept: list[Array]  # [kept, H, *shape], the best plans, the first the best
-    promised: Array  # [] float32, the return that the model promises for the best plan
+    promised: Array  # [] float32, the return that the model promises for the best plan of the last iteration
 
 
 def agent_params(params: AgentParams, value: Params = ()) -> AgentParams:
-    """Turn the parameters of an agent into those of one that plans in its model; its policy becomes the prior."""
+    """Turn the parameters of an agent into those of one that plans in its model; its policy becomes the prior.
+
+    `value` are those of the critic: `DreamerParams.value` where DreamerV3 is trained. A planner's parameters hold the
+    world model, so that many planners in one call, as in `rollout.population_returns`, hold it many times.
+    """
     return params._replace(policy=PlannerParams(params.model, params.policy, value))
 
 
@@ -172,7 +179,7 @@ def start(planner: Planner) -> Plan:
 
 
 def advance(planner: Planner, plan: Plan) -> Plan:
-    """Let the plan for a state become the one for the next: a step shorter at its begin, and unknown at its end."""
+    """Let the plan for a state become the one for the next: a step shorter at the start, unknown at the end."""
     beliefs = list(map(follow, planner.spaces, plan.beliefs, start(planner).beliefs))
     kept = [jnp.concatenate([x[:, 1:], x[:, -1:]], 1) for x in plan.kept]
     return Plan(beliefs, kept, plan.promised)
@@ -183,8 +190,12 @@ def advance(planner: Planner, plan: Plan) -> Plan:
 def search(planner: Planner, params: PlannerParams, key: Key, state: State, plan: Plan) -> tuple[Plan, Action]:
     """Improve the plan for a latent state, and choose its first action; `advance` the plan before the next search.
 
-    `jax.vmap` searches from many states at once.
+    A plan whose return is not a number is the worst. `jax.vmap` searches from many states at once.
+
+    Raises: ValueError if `state` is not a latent state, or a function of the model returns what the contract does not
+        say.
     """
+    checks.latent(planner.model, params.model, state, "`state` of planning.search")
     cfg, structure = planner.cfg, jax.tree.structure(planner.model.spec.action)
     key_prior, key_search = jax.random.split(key)
     proposed = _proposed(planner, params, key_prior, state)
@@ -198,6 +209,8 @@ def search(planner: Planner, params: PlannerParams, key: Key, state: State, plan
         candidates = _candidates(planner, key_draw, plan, proposed)
         # All have the same luck, so that it does not decide between them.
         returns = jax.vmap(partial(promise, jax.random.split(key_dreams, cfg.dreams)))(candidates)
+        worst = jnp.finfo(returns.dtype).min
+        returns = jnp.nan_to_num(returns, nan=worst, neginf=worst)  # `top_k` takes what is not a number for the largest
         best, order = jax.lax.top_k(returns, cfg.elites)
         elites = [part[order] for part in candidates]
         settings = jax.nn.softmax(cfg.sharpness * best), cfg.momentum, cfg.least_spread
@@ -220,11 +233,13 @@ def plan_return(planner: Planner, params: PlannerParams, key: Key, state: State,
     model, cfg = planner.model, planner.cfg
 
     def step(carry: tuple[State, Array], data: tuple[Key, Action]) -> tuple[tuple[State, Array], Array]:
-        state, weight = carry
+        before, weight = carry
         key, action = data
-        state = model.imagine(params.model, key, state, action, cfg.temperature)
-        reward, continues = model.outcome(params.model, state)
-        return (state, weight * continues * cfg.discount), weight * reward
+        state = model.imagine(params.model, key, before, action, cfg.temperature)
+        outcome = model.outcome(params.model, state)
+        checks.state(before, state, "LatentModel.imagine")
+        checks.outcome(outcome, "LatentModel.outcome")
+        return (state, weight * outcome.continues * cfg.discount), weight * outcome.reward
 
     length = len(jax.tree.leaves(actions)[0])
     begin = state, jnp.float32(1)
@@ -240,7 +255,8 @@ def _proposed(planner: Planner, params: PlannerParams, key: Key, state: State) -
         return [jnp.zeros((0, cfg.horizon, *space.shape), space.dtype) for space in planner.spaces]
     who = Agent(model, planner.prior), AgentParams(params.model, params.prior)
     propose = lambda key: dream.imagine(*who, key, state, cfg.horizon, cfg.temperature).actions  # noqa: E731
-    return jax.tree.leaves(jax.vmap(propose)(jax.random.split(key, cfg.from_prior)))
+    actions = jax.tree.leaves(jax.vmap(propose)(jax.random.split(key, cfg.from_prior)))
+    return [within(space, part) for space, part in zip(planner.spaces, actions, strict=True)]
 
 
 def _candidates(planner: Planner, key: Key, plan: Plan, proposed: list[Array]) -> list[Array]:

@@ -20,7 +20,7 @@ from dreamjax.storage.atomic import jsonable, read_json, write_json
 from dreamjax.storage.checkpoints import Checkpoints
 from dreamjax.storage.configs import read_config
 from dreamjax.storage.specs import spec_from_json, spec_to_json
-from dreamjax.storage.weights import SUFFIXES, load_weights, read_arrays, save_weights
+from dreamjax.storage.weights import SUFFIXES, fit_arrays, read_arrays, save_weights
 from dreamjax.types import Agent, AgentParams, EnvSpec, Params, PyTree
 from dreamjax.worldmodels import model as world_model
 from dreamjax.worldmodels.model import WorldModelConfig
@@ -56,9 +56,10 @@ def read_starts(folder: str | os.PathLike[str], spec: EnvSpec) -> PyTree | None:
     path = Path(folder) / _STARTS
     if not path.exists():
         return None
-    _, count = _inspect(path)
+    arrays = read_arrays(path)
+    count = _count_starts(arrays)
     like = jax.tree.map(lambda space: jax.ShapeDtypeStruct((count, *space.shape), space.dtype), spec.observation)
-    return load_weights(path, {"starts": like})["starts"]
+    return fit_arrays(arrays, {"starts": like}, os.fspath(path))["starts"]
 
 
 def save_agent(path: str | os.PathLike[str], cfg: Config, agent: Agent, params: AgentParams) -> None:
@@ -66,14 +67,18 @@ def save_agent(path: str | os.PathLike[str], cfg: Config, agent: Agent, params: 
 
     `agent` is what `make(cfg, spec)` returned. Equal agents make equal bytes.
 
-    Raises: ValueError if `path` ends in neither .npz nor .safetensors, or a parameter is too large for float16.
+    Raises: ValueError if `path` ends in neither .npz nor .safetensors, if the same name is there in the other format,
+        or a parameter is too large for float16.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"an agent is stored as {' or '.join(SUFFIXES)}, got {path.name!r}")
-    starts = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params.starts)  # a .npz holds no bfloat16
+    others = [path.with_suffix(suffix) for suffix in SUFFIXES if path.with_suffix(suffix) != path]
+    if existing := [other.name for other in others if other.exists()]:
+        raise ValueError(f"{path.parent} holds {existing[0]}, whose description {path.name} would replace: rename one")
+    starts = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params.starts)  # no file holds bfloat16
     _describe(path.with_suffix(".json"), cfg, agent.model.spec)
-    save_weights(path, params._replace(starts=starts), np.float16)
+    save_weights(path, params._replace(starts=starts), np.float16)  # last: what is there can be loaded
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Agent, AgentParams]:
@@ -86,6 +91,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Agent, AgentParams]:
     Raises:
         FileNotFoundError: there is no agent at `path`, or no description beside it.
         CheckpointError: the parameters are damaged.
+        ModuleNotFoundError: they are a .safetensors, and the extra "export" is not installed.
         ValueError: the agent was made by another version of dreamjax; the message lists the differences.
     """
     _, agent, params = _load(Path(path))
@@ -120,10 +126,10 @@ def _hint(folder: Path) -> str:
 def _load_run(folder: Path) -> tuple[Config, Agent, AgentParams]:
     """Read the agent in the newest checkpoint of a run."""
     if not (folder / "checkpoints").exists():
-        raise FileNotFoundError(f"{folder} holds neither {_NAME}.npz nor checkpoints: {_hint(folder)}")
+        raise FileNotFoundError(f"{folder} holds neither a stored agent nor checkpoints: {_hint(folder)}")
     cfg, agent = _described(folder / f"{_NAME}.json")
     if not isinstance(cfg, DreamerConfig):
-        raise FileNotFoundError(f"{folder} holds no {_NAME}.npz yet: its training is not finished")
+        raise FileNotFoundError(f"{folder} holds no stored agent yet: its training is not finished")
     like = jax.eval_shape(partial(dreamer_learner.init, dreamer.Dreamer.of(cfg, agent.model.spec)), jax.random.key(0))
     found = Checkpoints(folder / "checkpoints").restore(like)
     if found is None:
@@ -166,19 +172,18 @@ def _described(path: Path) -> tuple[Config, Agent]:
 def _load_params(path: Path, agent: Agent) -> AgentParams:
     key = jax.random.key(0)
     model, policy = jax.eval_shape(agent.model.init, key), jax.eval_shape(agent.policy.init, key)
-    names, count = _inspect(path)
+    arrays = read_arrays(path)
+    count = _count_starts(arrays)
     embedding: PyTree = ()
     if count:
         observation = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), agent.model.spec.observation)
         embedding = jax.eval_shape(agent.model.encode, model, observation)
     starts = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), jnp.float32), embedding)
-    is_former = any(name.startswith("controller") for name in names)
-    found = AgentParams(*load_weights(path, (_FormerParams if is_former else AgentParams)(model, policy, starts)))
+    is_former = any(name.startswith("controller") for name in arrays)
+    like = (_FormerParams if is_former else AgentParams)(model, policy, starts)
+    found = AgentParams(*fit_arrays(arrays, like, os.fspath(path)))
     return found._replace(starts=jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), found.starts, embedding))
 
 
-def _inspect(path: Path) -> tuple[list[str], int]:
-    """Names of the arrays in a file, and how many starts it has."""
-    arrays = read_arrays(path)
-    starts = [name for name in arrays if name.startswith("starts")]
-    return list(arrays), len(arrays[starts[0]]) if starts else 0
+def _count_starts(arrays: dict[str, np.ndarray]) -> int:
+    return next((len(array) for name, array in arrays.items() if name.startswith("starts")), 0)

@@ -57,7 +57,7 @@ def save_weights(path: str | os.PathLike[str], tree: PyTree, dtype: Any = None) 
         else:
             with extra("export", "a .safetensors file"):
                 from safetensors.numpy import save_file
-            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
+            save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, temporary)
 
 
 def load_weights(path: str | os.PathLike[str], like: PyTree) -> PyTree:
@@ -68,10 +68,17 @@ def load_weights(path: str | os.PathLike[str], like: PyTree) -> PyTree:
         CheckpointError: the file is damaged; every entry of a .npz carries a CRC-32, a .safetensors has none.
         ValueError: the names or shapes differ from those of `like`, or one side is floating-point and the other not.
     """
-    arrays = read_arrays(path)
+    return fit_arrays(read_arrays(path), like, os.fspath(path))
+
+
+def fit_arrays(arrays: dict[str, np.ndarray], like: PyTree, where: str) -> PyTree:
+    """Put named arrays into the structure, shapes and types of `like`; `where` they are from is named in errors.
+
+    Raises: ValueError as `load_weights` does.
+    """
     leaves = named_leaves(like)
     found = {name: {"dtype": array.dtype.name, "shape": list(array.shape)} for name, array in arrays.items()}
-    check_same(found, leaves, os.fspath(path), same_kind)
+    check_same(found, leaves, where, same_kind)
     values = [from_numpy(arrays[name].astype(describe(leaf)["dtype"]), leaf, {}) for name, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(like), values)
 
@@ -84,7 +91,9 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             from safetensors.numpy import load_file
         try:
             return load_file(path)
-        except (SafetensorError, KeyError) as error:
+        except FileNotFoundError:
+            raise
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise CheckpointError(f"{path} is damaged: {error}. Fetch it or write it again.") from error
     try:
         with np.load(path, allow_pickle=False) as archive:

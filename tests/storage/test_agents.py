@@ -66,7 +66,7 @@ def test_damage_and_absence_are_told_apart(params: AgentParams, tmp_path: Path) 
     with pytest.raises(FileNotFoundError, match="there is no agent at"):
         load(path)
     with pytest.raises(
-        FileNotFoundError, match=r"neither agent\.npz nor checkpoints: name a file of save_agent, or train"
+        FileNotFoundError, match=r"neither a stored agent nor checkpoints: name a file of save_agent, or train"
     ):
         load(tmp_path)
     save_agent(path, WORLD, AGENT, params)
@@ -90,6 +90,8 @@ def test_an_agent_travels_as_safetensors_and_back(params: AgentParams, tmp_path:
     agent, found = load(there)
     assert agent is AGENT
     jax.tree.map(np.testing.assert_array_equal, found, load(tmp_path)[1])
+    with pytest.raises(ValueError, match=r"holds agent\.safetensors, whose description agent\.npz would replace"):
+        copy_agent(there, there / "agent.npz")
     copy_agent(there, back / "agent.npz")
     assert (back / "agent.npz").read_bytes() == (tmp_path / "agent.npz").read_bytes()
     content = (there / "agent.safetensors").read_bytes()

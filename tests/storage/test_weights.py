@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dreamjax.storage.leaves import CheckpointError
-from dreamjax.storage.weights import load_weights, save_weights
+from dreamjax.storage.weights import SUFFIXES, load_weights, save_weights
 
 
 def flip(path: Path, bit: int) -> None:
@@ -29,6 +29,13 @@ def test_weights_come_back_as_they_were(tmp_path):
     chex.assert_trees_all_equal(load_weights(tmp_path / "agent.npz", agent(1)), agent())
     with np.load(tmp_path / "agent.npz") as archive:
         assert set(archive) == {"actor/kernel", "actor/bias", "steps"}
+
+
+def test_safetensors_hold_what_a_npz_does(tmp_path):
+    tree = {"a": np.float32(0.5), "b": (np.arange(6).reshape(2, 3)[:, ::2], np.zeros((0, 2), bool))}
+    for suffix in SUFFIXES:
+        save_weights(tmp_path / f"w{suffix}", tree)
+        jax.tree.map(np.testing.assert_array_equal, load_weights(tmp_path / f"w{suffix}", tree), tree)
 
 
 def test_half_precision_halves_the_file_and_rounds_the_weights(tmp_path):
