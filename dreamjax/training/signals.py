@@ -83,7 +83,8 @@ def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
 
 def _kill_next_time() -> None:
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _say(number: int, where: str) -> None:
