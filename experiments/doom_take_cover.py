@@ -76,21 +76,11 @@ CPU = replace(
     # At temperature 1.15 the mean of generation 10 dreams 1,640 of the 2,100 steps there are.
     evolve=Evolve(generations=60, episodes=8, temperature=1.5, evaluate_every=10, evaluation_episodes=256),
 )
-DEMO = replace(
-    CPU,
-    preset="demo",
-    collect=replace(CPU.collect, episodes=150),
-    vision=TrainVision(500, batch=32, optimizer=AdamConfig(1e-3, 1e-5, 0.994)),
-    memory=TrainMemory(800, streams=16, length=64, optimizer=AdamConfig(1e-3, 1e-5, 0.994, clip=1.0)),
-    evolve=Evolve(EvolutionConfig(32), 15, 4, CPU.evolve.temperature, evaluate_every=5, evaluation_episodes=64),
-    starts=100,
-    episodes=16,
-)
 SMOKE = replace(
-    DEMO,
+    CPU,
     preset="smoke",
     max_steps=120,
-    collect=replace(DEMO.collect, episodes=4, envs=4),
+    collect=replace(CPU.collect, episodes=4, envs=4),
     vision=TrainVision(4, batch=8),
     memory=TrainMemory(4, streams=4, length=16),
     evolve=Evolve(EvolutionConfig(8), 2, 2, CPU.evolve.temperature, evaluate_every=2, evaluation_episodes=4),
@@ -99,7 +89,7 @@ SMOKE = replace(
     film_steps=20,
     checkpoint_every=2,
 )
-PRESETS = {config.preset: config for config in (CPU, PAPER, DEMO, SMOKE)}
+PRESETS = {config.preset: config for config in (CPU, PAPER, SMOKE)}
 
 
 def make_env(cfg: Config) -> partial[TakeCover]:

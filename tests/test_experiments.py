@@ -26,6 +26,7 @@ DREAMER = REPO / "experiments" / "dreamerv3.py"
 TEMPERATURES = REPO / "experiments" / "doom_temperature_sweep.py"
 ITERATIVE = REPO / "experiments" / "doom_iterative.py"
 CAR = REPO / "experiments" / "car_racing.py"
+DREAM = REPO / "experiments" / "doom_dream.py"
 PLANNING = REPO / "experiments" / "planning.py"
 SWINGUP = REPO / "experiments" / "swingup_iterative.py"
 DREAMER_JAX = REPO / "experiments" / "dreamerv3_jax.py"
@@ -218,6 +219,20 @@ def test_doom_iterative_goes_on_from_the_committed_agent_and_survives_being_kill
     kill_when(start(ITERATIVE, "--preset", "smoke", "--folder", str(killed)), killed / "checkpoints" / "memory")
     finish(start(ITERATIVE, "--preset", "smoke", "--folder", str(killed)))
     assert outcome(killed) == (metrics, rows)
+
+
+def test_a_controller_evolves_in_the_committed_dream_and_plays_the_game(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    kill_when(start(DREAM, "--preset", "smoke", "--folder", str(folder)), folder / "agent.npz")
+    output = finish(start(DREAM, "--preset", "smoke", "--folder", str(folder)))
+    assert "evolved in" in output and f"Open {folder / 'summary.html'}" in output
+    rows = {row["name"]: row for row in json.loads((folder / "result.json").read_text())["rows"]}
+    assert set(rows) == {"new, real", "stored, real", "random, real", "new, dream"}
+    for name in ("new.mp4", "stored.mp4", "fitness.png"):
+        assert (folder / name).stat().st_size > 1000
+    stored, evolved = (dreamjax.load(path)[1] for path in (REPO / "experiments/results/doom_take_cover", folder))
+    jax.tree.map(np.testing.assert_array_equal, evolved.model, stored.model)
+    assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (evolved.policy, stored.policy)), strict=True))
 
 
 def test_a_planner_plays_doom_beside_the_committed_agent(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Films of an agent: what it dreams, what it sees in the real environment, and what it expects to see there."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -146,18 +146,14 @@ def film_episode(
     return frames
 
 
-def write_films(
-    folder: str | os.PathLike[str], dreamed: np.ndarray, real: np.ndarray, fps: float, name: str = "dream_and_real"
-) -> None:
-    """Write a dream and a real episode side by side, `<name>.mp4`, and a sheet of eight moments of each, `<name>.png`.
+def write_films(folder: str | os.PathLike[str], panels: Mapping[str, np.ndarray], fps: float, name: str) -> None:
+    """Write films side by side under their labels, `<name>.mp4`, and eight moments of each, a row each, `<name>.png`.
 
-    Shapes: dreamed and real uint8 [T, H, W, 3], of any two lengths.
+    Shapes: each film uint8 [T, H, W, 3], of any length.
     """
-    large = [videos.upscale(film, 5) for film in (dreamed, real)]
-    videos.write_video(
-        Path(folder) / f"{name}.mp4", videos.side_by_side(large, ["its dream", "the real environment"]), fps
-    )
-    moments = [film[np.linspace(0, len(film) - 1, 8).astype(int)] for film in (dreamed, real)]
+    large = [videos.upscale(panel, 5) for panel in panels.values()]
+    videos.write_video(Path(folder) / f"{name}.mp4", videos.side_by_side(large, list(panels)), fps)
+    moments = [panel[np.linspace(0, len(panel) - 1, 8).astype(int)] for panel in panels.values()]
     sheet = videos.contact_sheet(videos.upscale(np.concatenate(moments), 2), 8)
     videos.write_image(Path(folder) / f"{name}.png", sheet)
 
@@ -170,18 +166,22 @@ def film_dream_and_real(
     key: Key,
     steps: int,
     temperature: float = 1.0,
+    *,
+    beside: Mapping[str, tuple[Agent, AgentParams]] | None = None,
 ) -> None:
     """Film a dream beside the first test episode, at most `steps` of each: an `.mp4`, and a `.png` of some moments.
 
-    The episode is the first that `acting.evaluate` scores with the same key, not a chosen one.
+    The episode is the first that `acting.evaluate` scores with the same key, not a chosen one. What others, by label,
+    do in the same episode is filmed `beside` it.
 
     Shapes: key [], params.policy not stacked, params.starts [S, ...]. Raises: as `film_episode` does.
     """
-    real = film_episode(agent, params, make_env, seeds.TEST[0], key)[:steps]
     # Acting folds the seed of its episode into the key, which is never 0 in a test episode.
-    dreamed = film_dream(agent, params, jax.random.fold_in(key, 0), steps, temperature)
+    panels = {"its dream": film_dream(agent, params, jax.random.fold_in(key, 0), steps, temperature)}
+    for label, (other, parameters) in {"the real environment": (agent, params), **(beside or {})}.items():
+        panels[label] = film_episode(other, parameters, make_env, seeds.TEST[0], key)[:steps]
     with make_env() as env:
-        write_films(path.parent, dreamed, real, env.metadata["render_fps"], path.stem)
+        write_films(path.parent, panels, env.metadata["render_fps"], path.stem)
 
 
 def write_open_loop(
