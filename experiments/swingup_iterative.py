@@ -133,8 +133,7 @@ def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, agent: Agent
             save_agent(run.path / f"agent-{n + 1:02}.npz", world(cfg), agent, params)
             key_real, key_dream = jax.random.split(key_film)
             real = np.asarray(act(agent, params, key_real, 1, STEPS + 1).step.observation["image"][0])
-            dreamed = films.film_dream(agent, params, key_dream, STEPS)
-            panels = {"its dream": dreamed, "the real environment": real}
+            panels = {"its dream": films.film_dream(agent, params, key_dream, STEPS), "the real environment": real}
             films.write_films(run.path / f"iteration-{n + 1:02}", panels, FPS, "dream_and_real")
         scores = evaluate(cfg, key_evaluate, agent, params)
         scores["visited"] = swingup.visited(recorded.observed(seen, "state"))

@@ -86,8 +86,10 @@ def test_the_page_shows_everything_and_loads_nothing_from_elsewhere(folder):
     stages = [cells for cells in page.cells if cells[:1] in (["vision"], ["memory"], ["evolve"])]
     assert [cells[1] for cells in stages] == ["done", "done", "not finished"]
     assert stages[0][3] == "loss 3.142, frames 120000" and stages[0][2].endswith(" s")
-    for text in ("World <Models>", "In a dream.", "Dreams & games", "What <it> does.", "fitness curve", machine()):
+    for text in ("World <Models>", "In a dream.", "Dreams & games", "What <it> does.", "Curves", "dream", machine()):
         assert text in page.text
+    order = [page.text.index(heading) for heading in ("Dreams & games", "Results", "Curves", "Stages", "Configuration")]
+    assert order == sorted(order)  # what there is to see comes first
     assert "http" not in path.read_text()
 
 
