@@ -4,6 +4,7 @@ Paper: Hafner et al. 2023. One loop: act, store, replay, and learn world model, 
 ratio of replayed to collected steps; one configuration for every domain.
 
     python experiments/dreamerv3.py --task dmc_walker_walk --size 1m --steps 25000
+    python experiments/dreamerv3.py --task dmc1_walker_walk --size 1m
     python experiments/dreamerv3.py --task atari_pong --size 200m --workers 16
     python experiments/dreamerv3.py --task gym_CartPole-v1 --folder runs/cartpole
     python experiments/dreamerv3.py --task gym_CartPole-v1 --folder runs/cartpole --offline 50000

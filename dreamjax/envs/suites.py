@@ -44,10 +44,12 @@ def task(name: str, *, resize: int | None = None, render_mode: str | None = None
     return Task(SUITES[suite], partial(adapted, make_env, resize))
 
 
-def _control(task: str, observation: Literal["vectors", "pixels"], render_mode: str | None) -> gymnasium.Env:
+def _control(
+    task: str, observation: Literal["vectors", "pixels"], render_mode: str | None, repeat: int = 2
+) -> gymnasium.Env:
     from dreamjax.envs.dmc import ControlSuite
 
-    return ControlSuite(task, repeat=2, observation=observation, render_mode=render_mode)
+    return ControlSuite(task, repeat=repeat, observation=observation, render_mode=render_mode)
 
 
 def _atari(task: str, **settings: Any) -> gymnasium.Env:
@@ -85,12 +87,14 @@ def _gymnasium(task: str, render_mode: str | None) -> gymnasium.Env:
 
 _ATARI_100K: dict[str, Any] = {"size": 64, "grey": False, "sticky": False, "all_actions": False}
 
-# Both control suites as in the paper: 500k and 1M frames, with the size 12m. Atari, Atari 100k and Crafter as in the
-# configuration of the published code, with the size 200m; for Atari 100k the paper writes a train ratio of 128. Doom
-# and Gymnasium are not among what was published. A task of Gymnasium is its id, with a module before it if need be:
-# "gym_my_package:MyEnv-v0".
+# Both control suites as in the paper: 500k and 1M frames, with the size 12m. "dmc1" is the one from vectors as in the
+# configuration of the published code, with the size 1m: an action every frame, and four times the updates a frame.
+# Atari, Atari 100k and Crafter as in that configuration, with the size 200m; for Atari 100k the paper writes a train
+# ratio of 128. Doom and Gymnasium are not among what was published. A task of Gymnasium is its id, with a module before
+# it if need be: "gym_my_package:MyEnv-v0".
 SUITES = {
     "dmc": Suite(partial(_control, observation="vectors"), 500, 250_000, 512, 16, 2),
+    "dmc1": Suite(partial(_control, observation="vectors", repeat=1), 1000, 1_100_000, 1024, 16),
     "dmcpixels": Suite(partial(_control, observation="pixels"), 500, 500_000, 512, 16, 2),
     "atari": Suite(_atari, 27_000, 51_000_000, 32, 16, 4),
     "atari100k": Suite(partial(_atari, **_ATARI_100K), 27_000, 110_000, 256, 1, 4),

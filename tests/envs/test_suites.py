@@ -52,6 +52,17 @@ def test_the_agent_steps_sideways_in_doom() -> None:
     assert abs(stood) < abs(left)
 
 
+def test_the_published_code_acts_every_frame_and_the_paper_every_other() -> None:
+    ends = {}
+    for suite in ("dmc", "dmc1"):
+        found = suites.task(f"{suite}_cartpole_balance")
+        with found.make_env() as env:
+            env.reset(seed=0)
+            ends[suite] = sum(1 for _ in iter(lambda: env.step(env.action_space.sample())[3], True)) + 1
+        assert ends[suite] == found.suite.max_steps == 1000 // found.suite.repeat
+    assert ends == {"dmc": 500, "dmc1": 1000}
+
+
 def test_an_unknown_task_names_what_there_is() -> None:
     with pytest.raises(ValueError, match="there are dmc"):
         suites.task("chess")
