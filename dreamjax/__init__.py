@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         rollout as rollout,
         storage as storage,
         training as training,
+        trust as trust,
         types as types,
         worldmodels as worldmodels,
     )

@@ -35,6 +35,7 @@ from dreamjax.storage import MetricsLog, RunFolder, load, read_metrics, save_age
 from dreamjax.training import IterativeConfig, experiment, learn_memory, stages, train_iteratively
 from dreamjax.training.experiment import Evaluating, command, read_command_line, run_folder
 from dreamjax.training.stages import Collect, Evolve, TrainMemory, TrainVision
+from dreamjax.trust import TrustConfig, trust_section
 from dreamjax.types import Agent, AgentParams, Key
 from dreamjax.worldmodels import CAR_RACING, ControllerConfig, WorldModelConfig, WorldModelParams, memory, model
 
@@ -154,14 +155,13 @@ def report(cfg: Config, run: RunFolder, key: Key, name: Name, films: list[str]) 
             driven[other] = curves.against_sum(stage, "frames", ("evaluation_mean", "evaluation_std"))
     learned = {stage: metrics[stage] for stage in metrics if stage.endswith(("vision", "memory"))}
     curves.learning_curves(learned, run.path / "learning.png")
-    validation = {"return on validation tracks": driven}
-    curves.series_with_bars(validation, "frames that C drove", run.path / "evolution.png")
-    sections = [
-        Section(f"{name}: dreams, and the road", "A dream on the left, the real game on the right.", films),
-        Section("Learning and evolution", media=["evolution.png", "learning.png"]),
-    ]
+    curves.series_with_bars({"return on validation tracks": driven}, "frames that C drove", run.path / "evolution.png")
+    looks, who = TrustConfig(max(2, min(cfg.episodes, 32))), load(run.path / AGENT.format(name))
+    filmed = Section(f"{name}: dreams, and the road", "A dream on the left, the real game on the right.", films)
+    trusted = trust_section(run, *who, make_env(cfg), key, looks)
+    drawn = Section("Learning and evolution", media=["evolution.png", "learning.png"])
     commands = "; ".join(f"{command(NAME, cfg, PRESETS)} --controller {row['name']}" for row in rows)
-    pages.report(run, NAME, commands, rows, "World Models on CarRacing", sections)
+    pages.report(run, NAME, commands, rows, "World Models on CarRacing", [filmed, trusted, drawn])
 
 
 @dataclass(frozen=True)

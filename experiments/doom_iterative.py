@@ -33,6 +33,7 @@ from dreamjax.storage.identity import fingerprint, pin
 from dreamjax.training import IterativeConfig, learn_memory, stages, train_iteratively
 from dreamjax.training.experiment import Options, command, read_command_line, run_folder
 from dreamjax.training.stages import Collect, TrainMemory
+from dreamjax.trust import TrustConfig, promise, trust_section
 from dreamjax.types import Agent, AgentParams, Key
 from dreamjax.worldmodels import DOOM, model, search
 
@@ -108,7 +109,7 @@ def score(cfg: Config, run: RunFolder, key: Key, agent: Agent, contenders: dict[
     return [result_row(name, values, UNIT, published.get(name)) for name, values in returns.items()]
 
 
-def report(cfg: Config, run: RunFolder, rows: list[dict]) -> None:
+def report(cfg: Config, run: RunFolder, rows: list[dict], key: Key, agent: Agent, params: AgentParams) -> None:
     """Draw and summarise."""
     metrics = read_metrics(run.path / "metrics.jsonl")
     frames, mean, std = curves.against_sum(
@@ -119,8 +120,11 @@ def report(cfg: Config, run: RunFolder, rows: list[dict]) -> None:
     axis = "tics that M learned from, beside those of the random policy"
     curves.series_with_bars(panels, axis, run.path / "iterations.png")
     curves.learning_curves({"memory": metrics["memory"]}, run.path / "learning.png")
+    looks = TrustConfig(max(2, min(cfg.episodes, 32)), temperatures=(0.5, 1.0, cfg.iterative.temperature))
+    learned = promise.along_training(metrics, "iterated-evolve", "iterated-iteration")
     sections = [
         Section("A dream, and the real game", media=["dream_and_real.mp4"]),
+        trust_section(run, agent, params, make_env(cfg), key, looks, learned),
         Section("Iteration by iteration", media=["iterations.png"]),
         Section("M learns", media=["learning.png"]),
     ]
@@ -141,7 +145,7 @@ def main() -> None:
     rows = score(cfg, run, key_evaluate, agent, {"begun": begun, "iterated": iterated})
     film = run.path / "dream_and_real.mp4", agent, iterated, make_env(cfg), key_evaluate
     film_dream_and_real(*film, cfg.film_steps, cfg.iterative.temperature)
-    report(cfg, run, rows)
+    report(cfg, run, rows, key_evaluate, agent, iterated)
 
 
 if __name__ == "__main__":

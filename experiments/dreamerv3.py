@@ -14,7 +14,7 @@ ratio of replayed to collected steps; one configuration for every domain.
 
 The command started again resumes where it stopped, with the agent and the replay that it had; with more `--steps` it
 trains longer. With `--offline` it learns from the replay of the folder, or from a recording, and needs no environment.
-At the end of training the agent is evaluated in test episodes, filmed, and predicts pieces open-loop; `--evaluate` does
+At the end of training the agent is evaluated in test episodes, filmed, and its dreams measured; `--evaluate` does
 that for any run, also while it is under way. Without `--steps` a task has the published number of them, 250,000 for the
 control suite: ten times what the committed runs have. What these measured, how long they took and on which machine:
 results/dreamerv3/result.json.
@@ -34,13 +34,14 @@ from dreamjax.acting.vector import VectorEnvironment
 from dreamjax.dreamerv3.config import DreamerConfig, Size, scaled
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs import suites
-from dreamjax.reporting import Section, curves, open_loop, pages, result_row, show_rows
+from dreamjax.reporting import Section, curves, pages, result_row, show_rows
 from dreamjax.reporting.aggregate import aggregate_runs, episode_returns, read_run
 from dreamjax.reporting.films import film_section
 from dreamjax.storage import Change, RunFolder, load, read_metrics
 from dreamjax.storage.recordings import read_spec
 from dreamjax.training.experiment import Aggregating, Evaluating, command, open_folder, read_command_line
 from dreamjax.training.online import OnlineConfig, train_offline, train_online
+from dreamjax.trust import TrustConfig, trust_section
 
 NAME = "dreamerv3"
 # What a run may go on with: how long it trains, and how it goes about it.
@@ -145,9 +146,8 @@ def report(run: RunFolder, into: RunFolder, episodes: int) -> None:
         rows.append(result_row(f"{cfg.task}, evaluated", scores, "return"))
         watched = suites.task(cfg.task, resize=cfg.resize, render_mode="rgb_array").make_env
         sections += film_section(into.path, agent, params, watched, cfg.seed)
-        if predictions := open_loop.predict(agent, params, make_env, key):
-            media = open_loop.write_predictions(into.path, predictions)
-            sections.append(Section("What happens, and what the model expects", open_loop.CAPTION, media))
+        looks = TrustConfig(max(2, min(episodes, 32)), max_steps=1000)
+        sections.append(trust_section(into, agent, params, make_env, key, looks))
     losses = read_metrics(run.path / "metrics.jsonl").get("learn", {})
     if losses := {name: series for name, series in losses.items() if "loss" in name}:
         curves.learning_curves({"learn": losses}, into.path / "losses.png")

@@ -29,9 +29,10 @@ from dreamjax.dreamerv3.loop import LoopState
 from dreamjax.envs import brax, check_environment, craftax, gymnax, probes
 from dreamjax.envs.swingup import swingup
 from dreamjax.reporting import Section, curves, pages, result_row
-from dreamjax.storage import Change, MetricsLog, RunFolder, read_metrics, save_agent
+from dreamjax.storage import Change, MetricsLog, RunFolder, load, read_metrics, save_agent
 from dreamjax.training.experiment import Options, command, open_folder, read_command_line
 from dreamjax.training.loop import train
+from dreamjax.trust import TrustConfig, trust_section
 from dreamjax.types import Array, Environment, Key, Metrics
 
 NAME = "dreamerv3_jax"
@@ -154,7 +155,7 @@ def evaluate(cfg: Config, dreamer: Dreamer, environment: Environment, params: Dr
     return np.asarray(jax.jit(jax.vmap(play))(params, keys))  # training folds in numbers from 1 on
 
 
-def report(cfg: Config, run: RunFolder, returns: np.ndarray) -> None:
+def report(cfg: Config, run: RunFolder, environment: Environment, returns: np.ndarray) -> None:
     """Put the scores of all seeds and their mean in one result, and draw how each learned. Shapes: [seeds, E]."""
     names = [f"{cfg.task}, seed {seed}" for seed in cfg.all_seeds] if cfg.seeds > 1 else [cfg.task]
     rows = [result_row(name, scores, "return") for name, scores in zip(names, returns, strict=True)]
@@ -174,6 +175,8 @@ def report(cfg: Config, run: RunFolder, returns: np.ndarray) -> None:
         curves.return_curves({cfg.task: learned}, run.path / "returns.png")
         text = "Mean return of the episodes between two calls, over the environment's steps, of each seed."
         sections.insert(0, Section("Learning", text, ["returns.png"]))
+    looks = TrustConfig(max(2, min(cfg.episodes, 32)), max_steps=1000)
+    sections.insert(0, trust_section(run, *load(run.path), environment, jax.random.key(cfg.seed), looks))
     title = f"DreamerV3: {cfg.task}"
     pages.report(run, NAME, command(NAME, cfg, PRESETS), rows, title, sections, seeds=cfg.all_seeds)
 
@@ -187,7 +190,7 @@ def main() -> None:
     run = open_folder(options.folder or Path("runs") / f"{cfg.task}-{cfg.size}-{cfg.seed}", cfg, MAY_CHANGE)
     params = train_agents(cfg, run, dreamer, environment)
     save(run, agent, environment, jax.tree.map(lambda leaf: leaf[0], params))
-    report(cfg, run, evaluate(cfg, dreamer, environment, params))
+    report(cfg, run, environment, evaluate(cfg, dreamer, environment, params))
 
 
 if __name__ == "__main__":

@@ -31,11 +31,12 @@ from dreamjax.envs import swingup
 from dreamjax.evolution import EvolutionConfig, EvolutionState
 from dreamjax.optim import AdamConfig
 from dreamjax.replay import latents
-from dreamjax.reporting import Section, aggregate, curves, films, one_step_error, pages, result_row, show_rows
-from dreamjax.storage import Change, MetricsLog, RunFolder, newest, read_metrics, save_agent
+from dreamjax.reporting import Section, aggregate, curves, films, pages, result_row, show_rows
+from dreamjax.storage import Change, MetricsLog, RunFolder, load, newest, read_metrics, save_agent
 from dreamjax.training import recorded
 from dreamjax.training.experiment import Aggregating, command, read_command_line, run_folder
 from dreamjax.training.loop import generations, train, updates
+from dreamjax.trust import TrustConfig, one_step_error, promise, trust_section
 from dreamjax.types import Agent, AgentParams, Key, Metrics, PyTree
 from dreamjax.worldmodels import curiosity, learner, search, vision
 
@@ -76,12 +77,9 @@ class Config:
 
 _FEW = replace(Config(), preset="smoke", iterations=2, collected=2, generations=2, dream_episodes=1, episodes=2)
 _FAST = replace(_FEW, first_vision_updates=3, vision_updates=2, vision_batch=4, memory_updates=2, streams=2, length=8)
-SMOKE = replace(_FAST, evolution=EvolutionConfig(population_size=8, sigma=0.1))
-PRESETS = {"cpu": Config(), "smoke": SMOKE}
-act = jax.jit(partial(recorded.act, ENVIRONMENT), static_argnums=(0, 3, 4))
-act_upright = jax.jit(
-    partial(recorded.act, swingup.swingup(observation="both", upright=True)), static_argnums=(0, 3, 4)
-)
+PRESETS = {"cpu": Config(), "smoke": replace(_FAST, evolution=EvolutionConfig(population_size=8, sigma=0.1))}
+UPRIGHT = swingup.swingup(observation="both", upright=True)
+act, act_upright = (jax.jit(partial(recorded.act, one), static_argnums=(0, 3, 4)) for one in (ENVIRONMENT, UPRIGHT))
 
 
 def world(cfg: Config) -> wm.WorldModelConfig:
@@ -116,8 +114,7 @@ def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, agent: Agent
     first, end = (i * cfg.memory_updates for i in (n, n + 1))
     chunks = lambda step: latents.chunks(data, 1000 * cfg.seed + n, cfg.streams, cfg.length, step - first)  # noqa: E731
     memory_state = train(run, log, "memory", learned["memory"], updates(remember, chunks), end)
-    model = wm.WorldModelParams(vision_state.params, memory_state.params)
-    params = AgentParams(model, (), starts=data.first_frames(STARTS))
+    params = AgentParams(wm.WorldModelParams(vision_state.params, memory_state.params), (), data.first_frames(STARTS))
 
     def generation(state: EvolutionState, count: int) -> tuple[EvolutionState, Metrics]:
         if count % cfg.generations == 0:
@@ -177,12 +174,15 @@ def report(cfg: Config, run: RunFolder) -> None:
     held = result_row(f"{name}, held upright at the end", np.array(last["held"], float), "of episodes")
     rows = [result_row(name, np.array(last["returns"]), "return"), held]
     metrics = read_metrics(run.path / "metrics.jsonl")
+    learned = promise.along_training(metrics, "search", "iteration")
+    looks, who = TrustConfig(max(2, min(cfg.episodes, 32))), load(run.path / f"agent-{cfg.iterations:02}.npz")
+    trusted = trust_section(run, *who, ENVIRONMENT, jax.random.key(cfg.seed), looks, learned)
     curves.learning_curves({"iteration": metrics.pop("iteration")}, run.path / "iterations.png")
     curves.learning_curves(metrics, run.path / "learning.png")
     shown = [f"iteration-{n:02}/dream_and_real.mp4" for n in sorted({1, cfg.iterations})]
     filmed = Section("First and last iteration", "Left the dream, right the real environment.", shown)
     drawn = Section("Learning", "By iteration, and by update or generation.", ["iterations.png", "learning.png"])
-    pages.report(run, NAME, command(NAME, cfg, PRESETS), rows, "World Models iteratively", [filmed, drawn])
+    pages.report(run, NAME, command(NAME, cfg, PRESETS), rows, "World Models iteratively", [filmed, trusted, drawn])
 
 
 def main() -> None:

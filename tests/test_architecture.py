@@ -40,6 +40,7 @@ RANK = {
     "training": 6,
     "reporting": 7,
     "export": 8,
+    "trust": 8,
 }
 LOOPS = 2  # the rank whose modules may import each other: a dream is rolled out
 

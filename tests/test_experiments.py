@@ -95,8 +95,16 @@ def test_doom_take_cover_leaves_a_whole_run_folder(doom: Path) -> None:
     assert {stage for stage, _ in metrics} == {"vision", "memory", "evolve"}
     assert list(rows) == ["real", "dream", "random_held", "random_every_tic"]
     assert all(0 < row["mean"] <= 120 for row in rows.values())
-    for name in ("summary.html", "learning.png", "fitness.png", "reconstructions.png", "dream_and_real.mp4"):
+    for name in (
+        "summary.html",
+        "learning.png",
+        "fitness.png",
+        "reconstructions.png",
+        "dream_and_real.mp4",
+        "trust.png",
+    ):
         assert (doom / name).stat().st_size > 1000, name
+    assert "How far its dreams can be trusted" in (doom / "summary.html").read_text()
 
 
 def test_doom_take_cover_killed_in_every_stage_ends_in_the_same_numbers(doom: Path, tmp_path: Path) -> None:
@@ -149,7 +157,7 @@ def test_swingup_iterative_killed_between_and_within_iterations_ends_in_the_same
     assert {stage for stage, _ in metrics} == {"vision", "memory", "search", "iteration"}
     name = "iterated, curious 1, 2 recurrent units"
     assert list(rows) == [name, f"{name}, held upright at the end"]
-    for picture in ("summary.html", "learning.png", "iterations.png", "iteration-02/dream_and_real.mp4"):
+    for picture in ("summary.html", "learning.png", "iteration-02/dream_and_real.mp4", "trust.png"):
         assert (whole / picture).stat().st_size > 1000, picture
     for mark in ("stages/iteration-01.json", "checkpoints/memory/4"):
         kill_when(start(SWINGUP, *settings, "--folder", str(killed)), killed / mark)
@@ -200,7 +208,7 @@ def test_car_racing_evolves_on_the_road_and_in_the_dream(tmp_path: Path) -> None
     stages = {"vision", "memory", "untrained-memory-evolve", "full-dream-evolve", "full-dream-memory"}
     assert {stage for stage, _ in metrics} == stages | {"full-dream-iteration"}
     assert list(rows) == ["full-dream", "untrained-memory"]
-    for name in ("evolution.png", "learning.png", "full-dream-at-1.00.mp4", "summary.html"):
+    for name in ("evolution.png", "learning.png", "full-dream-at-1.00.mp4", "trust.png", "summary.html"):
         assert (whole / name).stat().st_size > 1000, name
     assert outcome(killed) == (metrics, rows)
     arguments = ("--evaluate", str(whole), "--controller", "full-dream", "--folder", str(tmp_path / "evaluation"))
@@ -214,7 +222,7 @@ def test_doom_iterative_goes_on_from_the_committed_agent_and_survives_being_kill
     metrics, rows = outcome(whole)
     assert {stage for stage, _ in metrics} == {"iterated-evolve", "iterated-iteration", "memory"}
     assert list(rows) == ["real, begun", "dream, begun", "real, iterated", "dream, iterated"]
-    for name in ("agent.npz", "iterations.png", "learning.png", "dream_and_real.mp4"):
+    for name in ("agent.npz", "iterations.png", "learning.png", "trust.png", "dream_and_real.mp4"):
         assert (whole / name).stat().st_size > 1000, name
     kill_when(start(ITERATIVE, "--preset", "smoke", "--folder", str(killed)), killed / "checkpoints" / "memory")
     finish(start(ITERATIVE, "--preset", "smoke", "--folder", str(killed)))
@@ -292,7 +300,7 @@ def dreamerv3_leaves_what_a_person_looks_at(folder: Path, tmp_path: Path) -> Non
     """The folder of the run, a later evaluation of it, and what is aggregated from it."""
     _, rows = outcome(folder)
     assert {name: row["n"] for name, row in rows.items()} == {"gym_CartPole-v1": 5, "gym_CartPole-v1, evaluated": 2}
-    for name in ("summary.html", "returns.png", "losses.png", "episode.mp4"):
+    for name in ("summary.html", "returns.png", "losses.png", "trust.png", "episode.mp4"):
         assert (folder / name).stat().st_size > 1000, name
     assert "episode.mp4" in (folder / "summary.html").read_text()
     finish(start(DREAMER, "--evaluate", str(folder), "--episodes", "3", "--folder", str(tmp_path / "out")))
@@ -340,7 +348,7 @@ def test_dreamerv3_jax_trains_seeds_together_and_repeats_nothing(tmp_path: Path)
     assert all(row["n"] == 40 and 0 < row["mean"] < 0.6 for row in each)
     assert (mean["n"], mean["mean"]) == (2, pytest.approx(np.mean([row["mean"] for row in each])))
     assert json.loads((folder / "result.json").read_text())["seeds"] == [0, 1]
-    for name in ("summary.html", "returns.png", "losses.png"):
+    for name in ("summary.html", "returns.png", "losses.png", "trust.png"):
         assert (folder / name).stat().st_size > 1000, name
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     # 5 steps of each of two environments make the first batch, then one for every iteration; an episode has 5.

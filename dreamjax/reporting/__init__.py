@@ -9,8 +9,8 @@ if TYPE_CHECKING:
         aggregate as aggregate,
         curves as curves,
         evaluation as evaluation,
+        figures as figures,
         films as films,
-        open_loop as open_loop,
         pages as pages,
         programs as programs,
         results as results,
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
         film_dream_and_real as film_dream_and_real,
         film_episode as film_episode,
     )
-    from dreamjax.reporting.open_loop import one_step_error as one_step_error
     from dreamjax.reporting.pages import Section as Section, write_summary as write_summary
     from dreamjax.reporting.results import (
         read_result as read_result,

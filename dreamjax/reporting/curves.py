@@ -1,24 +1,16 @@
-"""Plots of a run, drawn without a display and in colours for all kinds of colour vision (Okabe and Ito)."""
+"""Plots of a run."""
 
 import itertools
 import os
 from collections.abc import Mapping, Sequence
 from functools import reduce
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dreamjax._extras import extra
-from dreamjax.storage.atomic import replacing
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from dreamjax.reporting.figures import BLUE, CYCLE, GREY, ORANGE, figure, grid, label_lowest, save, tidy
 
 Series = tuple[np.ndarray, np.ndarray]  # steps [T], values [T]
 
-_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#666666"
-_CYCLE = (_BLUE, _ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _SMOOTH_FROM = 60  # points; fewer are drawn as they are
 
 
@@ -44,18 +36,18 @@ def learning_curves(metrics: Mapping[str, Mapping[str, Series]], path: str | os.
     panels = [panel for panel in panels if len(panel[1])]
     if not panels:
         raise ValueError("there are no metrics to draw")
-    figure, all_axes = _grid(len(panels))
+    drawn, all_axes = grid(len(panels))
     for axes, (title, steps, values) in zip(all_axes, panels, strict=True):
         is_long = len(steps) >= _SMOOTH_FROM
         marker = "o" if len(steps) <= 20 else None
-        axes.plot(steps, values, color=_BLUE, linewidth=1, alpha=0.3 if is_long else 1, marker=marker, markersize=3)
+        axes.plot(steps, values, color=BLUE, linewidth=1, alpha=0.3 if is_long else 1, marker=marker, markersize=3)
         if is_long:
-            axes.plot(steps, _running_mean(values, len(values) // 20), color=_BLUE, linewidth=1.6)
+            axes.plot(steps, _running_mean(values, len(values) // 20), color=BLUE, linewidth=1.6)
         axes.set_title(title, fontsize=10, loc="left")
-        _tidy(axes)
+        tidy(axes)
         axes.locator_params("x", integer=True)
-    _label_lowest(all_axes, "step")
-    _save(figure, path)
+    label_lowest(all_axes, "step")
+    save(drawn, path)
 
 
 def return_curves(
@@ -74,9 +66,9 @@ def return_curves(
     """
     if not any(len(frames) for runs in tasks.values() for frames, _ in runs.values()):
         raise ValueError("there are no episodes to draw")
-    figure, all_axes = _grid(len(tasks))
+    drawn, all_axes = grid(len(tasks))
     for axes, (task, runs) in zip(all_axes, tasks.items(), strict=True):
-        for colour, (label, (frames, returns)) in zip(itertools.cycle(_CYCLE), runs.items(), strict=False):
+        for colour, (label, (frames, returns)) in zip(itertools.cycle(CYCLE), runs.items(), strict=False):
             axes.plot(frames, returns, ".", color=colour, markersize=2.5, alpha=0.35)
             axes.plot(*_piecewise_mean(frames, returns), "o-", color=colour, linewidth=1.6, markersize=3, label=label)
         end = max(frames[-1] for frames, _ in runs.values() if len(frames))
@@ -89,38 +81,19 @@ def return_curves(
                     frames[reached],
                     scores[reached],
                     "--o",
-                    color=_GREY,
+                    color=GREY,
                     linewidth=1.2,
                     markersize=2.5,
                     label="published",
                 )
             else:
-                axes.axhline(
-                    scores[0], linestyle="--", color=_GREY, linewidth=1.2, label=f"published, at {frames[0]:,}"
-                )
+                axes.axhline(scores[0], linestyle="--", color=GREY, linewidth=1.2, label=f"published, at {frames[0]:,}")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8, loc="best")
         axes.set_title(task, fontsize=10, loc="left")
-        _tidy(axes)
-    _label_lowest(all_axes, "frames")
-    _save(figure, path)
-
-
-def horizon_errors(errors: Mapping[str, Mapping[str, np.ndarray]], observed: int, path: str | os.PathLike[str]) -> None:
-    """Plot one panel per part of the observation: errors [T] over the steps of a sequence, of several kinds by label.
-
-    A dotted line marks the end of the `observed` steps.
-    """
-    figure, all_axes = _grid(len(errors))
-    for axes, (name, kinds) in zip(all_axes, errors.items(), strict=True):
-        for colour, (label, values) in zip(itertools.cycle(_CYCLE), kinds.items(), strict=False):
-            axes.plot(np.arange(1, len(values) + 1), values, color=colour, linewidth=1.6, label=label)
-        axes.axvline(observed + 0.5, color=_GREY, linewidth=1, linestyle=":")
-        axes.set_title(name, fontsize=10, loc="left")
-        axes.legend(frameon=False, fontsize=8, loc="best")
-        _tidy(axes)
-    _label_lowest(all_axes, "step")
-    _save(figure, path)
+        tidy(axes)
+    label_lowest(all_axes, "frames")
+    save(drawn, path)
 
 
 def fitness_curve(stage: Mapping[str, Series], path: str | os.PathLike[str], label: str = "return") -> None:
@@ -131,19 +104,19 @@ def fitness_curve(stage: Mapping[str, Series], path: str | os.PathLike[str], lab
     """
     generations, mean = stage["fitness_mean"]
     low, high = stage["fitness_min"][1], stage["fitness_max"][1]
-    figure = _figure(7, 4)
-    axes = figure.subplots()
-    axes.fill_between(generations, low, high, color=_BLUE, alpha=0.18, linewidth=0, label="population, worst to best")
-    axes.plot(generations, mean, color=_BLUE, linewidth=1.6, label="population mean")
+    drawn = figure(7, 4)
+    axes = drawn.subplots()
+    axes.fill_between(generations, low, high, color=BLUE, alpha=0.18, linewidth=0, label="population, worst to best")
+    axes.plot(generations, mean, color=BLUE, linewidth=1.6, label="population mean")
     if "evaluation_mean" in stage:
         (at, means), (_, stds) = stage["evaluation_mean"], stage["evaluation_std"]
-        axes.errorbar(at, means, stds, fmt="o", color=_ORANGE, ms=4, capsize=3, lw=1.2, label="evaluation, mean ± std")
+        axes.errorbar(at, means, stds, fmt="o", color=ORANGE, ms=4, capsize=3, lw=1.2, label="evaluation, mean ± std")
     axes.set_xlabel("generation")
     axes.set_ylabel(label)
     axes.legend(frameon=False, fontsize=9, loc="best")
-    _tidy(axes)
+    tidy(axes)
     axes.locator_params("x", integer=True)
-    _save(figure, path)
+    save(drawn, path)
 
 
 def series_with_bars(
@@ -152,18 +125,18 @@ def series_with_bars(
     path: str | os.PathLike[str],
 ) -> None:
     """Plot one panel per quantity: (at [N], means [N], standard deviations [N]) by name, with error bars."""
-    figure, all_axes = _grid(len(panels))
+    drawn, all_axes = grid(len(panels))
     for axes, (title, kinds) in zip(all_axes, panels.items(), strict=True):
-        for i, (colour, (name, (at, means, stds))) in enumerate(zip(itertools.cycle(_CYCLE), kinds.items())):
+        for i, (colour, (name, (at, means, stds))) in enumerate(zip(itertools.cycle(CYCLE), kinds.items())):
             beside = at + 0.01 * (i - (len(kinds) - 1) / 2) * np.ptp(at)  # so that bars do not hide one another
             axes.errorbar(
                 beside, means, stds, fmt="o-", color=colour, ms=4, capsize=3, lw=1.4, elinewidth=1, label=name
             )
         axes.set_title(title, fontsize=10, loc="left")
         axes.legend(frameon=False, fontsize=8, loc="best")
-        _tidy(axes)
-    _label_lowest(all_axes, label)
-    _save(figure, path)
+        tidy(axes)
+    label_lowest(all_axes, label)
+    save(drawn, path)
 
 
 def cross_table(
@@ -180,8 +153,8 @@ def cross_table(
     """
     if values.shape != (len(rows), len(columns)):
         raise ValueError(f"a table of {values.shape} needs as many names, got {len(rows)} and {len(columns)}")
-    figure = _figure(1.1 + 0.8 * len(columns), 0.9 + 0.5 * len(rows))
-    axes = figure.subplots()
+    drawn = figure(1.1 + 0.8 * len(columns), 0.9 + 0.5 * len(rows))
+    axes = drawn.subplots()
     axes.imshow(values, cmap="Blues", aspect="auto", vmin=0)
     for (i, j), value in np.ndenumerate(values):
         colour = "white" if value > 0.6 * values.max() else "black"
@@ -192,7 +165,7 @@ def cross_table(
     axes.set_xlabel(labels[1])
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelsize=9)
-    _save(figure, path)
+    save(drawn, path)
 
 
 def reconstruction_sheet(originals: np.ndarray, reconstructions: np.ndarray, path: str | os.PathLike[str]) -> None:
@@ -207,9 +180,9 @@ def reconstruction_sheet(originals: np.ndarray, reconstructions: np.ndarray, pat
         )
     columns = min(8, len(originals))
     bands = -(-len(originals) // columns)
-    figure = _figure(1.25 * columns + 0.4, 2.65 * bands)
-    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)
-    grid = figure.subplots(2 * bands, columns, squeeze=False)
+    drawn = figure(1.25 * columns + 0.4, 2.65 * bands)
+    drawn.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)
+    grid = drawn.subplots(2 * bands, columns, squeeze=False)
     for axes in grid.ravel():
         axes.set_xticks([])
         axes.set_yticks([])
@@ -220,32 +193,8 @@ def reconstruction_sheet(originals: np.ndarray, reconstructions: np.ndarray, pat
             axes = grid[2 * band + offset, column]
             axes.imshow(frame if frame.dtype == np.uint8 else np.clip(frame, 0, 1), interpolation="nearest")
             if column == 0:
-                axes.set_ylabel(name, fontsize=8, color=_GREY)
-    _save(figure, path)
-
-
-def _figure(width: float, height: float) -> "Figure":
-    """Make a figure of this many inches."""
-    with extra("experiments", "a plot"):
-        from matplotlib.figure import Figure
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _grid(panels: int) -> "tuple[Figure, list[Axes]]":
-    """Make a figure with this number of panels, three in a row."""
-    columns = min(3, panels)
-    rows = -(-panels // columns)
-    figure = _figure(max(4.2 * columns, 6), 2.6 * rows if panels > 1 else 3.6)
-    all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in all_axes[panels:]:
-        axes.set_visible(False)
-    return figure, list(all_axes[:panels])
-
-
-def _label_lowest(all_axes: "list[Axes]", label: str) -> None:
-    """Label the horizontal axis of the lowest panel of each column."""
-    for axes in all_axes[-3:]:
-        axes.set_xlabel(label, fontsize=9)
+                axes.set_ylabel(name, fontsize=8, color=GREY)
+    save(drawn, path)
 
 
 def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
@@ -259,17 +208,3 @@ def _piecewise_mean(at: np.ndarray, values: np.ndarray, pieces: int = 30) -> Ser
     piece = np.minimum(at * pieces // max(1, at.max(initial=0)), pieces - 1)
     found = np.unique(piece)
     return np.array([at[piece == i].mean() for i in found]), np.array([values[piece == i].mean() for i in found])
-
-
-def _tidy(axes: "Axes") -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8, color=_GREY)
-    axes.margins(x=0.02)
-    axes.ticklabel_format(axis="both", style="sci", scilimits=(-3, 5), useMathText=True)
-
-
-def _save(figure: "Figure", path: str | os.PathLike[str]) -> None:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=130)

@@ -1,6 +1,7 @@
 """One page about a run, to open in a browser: results, films and plots, stages and configuration."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,14 +15,17 @@ from dreamjax.storage.provenance import commit, machine
 
 # By suffix: a clip and a video are as wide as they are, a picture has the width of the page.
 _KINDS = {".mp4": "video", ".gif": "clip", ".jpg": "clip", ".png": "picture", ".svg": "picture"}
+_END = "<!-- end of sections -->\n"
 
 
 class Section(NamedTuple):
-    """A part of the page: a heading, a paragraph, and images and videos by their paths within the run folder."""
+    """A part of the page: a heading, a paragraph, images and videos by their paths within the run folder, and rows."""
 
     heading: str
     text: str = ""
     media: Sequence[str] = ()
+    rows: Sequence[dict[str, Any]] = ()  # those of `write_result`
+    warning: str = ""
 
 
 def write_summary(
@@ -37,19 +41,14 @@ def write_summary(
         ValueError: a file is neither an image nor a video.
         ModuleNotFoundError: the extra "experiments" is not installed.
     """
-    with extra("experiments", "a page"):
-        import jinja2
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
-    page = templates.get_template("summary.html").render(
+    rows = list(rows)
+    columns = ["published"] if any(row["published"] is not None for row in rows) else []
+    page = _template("summary.html").render(
         title=title,
         lead=lead,
-        results=[_result_cells(row) for row in rows],
-        sections=[one._asdict() | {"media": [_medium(folder.path, name) for name in one.media]} for one in sections],
+        header=["", "measured", "n", *columns],
+        results=[_result_cells(row)[: 3 + len(columns)] for row in rows],
+        sections=[_parts(folder.path, one) for one in sections],
         stages=[_stage_cells(record) for record in folder.stage_records()],
         config=[
             (name, value if isinstance(value, str) else json.dumps(value))
@@ -61,6 +60,32 @@ def write_summary(
     path = folder.path / "summary.html"
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def put_section(folder: Path, section: Section) -> Path | None:
+    """Put a section into the page that a run folder has, in place of one with its heading, or as the last.
+
+    Return the path of the page; None if there is none. Raises: as `write_summary` does for its files; ValueError if
+    the page was written by an older version.
+    """
+    path = folder / "summary.html"
+    if not path.exists():
+        return None
+    text = path.read_text(encoding="utf-8")
+    if text.count(_END) != 1:
+        raise ValueError(
+            f"{path} was written by an older version of dreamjax: write it anew with the run's own command"
+        )
+    made = _template("section.html").render(section=_parts(folder, section))
+    begin = f'<section id="{_id(section)}">'
+    if begin in text:
+        head, rest = text.split(begin, 1)
+        text = head + made + rest.split("</section>\n", 1)[1]
+    else:
+        text = text.replace(_END, made + _END)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return path
 
 
@@ -91,6 +116,29 @@ def report(
     page = write_summary(into, title, rows, sections, lead)
     show_rows(rows)
     print(f"Open {page}")
+
+
+def _template(name: str) -> Any:
+    with extra("experiments", "a page"):
+        import jinja2
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return templates.get_template(name)
+
+
+def _parts(folder: Path, section: Section) -> dict[str, Any]:
+    """What the template of a section shows."""
+    media, rows = [_medium(folder, name) for name in section.media], [_result_cells(row)[:3] for row in section.rows]
+    return section._asdict() | {"media": media, "rows": rows, "id": _id(section)}
+
+
+def _id(section: Section) -> str:
+    return re.sub(r"\W+", "-", section.heading).strip("-").lower()
 
 
 def _result_cells(row: dict[str, Any]) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ _RESULT_FIELDS = {
     "rows": list,
 }
 _ROW_FIELDS = ("name", "mean", "std", "n", "unit", "published")
+_INTERVAL = "interval"  # that a row may have as well
 
 
 def result_row(name: str, values: np.ndarray, unit: str, published: float | str | None = None) -> dict[str, Any]:
@@ -44,7 +45,8 @@ def write_result(
     """Write a `result.json`: what was measured, and all that is needed to measure it again.
 
     A row is `{"name", "mean", "std", "n", "unit", "published"}`: mean and standard deviation over `n` episodes or
-    repeats, and what the paper reports, as a number or as text like "906 ± 21", or None if it reports nothing.
+    repeats, and what the paper reports, as a number or as text like "906 ± 21", or None if it reports nothing. It may
+    have an `"interval"`, [low, high], of its mean.
     `origin` holds the commits (joined by ", ") and the machine of the measurement, as `RunFolder.origin` does; by
     default the present ones are filled in.
 
@@ -91,13 +93,17 @@ def _check_result(result: Any, where: str) -> None:
     require(is_seeded, f"seeds must be some integers, got {result['seeds']}")
     require(bool(result["rows"]), "it has no rows")
     for row in result["rows"]:
-        require(isinstance(row, dict) and set(row) == set(_ROW_FIELDS), f"a row needs {list(_ROW_FIELDS)}, got {row}")
+        is_whole = isinstance(row, dict) and set(row) - {_INTERVAL} == set(_ROW_FIELDS)
+        require(is_whole, f"a row needs {list(_ROW_FIELDS)}, got {row}")
         require(isinstance(row["name"], str) and isinstance(row["unit"], str), f"name and unit must be text in {row}")
         require(is_number(row["mean"]), f"mean must be a finite number in {row}")
         require(is_number(row["std"]) and row["std"] >= 0, f"std must be a finite number, not negative, in {row}")
         require(type(row["n"]) is int and row["n"] >= 1, f"n must be a positive integer in {row}")
         is_published = row["published"] is None or isinstance(row["published"], str) or is_number(row["published"])
         require(is_published, f"published must be a number, text or None in {row}")
+        ends = row.get(_INTERVAL, [row["mean"], row["mean"]])
+        is_interval = isinstance(ends, list) and len(ends) == 2 and all(map(is_number, ends)) and ends[0] <= ends[1]
+        require(is_interval, f"interval must be two finite numbers, the lower one first, in {row}")
 
 
 def show_rows(rows: Iterable[dict[str, Any]], counted: str = "episodes") -> None:
@@ -112,11 +118,16 @@ def shown_number(value: float | str) -> str:
 
 
 def shown_measurement(row: dict[str, Any]) -> str:
-    """Format mean ± standard deviation of a result row, with the decimals that give the larger four digits."""
-    largest = max(abs(row["mean"]), row["std"])
-    decimals = max(0, 3 - math.floor(math.log10(largest))) if largest else 0
-    mean = round(row["mean"], decimals) + 0.0  # never -0
-    return f"{mean:,.{decimals}f} ± {row['std']:,.{decimals}f} {row['unit']}".rstrip()
+    """Format mean ± standard deviation of a result row, or its mean and interval if it has one.
+
+    The larger of mean and deviation has four digits, the larger end of an interval three.
+    """
+    interval = row.get(_INTERVAL)
+    largest = max(map(abs, interval)) if interval else max(abs(row["mean"]), row["std"])
+    decimals = max(0, 3 - bool(interval) - math.floor(math.log10(largest))) if largest else 0
+    shown = lambda value: f"{round(value, decimals) + 0.0:,.{decimals}f}"  # noqa: E731, never -0
+    spread = f"[{shown(interval[0])}, {shown(interval[1])}]" if interval else f"± {shown(row['std'])}"
+    return f"{shown(row['mean'])} {spread} {row['unit']}".rstrip()
 
 
 def shown_duration(seconds: float) -> str:

@@ -9,7 +9,6 @@ from dreamjax.reporting.curves import (
     against_sum,
     cross_table,
     fitness_curve,
-    horizon_errors,
     learning_curves,
     reconstruction_sheet,
     return_curves,
@@ -77,15 +76,6 @@ def test_return_curves_show_what_is_published_as_far_as_a_run_went(tmp_path, dra
     assert len(c.lines) == 2 and c.get_legend() is None
     with pytest.raises(ValueError, match="no episodes"):
         return_curves({"a": {"": (np.zeros(0), np.zeros(0))}}, tmp_path / "b.png")
-
-
-def test_errors_by_horizon_have_a_panel_per_part(tmp_path, drawn):
-    errors = {name: {"model": np.arange(4.0), "still": np.ones(4)} for name in "abcd"}
-    horizon_errors(errors, 2, tmp_path / "a.png")
-    panels = [axes for axes in drawn[0].axes if axes.get_visible()]
-    assert [axes.get_title(loc="left") for axes in panels] == list("abcd")
-    np.testing.assert_array_equal(panels[3].lines[0].get_xydata(), [[1, 0], [2, 1], [3, 2], [4, 3]])
-    assert panels[0].lines[2].get_xdata()[0] == 2.5
 
 
 def test_a_fitness_curve_shows_range_mean_and_evaluations(tmp_path, drawn):

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from dreamjax.reporting.pages import Section, report, write_summary
+from dreamjax.reporting.pages import Section, put_section, report, write_summary
 from dreamjax.reporting.results import read_result
 from dreamjax.reporting.videos import write_image, write_video
 from dreamjax.storage.folder import RunFolder
@@ -108,6 +108,26 @@ def test_a_report_is_the_result_and_the_page(tmp_path, capsys):
     assert result["wall_s"] == run.seconds and (result["commit"], result["machine"]) == run.origin
     lines = capsys.readouterr().out.splitlines()
     assert "1,092 ± 556 tics, 100 episodes" in lines[0] and lines[-1] == f"Open {tmp_path / 'summary.html'}"
+
+
+def test_a_section_is_put_into_a_page_that_is_there(folder):
+    assert put_section(folder.path, Section("How far?")) is None
+    path = write_summary(folder, "World", ROWS, [Section("Dreams"), Section("How far?", "old"), Section("Plots")])
+    before = Page(path.read_text())
+    warned = Section("How far?", "new", ["dream.gif"], [ROWS[0] | {"interval": [1000.0, 1200.5]}], "Beware <of> it.")
+    assert put_section(folder.path, warned) == path
+    page = Page(path.read_text())
+    assert [one for one in page.text if one in ("Dreams", "How far?", "old", "new", "Plots")] == [
+        *("Dreams", "How far?", "new", "Plots")
+    ]
+    assert ["dream <1.15>", "1,092 [1,000, 1,200] tics", "100"] in page.cells and "Beware <of> it." in page.text
+    put_section(folder.path, Section("Last", "of all"))
+    text = Page(path.read_text()).text
+    assert text.index("Last") > text.index("Plots") and text.index("Last") < text.index("Stages")
+    assert set(map(tuple, before.cells)) < set(map(tuple, page.cells))
+    path.write_text(path.read_text().replace("<!-- end of sections -->", ""))
+    with pytest.raises(ValueError, match="older version"):
+        put_section(folder.path, warned)
 
 
 def test_media_must_exist_and_be_media(folder):

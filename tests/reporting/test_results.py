@@ -34,6 +34,11 @@ def test_numbers_are_shown_with_four_digits_and_durations_in_a_fitting_unit():
     assert shown_number(-0.0) == "0"
     assert shown_measurement(result_row("x", np.array([-0.0]), "return")) == "0 ± 0 return"
     assert shown_measurement(result_row("x", np.array([-1e-9, 0, 5, -5]), "return")) == "0.000 ± 3.536 return"
+    interval = ROW | {"interval": [980.5, 1200.26]}
+    assert shown_measurement(interval) == "1,092 [980, 1,200] tics"
+    assert (
+        shown_measurement(interval | {"mean": 0.0123, "interval": [-0.002, 0.0345]}) == "0.0123 [-0.0020, 0.0345] tics"
+    )
     assert [shown_duration(x) for x in (30.04, 90, 7300)] == ["30.0 s", "1.5 min", "2.0 h"]
 
 
@@ -48,6 +53,9 @@ def test_numbers_are_shown_with_four_digits_and_durations_in_a_fitting_unit():
         ({"rows": [ROW | {"n": 0}]}, "n must be a positive"),
         ({"rows": [ROW | {"unit": None}]}, "unit must be text"),
         ({"rows": [ROW | {"published": [906, 21]}]}, "published"),
+        ({"rows": [ROW | {"interval": [1, float("inf")]}]}, "interval must be"),
+        ({"rows": [ROW | {"interval": [2, 1]}]}, "interval must be"),
+        ({"rows": [ROW | {"high": 2}]}, "a row needs"),
         ({"seeds": []}, "seeds"),
         ({"seeds": [0.5]}, "seeds"),
         ({"wall_s": float("inf")}, "wall_s"),

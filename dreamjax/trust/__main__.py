@@ -1,0 +1,68 @@
+"""python -m dreamjax.trust AGENT --env NAME: measure how far an agent's dreams can be trusted.
+
+NAME is a task, such as dmc_walker_walk, or what makes an environment: dreamjax.envs.vizdoom:TakeCover. In the folder of
+the agent, or in --into, this writes trust.json and trust.png, and a section into summary.html if that is there.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import gymnasium
+import jax
+
+from dreamjax.envs import naming
+from dreamjax.reporting.pages import put_section
+from dreamjax.reporting.results import show_rows, write_result
+from dreamjax.storage.agents import load
+from dreamjax.storage.leaves import CheckpointError
+from dreamjax.training.devices import keep_compiled_programs, keep_freed_memory
+from dreamjax.trust.measurement import DEFAULT, TrustConfig, few, measure, rows
+from dreamjax.trust.section import show
+
+
+def main() -> None:
+    """Read the command line, measure, and write."""
+    default = DEFAULT
+    parser = argparse.ArgumentParser(prog="python -m dreamjax.trust", description=__doc__)
+    parser.add_argument("agent", type=Path, help="a file of save_agent, or the folder of a run")
+    parser.add_argument("--env", required=True, help="the environment it was trained for")
+    parser.add_argument("--into", type=Path, help="folder for what is written")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
+    parser.add_argument("--temperatures", type=float, nargs="+", default=default.temperatures)
+    for name in ("episodes", "samples", "pieces", "max_steps"):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(default, name))
+    chosen = parser.parse_args()
+    keep_freed_memory()
+    keep_compiled_programs()
+    begun = time.monotonic()
+    into = chosen.into or (chosen.agent if chosen.agent.is_dir() else chosen.agent.parent)
+    try:
+        cfg = TrustConfig(chosen.episodes, tuple(chosen.temperatures), chosen.samples, chosen.pieces, chosen.max_steps)
+        agent, params = load(chosen.agent)
+        measured = measure(agent, params, naming.find(chosen.env), jax.random.key(chosen.seed), cfg).measured
+    except (FileNotFoundError, ImportError, CheckpointError, ValueError, gymnasium.error.Error) as error:
+        parser.error(str(error))
+    into.mkdir(parents=True, exist_ok=True)
+    of = f"python -m dreamjax.trust {chosen.agent} --env {chosen.env} --seed {chosen.seed}"
+    settings = [
+        f"--{name.replace('_', '-')} {_text(value)}"
+        for name, value in vars(cfg).items()
+        if value != getattr(default, name)
+    ]
+    command, seconds = " ".join([of, *settings]), time.monotonic() - begun
+    write_result(into / "trust.json", "trust", chosen.env, command, [chosen.seed], seconds, rows(measured))
+    section = show(into, measured)
+    show_rows(rows(few(measured)))
+    if section.warning:
+        print(section.warning)
+    page = put_section(into, section)
+    print(f"Open {page or into / section.media[0]}")
+
+
+def _text(value: int | tuple[float, ...]) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+if __name__ == "__main__":
+    main()
