@@ -22,6 +22,8 @@ _RESULT_FIELDS = {
     "rows": list,
 }
 _ROW_FIELDS = ("name", "mean", "std", "n", "unit", "published")
+# Of a mean over several runs: the 95% interval of the mean, the interquartile mean, and its interval.
+_RUNS_FIELDS = ("interval", "iqm", "iqm_interval")
 
 
 def result_row(name: str, values: np.ndarray, unit: str, published: float | str | None = None) -> dict[str, Any]:
@@ -44,7 +46,8 @@ def write_result(
     """Write a `result.json`: what was measured, and all that is needed to measure it again.
 
     A row is `{"name", "mean", "std", "n", "unit", "published"}`: mean and standard deviation over `n` episodes or
-    repeats, and what the paper reports, as a number or as text like "906 ± 21", or None if it reports nothing.
+    repeats, and what the paper reports, as a number or as text like "906 ± 21", or None if it reports nothing. One of
+    several runs may have what `intervals.runs_row` adds.
     `origin` holds the commits (joined by ", ") and the machine of the measurement, as `RunFolder.origin` does; by
     default the present ones are filled in.
 
@@ -91,7 +94,13 @@ def _check_result(result: Any, where: str) -> None:
     require(is_seeded, f"seeds must be some integers, got {result['seeds']}")
     require(bool(result["rows"]), "it has no rows")
     for row in result["rows"]:
-        require(isinstance(row, dict) and set(row) == set(_ROW_FIELDS), f"a row needs {list(_ROW_FIELDS)}, got {row}")
+        fields = set(row) if isinstance(row, dict) else set()
+        require(fields - set(_RUNS_FIELDS) == set(_ROW_FIELDS), f"a row needs {list(_ROW_FIELDS)}, got {row}")
+        for name in ("interval", "iqm_interval"):
+            pair = row.get(name, [0, 0])
+            holds = isinstance(pair, list) and len(pair) == 2 and all(map(is_number, pair)) and pair[0] <= pair[1]
+            require(holds, f"{name} must be two finite numbers in order in {row}")
+        require(is_number(row.get("iqm", 0)), f"iqm must be a finite number in {row}")
         require(isinstance(row["name"], str) and isinstance(row["unit"], str), f"name and unit must be text in {row}")
         require(is_number(row["mean"]), f"mean must be a finite number in {row}")
         require(is_number(row["std"]) and row["std"] >= 0, f"std must be a finite number, not negative, in {row}")
@@ -103,7 +112,8 @@ def _check_result(result: Any, where: str) -> None:
 def show_rows(rows: Iterable[dict[str, Any]], counted: str = "episodes") -> None:
     """Print the rows of a result, of so many of what is `counted`."""
     for row in rows:
-        print(f"{row['name']:>22}: {shown_measurement(row)}, {row['n']} {counted}")
+        more = shown_intervals(row)
+        print(f"{row['name']:>22}: {shown_measurement(row)}, {row['n']} {counted}{f' ({more})' if more else ''}")
 
 
 def shown_number(value: float | str) -> str:
@@ -117,6 +127,14 @@ def shown_measurement(row: dict[str, Any]) -> str:
     decimals = max(0, 3 - math.floor(math.log10(largest))) if largest else 0
     mean = round(row["mean"], decimals) + 0.0  # never -0
     return f"{mean:,.{decimals}f} ± {row['std']:,.{decimals}f} {row['unit']}".rstrip()
+
+
+def shown_intervals(row: dict[str, Any]) -> str:
+    """Format what a row of several runs has beside their mean, if anything: "95% 1.2 to 3.4; IQM 2.1, 95% 1 to 3.6"."""
+    if "interval" not in row:
+        return ""
+    mean, middle = (" to ".join(map(shown_number, row[name])) for name in ("interval", "iqm_interval"))
+    return f"95% {mean}; IQM {shown_number(row['iqm'])}, 95% {middle}"
 
 
 def shown_duration(seconds: float) -> str:
