@@ -11,7 +11,7 @@ model, which is itself an environment; `worldmodels` and `dreamerv3` each make a
 `nets`, `distributions`, `returns` and `optim` are the mathematics, `replay` the data, `evolution` CMA-ES over the
 parameters of any policy, `planning` policies that need no training, `envs` the games. The rest touches disk and screen:
 `storage` keeps what survives a kill, `acting` acts in host environments, `training` runs for hours, `reporting` is what
-a person looks at.
+a person looks at, `launch` makes jobs of experiments.
 
 Names are imported when they are first used: `import dreamjax` alone starts neither JAX nor a game.
 """
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         envs as envs,
         evolution as evolution,
         export as export,
+        launch as launch,
         nets as nets,
         optim as optim,
         planning as planning,

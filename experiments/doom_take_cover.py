@@ -30,7 +30,7 @@ from dreamjax.evolution import EvolutionConfig
 from dreamjax.optim import AdamConfig
 from dreamjax.reporting import Section, curves, evaluate_and_film, film_dream_and_real, pages, result_row
 from dreamjax.storage import MetricsLog, RunFolder, episodes, load, read_metrics, save_agent
-from dreamjax.training import stages
+from dreamjax.training import stage_plan, stages
 from dreamjax.training.experiment import (
     Evaluating,
     command,
@@ -100,6 +100,7 @@ def make_env(cfg: Config) -> partial[TakeCover]:
 def train(cfg: Config, run: RunFolder, agent: Agent) -> AgentParams:
     """Learn the world from what a random policy sees, then evolve C in dreams of it."""
     key_vision, key_memory, key_evolve = jax.random.split(jax.random.key(cfg.seed), 3)
+    stage_plan.announce(run, cfg.collect, cfg.vision, cfg.memory, cfg.evolve, DOOM, agent)
     every = cfg.checkpoint_every
     with MetricsLog(run.path) as log:
         store = stages.collect(run, cfg.collect, make_env(cfg), agent.model.spec, cfg.seed)

@@ -9,6 +9,7 @@ ratio of replayed to collected steps; one configuration for every domain.
     python experiments/dreamerv3.py --task gym_CartPole-v1 --folder runs/cartpole
     python experiments/dreamerv3.py --task gym_CartPole-v1 --folder runs/cartpole --offline 50000
     python experiments/dreamerv3.py --task gym_CartPole-v1 --size 12m --offline 50000 --recording runs/cartpole
+    python experiments/dreamerv3.py --task gym_Acrobot-v1 --begin.weights runs/cartpole --begin.take "model/dyn/*"
     python experiments/dreamerv3.py --evaluate runs/cartpole --episodes 100
     python experiments/dreamerv3.py --aggregate runs/cartpole runs/walker
 
@@ -37,7 +38,7 @@ from dreamjax.envs import suites
 from dreamjax.reporting import Section, curves, pages, result_row, show_rows
 from dreamjax.reporting.aggregate import aggregate_runs, episode_returns, read_run
 from dreamjax.reporting.films import film_section
-from dreamjax.storage import Change, RunFolder, load, read_metrics
+from dreamjax.storage import Begin, Change, RunFolder, load, read_metrics
 from dreamjax.storage.recordings import read_spec
 from dreamjax.training.experiment import Aggregating, Evaluating, command, open_folder, read_command_line
 from dreamjax.training.online import OnlineConfig, train_offline, train_online
@@ -45,7 +46,7 @@ from dreamjax.trust import TrustConfig, trust_section
 
 NAME = "dreamerv3"
 # What a run may go on with: how long it trains, and how it goes about it.
-MAY_CHANGE = dict.fromkeys(("steps", "workers", "checkpoint_every", "log_every"), Change())
+MAY_CHANGE = dict.fromkeys(("steps", "workers", "on_disk", "checkpoint_every", "log_every"), Change())
 MAY_CHANGE["capacity"] = Change(before=("train",))
 
 
@@ -62,9 +63,11 @@ class Config:
     resize: int | None = None  # height and width of the pictures that the agent sees; None leaves them as they are
     workers: int = 0  # processes that step the environments; 0 steps them in this one
     agent: DreamerConfig = DreamerConfig()  # everything but the sizes, which `size` sets, unless it is "custom"
+    begin: Begin = Begin()  # with what another run has learned
     batch_size: int = 16
     batch_length: int = 64
     capacity: int = 5_000_000
+    on_disk: bool = False  # keep the replay in files of the run folder, where memory does not hold it
     checkpoint_every: int = 1000
     log_every: int = 100
 
@@ -100,19 +103,20 @@ def train(cfg: Config, folder: Path, options: DreamerOptions) -> RunFolder:
         cfg.batch_length,
         cfg.train_ratio or suite.train_ratio,
         cfg.capacity,
+        cfg.on_disk,
         checkpoint_every=cfg.checkpoint_every,
         log_every=cfg.log_every,
     )
     agent = scaled(cfg.agent, cfg.size)
     if options.offline is not None:
         dreamer = Dreamer.of(agent, read_spec(options.recording or folder))
-        run = open_folder(folder, cfg, MAY_CHANGE)
-        train_offline(run, dreamer, online, cfg.seed, options.offline, options.recording)
+        run = open_folder(folder, cfg, options, may_change=MAY_CHANGE)
+        train_offline(run, dreamer, online, cfg.seed, options.offline, options.recording, begin=cfg.begin)
         return run
     with closing(VectorEnvironment(make_env, cfg.envs or suite.envs, suite.max_steps, cfg.workers)) as environment:
         dreamer = Dreamer.of(agent, environment.spec)
-        run = open_folder(folder, cfg, MAY_CHANGE)
-        train_online(run, dreamer, environment, online, cfg.seed)
+        run = open_folder(folder, cfg, options, may_change=MAY_CHANGE)
+        train_online(run, dreamer, environment, online, cfg.seed, cfg.begin)
         return run
 
 

@@ -1,19 +1,20 @@
 """DreamerV3 in an environment written in JAX: collecting, replay and learning are one jitted program.
 
-Paper: Hafner et al. 2023. Several seeds learn at once, by `vmap`.
+Paper: Hafner et al. 2023. Several seeds, and values of what is traced, learn at once, by `vmap`.
 
     python experiments/dreamerv3_jax.py --task counter --seeds 4
+    python experiments/dreamerv3_jax.py --task counter --seeds 4 --sweep.learning-rate 1e-4 4e-4 1e-3
     python experiments/dreamerv3_jax.py --task dodge --size 1m
     python experiments/dreamerv3_jax.py --task gymnax_CartPole-v1
 
 The last one needs an extra: gymnax, craftax or brax. The command started again resumes where it stopped; with more
 `--iterations` it trains longer. `metrics.jsonl` holds, after every call of `per_call` iterations, the environment steps
-of each seed so far and, for each seed, how many episodes ended and their mean return; `result.json` what the trained
-agents reach in test episodes, each and on average; `agent.npz` the agent of the first seed, for `dreamjax.load`. What
+of each agent so far and, for each agent, how many episodes ended and their mean return; `result.json` what the trained
+agents reach in test episodes, each and on average; `agent.npz` the first agent, for `dreamjax.load`. What
 the committed runs reached, and how long they took: results/dreamerv3_jax_*/result.json.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,12 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreamjax import rollout
-from dreamjax.dreamerv3 import Dreamer, DreamerConfig, DreamerParams, LoopConfig, agent_params, loop, model, scaled
-from dreamjax.dreamerv3.config import Size
+from dreamjax.dreamerv3 import Dreamer, DreamerConfig, DreamerParams, LoopConfig, Sweep, agent_params, loop, model
+from dreamjax.dreamerv3.config import Size, scaled
 from dreamjax.dreamerv3.loop import LoopState
-from dreamjax.envs import brax, check_environment, craftax, gymnax, probes
-from dreamjax.envs.swingup import swingup
+from dreamjax.dreamerv3.sweep import stacked
+from dreamjax.envs import check_environment, jitted
 from dreamjax.reporting import Section, curves, pages, result_row
+from dreamjax.reporting.intervals import chart, runs_row
 from dreamjax.storage import Change, MetricsLog, RunFolder, load, read_metrics, save_agent
 from dreamjax.training.experiment import Options, command, open_folder, read_command_line
 from dreamjax.training.loop import train
@@ -37,16 +39,6 @@ from dreamjax.types import Array, Environment, Key, Metrics
 
 NAME = "dreamerv3_jax"
 MAY_CHANGE = dict.fromkeys(("iterations", "episodes", "checkpoint_every"), Change())  # in a folder, of one run
-TASKS: dict[str, Callable[[], Environment]] = {
-    "counter": probes.counter,
-    "remember": probes.remember,
-    "catch": probes.catch,
-    "dodge": partial(probes.dodge, observation="pixels"),
-    "dodge_state": partial(probes.dodge, observation="state"),
-    "swingup": swingup,
-    "swingup_state": partial(swingup, observation="state"),
-}
-SUITES: dict[str, Callable[[str], Environment]] = {"gymnax": gymnax.make, "craftax": craftax.make, "brax": brax.make}
 
 
 @dataclass(frozen=True)
@@ -60,6 +52,7 @@ class Config:
     iterations: int = 1000  # of collecting and learning
     loop: LoopConfig = LoopConfig()
     agent: DreamerConfig = DreamerConfig()  # everything but the sizes, which `size` sets, unless it is "custom"
+    sweep: Sweep = Sweep()  # all combinations learn at once, with each seed
     per_call: int = 10  # iterations of one call, after which there are metrics
     checkpoint_every: int = 100  # iterations; a multiple of `per_call`
     episodes: int = 100  # test episodes in which each trained agent is scored
@@ -77,33 +70,32 @@ class Config:
     def all_seeds(self) -> range:
         return range(self.seed, self.seed + self.seeds)
 
+    @property
+    def agents(self) -> dict[str, tuple[int, DreamerConfig]]:
+        """Seed and settings of every agent, by names such as "learning_rate 0.001, seed 0"."""
+        combinations = self.sweep.combinations(scaled(self.agent, self.size)).items()
+        named = {label: f"{label}, seed" if label else "seed" for label, _ in combinations}
+        return {f"{named[label]} {seed}": (seed, one) for label, one in combinations for seed in self.all_seeds}
+
 
 TINY = LoopConfig(envs=2, batch_size=2, batch_length=4, train_ratio=4.0, capacity=100)
 SMOKE = Config("remember", "debug", seeds=2, iterations=6, loop=TINY, per_call=2, checkpoint_every=2)
 PRESETS = {"cpu": Config(), "smoke": SMOKE}
 
 
-def make(task: str) -> Environment:
-    """Make the environment of a task: a probe, or what a suite knows by the name behind its own."""
-    suite, _, name = task.partition("_")
-    if task in TASKS:
-        return TASKS[task]()
-    if suite in SUITES:
-        return SUITES[suite](name)
-    raise SystemExit(f"unknown task {task!r}; there are {', '.join(TASKS)}, and those of {', '.join(SUITES)}")
-
-
-def save(run: RunFolder, cfg: DreamerConfig, environment: Environment, params: DreamerParams) -> None:
-    """Store a trained agent, with the observations that some episodes open with, where its dreams begin."""
-    agent, learned = model.make(cfg, environment.spec), agent_params(params)
+def save(run: RunFolder, environment: Environment, params: DreamerParams) -> None:
+    """Store the first agent, with the observations that some episodes open with, where its dreams begin."""
+    _, cfg = next(iter(run.config.agents.values()))
+    agent, learned = model.make(cfg, environment.spec), agent_params(jax.tree.map(lambda leaf: leaf[0], params))
     _, step = jax.vmap(environment.reset)(jax.random.split(jax.random.key(run.config.seed), 64))
     starts = jax.jit(jax.vmap(agent.model.encode, (None, 0)))(learned.model, step.observation)
     save_agent(run.path / "agent.npz", cfg, agent, learned._replace(starts=starts))
 
 
 def train_agents(cfg: Config, run: RunFolder, dreamer: Dreamer, environment: Environment) -> DreamerParams:
-    """Train all seeds to the end, or from where the folder stands. Shapes: -> parameters [seeds, ...]."""
-    keys = jax.vmap(jax.random.key)(jnp.array(cfg.all_seeds))
+    """Train all agents to the end, or from where the folder stands. Shapes: -> parameters [agents, ...]."""
+    names, (seeds, configs) = list(cfg.agents), zip(*cfg.agents.values(), strict=True)
+    keys = jax.vmap(jax.random.key)(jnp.array(seeds))
     begin = jax.jit(jax.vmap(partial(loop.init, dreamer, environment, cfg.loop)))
 
     @partial(jax.jit, donate_argnums=0)
@@ -119,11 +111,11 @@ def train_agents(cfg: Config, run: RunFolder, dreamer: Dreamer, environment: Env
             numbers = 1 + done * cfg.per_call + jnp.arange(cfg.per_call)
             state, progress = advance(state, fold(keys, numbers))
             done += 1
-            finished, returns = (np.asarray(x).sum(1) for x in (progress.finished, progress.returns))  # [seeds]
+            finished, returns = (np.asarray(x).sum(1) for x in (progress.finished, progress.returns))  # [agents]
             metrics = {name: np.mean(x[:, -1]) for name, x in progress.metrics.items()}
             metrics |= {"steps": int(state.replay.written[0]) * cfg.loop.envs}
-            metrics |= {f"episodes/{cfg.seed + i}": count for i, count in enumerate(finished)}
-            metrics |= {f"return/{cfg.seed + i}": returns[i] / finished[i] for i in np.flatnonzero(finished)}
+            metrics |= {f"episodes/{name}": count for name, count in zip(names, finished, strict=True)}
+            metrics |= {f"return/{names[i]}": returns[i] / finished[i] for i in np.flatnonzero(finished)}
             if finished.sum():
                 metrics["return"] = returns.sum() / finished.sum()
             yield state, metrics
@@ -133,7 +125,7 @@ def train_agents(cfg: Config, run: RunFolder, dreamer: Dreamer, environment: Env
             run,
             log,
             "train",
-            begin(keys),
+            begin(keys, stacked(list(configs))),
             calls,
             cfg.iterations // cfg.per_call,
             checkpoint_every=cfg.checkpoint_every // cfg.per_call,
@@ -144,36 +136,42 @@ def train_agents(cfg: Config, run: RunFolder, dreamer: Dreamer, environment: Env
 
 
 def evaluate(cfg: Config, dreamer: Dreamer, environment: Environment, params: DreamerParams) -> np.ndarray:
-    """Evaluate trained agents, whose actions are drawn as in training. Shapes: params [seeds, ...] -> [seeds, E]."""
+    """Evaluate trained agents, whose actions are drawn as in training. Shapes: params [agents, ...] -> [agents, E]."""
 
     def play(params: DreamerParams, key: Key) -> Array:
         policy = rollout.step_policy(model.agent(dreamer), params.model)
         one = jax.tree.map(lambda leaf: leaf[None], params.policy)
         return rollout.population_returns(environment, policy, one, jax.random.split(key, cfg.episodes)).total[0]
 
-    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 0))(jnp.array(cfg.all_seeds))
+    seeds = jnp.array([seed for seed, _ in cfg.agents.values()])
+    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 0))(seeds)
     return np.asarray(jax.jit(jax.vmap(play))(params, keys))  # training folds in numbers from 1 on
 
 
 def report(cfg: Config, run: RunFolder, environment: Environment, returns: np.ndarray) -> None:
-    """Put the scores of all seeds and their mean in one result, and draw how each learned. Shapes: [seeds, E]."""
-    names = [f"{cfg.task}, seed {seed}" for seed in cfg.all_seeds] if cfg.seeds > 1 else [cfg.task]
+    """Put the scores of all agents and their means in one result, and draw how each learned. Shapes: [agents, E]."""
+    names = [f"{cfg.task}, {name}" for name in cfg.agents] if len(returns) > 1 else [cfg.task]
     rows = [result_row(name, scores, "return") for name, scores in zip(names, returns, strict=True)]
+    scores = dict(zip(cfg.sweep.combinations(cfg.agent), returns.mean(1).reshape(-1, cfg.seeds), strict=True))
     if cfg.seeds > 1:
-        rows.append(result_row(f"{cfg.task}, mean of {cfg.seeds} seeds", returns.mean(1), "return, over runs"))
+        mean = f"mean of {cfg.seeds} seeds"
+        rows += [runs_row(", ".join(filter(None, [cfg.task, one, mean])), scores[one], "return") for one in scores]
     told = read_metrics(run.path / "metrics.jsonl")["train"]
     steps = dict(zip(*told["steps"], strict=True))
     learned = {
-        f"seed {seed}": (np.array([steps[call] for call in told[name][0]]), told[name][1])
-        for seed in cfg.all_seeds
-        if (name := f"return/{seed}") in told
+        name: (np.array([steps[call] for call in told[f"return/{name}"][0]]), told[f"return/{name}"][1])
+        for name in cfg.agents
+        if f"return/{name}" in told
     }
     losses = {name: series for name, series in told.items() if "/" not in name and name not in ("steps", "return")}
     curves.learning_curves({"train": losses}, run.path / "losses.png")
-    sections = [Section("Losses", "Over calls of `per_call` iterations, averaged over seeds.", ["losses.png"])]
+    sections = [Section("Losses", "Over calls of `per_call` iterations, averaged over agents.", ["losses.png"])]
+    if len(scores) > 1:
+        chart({f"{cfg.task}: return": [runs_row(one, scores[one], "return") for one in scores]}, run.path / "sweep.png")
+        sections.insert(0, Section("The sweep", "Over seeds, of which each counts once.", ["sweep.png"]))
     if learned:
         curves.return_curves({cfg.task: learned}, run.path / "returns.png")
-        text = "Mean return of the episodes between two calls, over the environment's steps, of each seed."
+        text = "Mean return of the episodes between two calls, over the environment's steps, of each agent."
         sections.insert(0, Section("Learning", text, ["returns.png"]))
     looks = TrustConfig(max(2, min(cfg.episodes, 32)), max_steps=1000)
     sections.insert(0, trust_section(run, *load(run.path), environment, jax.random.key(cfg.seed), looks))
@@ -184,12 +182,16 @@ def report(cfg: Config, run: RunFolder, environment: Environment, returns: np.nd
 def main() -> None:
     """Train, evaluate and report."""
     cfg, options = read_command_line(NAME, __doc__, PRESETS, Options)
-    environment, agent = make(cfg.task), scaled(cfg.agent, cfg.size)
+    try:
+        environment = jitted.make(cfg.task)
+    except (ValueError, ModuleNotFoundError) as error:
+        raise SystemExit(str(error)) from None
     check_environment(environment)
-    dreamer = Dreamer.of(agent, environment.spec)
-    run = open_folder(options.folder or Path("runs") / f"{cfg.task}-{cfg.size}-{cfg.seed}", cfg, MAY_CHANGE)
+    dreamer = Dreamer.of(scaled(cfg.agent, cfg.size), environment.spec)
+    folder = options.folder or Path("runs") / f"{cfg.task}-{cfg.size}-{cfg.seed}"
+    run = open_folder(folder, cfg, options, may_change=MAY_CHANGE)
     params = train_agents(cfg, run, dreamer, environment)
-    save(run, agent, environment, jax.tree.map(lambda leaf: leaf[0], params))
+    save(run, environment, params)
     report(cfg, run, environment, evaluate(cfg, dreamer, environment, params))
 
 

@@ -40,6 +40,7 @@ RANK = {
     "training": 6,
     "reporting": 7,
     "export": 8,
+    "launch": 8,
     "trust": 8,
 }
 LOOPS = 2  # the rank whose modules may import each other: a dream is rolled out
@@ -51,6 +52,7 @@ SUITES = {
 OWN_EXTRA = {f"dreamjax/envs/{name}.py": name for name in ("brax", "craftax", "gymnax")}  # and these, one each
 OWN_EXTRA["dreamjax/envs/car_racing.py"] = "envpool"  # for one of its engines
 OWN_EXTRA |= dict.fromkeys(["dreamjax/export/artefact.py", "dreamjax/storage/weights.py"], "export")
+OWN_EXTRA |= {"dreamjax/launch/jobs.py": "slurm", "dreamjax/storage/trackers.py": "wandb trackio"}
 ADAPTERS = {"dreamjax/envs/dmc.py", "dreamjax/envs/gymnasium.py", "dreamjax/envs/vizdoom.py"}
 IMPURE_MODULES = {"argparse", "logging", "matplotlib", "random", "shutil", "socket", "subprocess", "tempfile", "time"}
 IMPURE_CALLS = {"open", "print", "input", "np.load", "np.save", "np.savez", "np.savez_compressed", "jax.debug.print"}
@@ -194,7 +196,7 @@ def test_flax_means_linen(path: Path) -> None:
 @each_library
 def test_library_imports_what_it_requires(path: Path) -> None:
     extras = ("experiments",) if path in UPPER else ("suites",) * (name_of(path) in SUITES)
-    extras += (OWN_EXTRA[name_of(path)],) if name_of(path) in OWN_EXTRA else ()
+    extras += tuple(OWN_EXTRA.get(name_of(path), "").split())
     assert third_party(path) <= declared(*extras)
 
 

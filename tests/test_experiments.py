@@ -354,7 +354,7 @@ def test_dreamerv3_jax_trains_seeds_together_and_repeats_nothing(tmp_path: Path)
     # 5 steps of each of two environments make the first batch, then one for every iteration; an episode has 5.
     assert [(row["step"], row["steps"]) for row in rows] == [(1, 14), (2, 18), (3, 22)]
     for seed in range(2):
-        assert [row[f"episodes/{seed}"] for row in rows] == [0, 0, 2] and f"return/{seed}" not in rows[0]
+        assert [row[f"episodes/seed {seed}"] for row in rows] == [0, 0, 2] and f"return/seed {seed}" not in rows[0]
     assert finish(start(DREAMER_JAX, *whole)).splitlines()[-3:] == output.splitlines()[-3:]
     assert outcome(folder)[1] == scores
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3
@@ -363,3 +363,19 @@ def test_dreamerv3_jax_trains_seeds_together_and_repeats_nothing(tmp_path: Path)
     assert "iterations: the folder has 6, this run 8" in (folder / "changes.json").read_text()
     assert "there are counter" in refused(DREAMER_JAX, "--task", "chess")
     assert "--evaluate" in refused(DREAMER_JAX, "--evaluate", str(folder))
+
+
+def test_dreamerv3_jax_sweeps_values_and_seeds_in_one_program(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    output = finish(
+        start(DREAMER_JAX, "--preset", "smoke", "--folder", str(folder), "--sweep.learning-rate", "1e-4", "1e-2")
+    )
+    _, rows = outcome(folder)
+    names = [f"remember, learning_rate {rate}" for rate in ("0.0001", "0.01")]
+    assert list(rows) == [f"{name}, seed {s}" for name in names for s in (0, 1)] + [
+        f"{name}, mean of 2 seeds" for name in names
+    ]
+    assert all({"interval", "iqm", "iqm_interval"} <= rows[f"{name}, mean of 2 seeds"].keys() for name in names)
+    assert (folder / "sweep.png").stat().st_size > 5000 and "IQM" in output
+    told = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {f"episodes/learning_rate {rate}, seed {s}" for rate in ("0.0001", "0.01") for s in (0, 1)} <= told.keys()

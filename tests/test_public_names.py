@@ -14,7 +14,7 @@ import pytest
 import dreamjax
 
 PACKAGES = ["dreamjax", *(f"dreamjax.{name}" for name in ("acting", "dreamerv3", "envs", "nets", "replay"))]
-PACKAGES += [f"dreamjax.{name}" for name in ("reporting", "storage", "training", "trust", "worldmodels")]
+PACKAGES += [f"dreamjax.{name}" for name in ("launch", "reporting", "storage", "training", "trust", "worldmodels")]
 OWN_EXTRA = {"brax", "craftax", "gymnax"}  # modules whose packages are not among those of the tests
 MATHEMATICS = re.compile(r"dreamjax\.(worldmodels|dreamerv3|returns|distributions|optim|dream|evolution)\b")
 ARRAYS = ("Array", "ndarray", "Latents", "Step")

@@ -179,8 +179,10 @@ def _end_with(lifeline: int) -> None:
 def main(connection_fd: int, memory_fd: int, lifeline: int) -> None:
     """Make environments, then obey orders until they end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt from the keyboard means
-    # So is SIGTERM, which often goes to all processes of a job. A handler, unlike SIG_IGN, is not inherited by a game.
-    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    # So are those of schedulers, which often go to all processes of a job. A handler, unlike SIG_IGN, is not inherited
+    # by a game.
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, lambda number, frame: None)
     signal.signal(signal.SIGIO, signal.SIG_DFL)
     for descriptor in (connection_fd, memory_fd, lifeline):
         os.set_inheritable(descriptor, False)  # a game in a process of its own would keep them open

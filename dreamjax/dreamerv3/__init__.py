@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         loop as loop,
         model as model,
         rssm as rssm,
+        sweep as sweep,
     )
     from dreamjax.dreamerv3.config import (
         SIZES as SIZES,
@@ -42,5 +43,6 @@ if TYPE_CHECKING:
         agent_params as agent_params,
         make as make,
     )
+    from dreamjax.dreamerv3.sweep import Sweep as Sweep
 
 __getattr__, __dir__, __all__ = exports(__name__, __file__)

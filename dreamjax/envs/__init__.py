@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         gymnasium as gymnasium,
         gymnax as gymnax,
         host as host,
+        jitted as jitted,
         naming as naming,
         pixels as pixels,
         probes as probes,

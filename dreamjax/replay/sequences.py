@@ -1,14 +1,14 @@
-"""Sequence replay in host memory: sequences of a fixed length from the steps of many environments.
+"""Sequence replay on the host: sequences of a fixed length from the steps of many environments.
 
 The steps of E streams (environments that step together) are stored side by side in blocks of consecutive steps, each
-leaf in its own dtype. A sequence is L consecutive steps of one stream and may cross the end of an episode. Loops that
-are jitted whole use `dreamjax.replay.ring`.
+leaf in its own dtype, in memory unless told otherwise. A sequence is L consecutive steps of one stream and may cross
+the end of an episode. Loops that are jitted whole use `dreamjax.replay.ring`.
 
 Source: Hafner et al. 2023, "Experience replay", and its published code: an online queue before uniform sampling.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ import numpy as np
 
 from dreamjax.replay.priorities import Priorities
 from dreamjax.types import PyTree
+
+Allocate = Callable[[tuple[int, ...], np.dtype], np.ndarray]
 
 
 class Address(NamedTuple):
@@ -51,15 +53,18 @@ class ReplayState(NamedTuple):
 
     written: int  # steps of each stream so far
     online: list[tuple[int, int]]  # stream and time of the sequences in the online queue, next one first
-    blocks: dict[int, list[np.ndarray]]  # number -> leaves [E, block, ...]
+    blocks: Mapping[int, list[np.ndarray]]  # number -> leaves [E, block, ...]
     priorities: np.ndarray | None  # [E, N] of the steps that are kept, by time modulo N
 
 
 class SequenceReplay:
     """The last steps of E streams. All randomness comes from the generators that are passed in."""
 
-    def __init__(self, cfg: ReplayConfig, example: PyTree, streams: int) -> None:
+    def __init__(self, cfg: ReplayConfig, example: PyTree, streams: int, allocate: Allocate | None = None) -> None:
         """Start empty, for steps like `example`: arrays or `jax.ShapeDtypeStruct`s, one step of one stream.
+
+        `allocate(shape, dtype)` makes an array of zeros to keep steps in, which may be a file that is mapped into
+        memory; None keeps them in memory.
 
         Raises: ValueError if a stream's share of the capacity is shorter than a sequence.
         """
@@ -76,6 +81,7 @@ class SequenceReplay:
         self.versions: dict[int, int] = {}  # of each block; it grows when the block is written to
         self.priorities: Priorities | None = None
         self._blocks: dict[int, list[np.ndarray]] = {}  # number -> leaves [E, block, ...]
+        self._allocate = allocate
         self._writes = 0
         self._online: deque[tuple[int, int]] = deque()  # (stream, time)
         if cfg.prioritized:
@@ -102,7 +108,7 @@ class SequenceReplay:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory in use."""
+        """Bytes in use, in memory or where `allocate` keeps them."""
         return sum(leaf.nbytes for block in self._blocks.values() for leaf in block)
 
     @property
@@ -117,20 +123,28 @@ class SequenceReplay:
         return ReplayState(self.written, list(self._online), dict(self._blocks), priorities)
 
     def restore(self, state: ReplayState) -> None:
-        """Replace the contents by the `state` of a replay of the same layout. The arrays are taken over.
+        """Replace the contents by the `state` of a replay of the same layout.
+
+        The arrays are taken over, or copied one block after the other to where this replay keeps its own.
 
         Raises: ValueError if an array of the state has another shape or dtype, or if priorities are missing.
         """
-        blocks = [((self.streams, self.cfg.block, *shape), dtype) for shape, dtype in self.kinds]
+        kinds = [((self.streams, self.cfg.block, *shape), dtype) for shape, dtype in self.kinds]
+        blocks: dict[int, list[np.ndarray]] = {}
         for number, leaves in state.blocks.items():
             found = [(leaf.shape, leaf.dtype) for leaf in leaves]
-            if found != blocks:
-                raise ValueError(f"block {number} of the state holds {found}, this replay {blocks}")
+            if found != kinds:
+                raise ValueError(f"block {number} of the state holds {found}, this replay {kinds}")
+            blocks[number] = leaves
+            if self._allocate is not None:
+                blocks[number] = [self._allocate(*kind) for kind in kinds]
+                for kept, leaf in zip(blocks[number], leaves, strict=True):
+                    kept[:] = leaf
         if self.priorities:
             if state.priorities is None:
                 raise ValueError("the state has no priorities: set ReplayConfig.prioritized to 0")
             self.priorities.restore(state.priorities, state.written)
-        self.written, self._blocks, self._online = state.written, dict(state.blocks), deque(state.online)
+        self.written, self._blocks, self._online = state.written, blocks, deque(state.online)
         self.versions = {}
         for number in self._blocks:
             self._mark(number)
@@ -143,8 +157,8 @@ class SequenceReplay:
         leaves = self._checked(step, (self.streams,), "a step")
         number, row = divmod(self.written, self.cfg.block)
         if number not in self._blocks:
-            shape = (self.streams, self.cfg.block)
-            self._blocks[number] = [np.zeros((*shape, *kind), dtype) for kind, dtype in self.kinds]
+            allocate, shape = self._allocate or np.zeros, (self.streams, self.cfg.block)
+            self._blocks[number] = [allocate((*shape, *kind), dtype) for kind, dtype in self.kinds]
         for stored, leaf in zip(self._blocks[number], leaves, strict=True):
             stored[:, row] = leaf
         self._mark(number)

@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dreamjax.reporting import curves
-from dreamjax.reporting.results import read_result, result_row, shown_number, write_result
-from dreamjax.storage.atomic import read_json, replacing
-from dreamjax.storage.configs import flat
+from dreamjax.reporting.intervals import runs_row
+from dreamjax.reporting.labels import Settings, labels, read_settings, seed_groups, unique, without_seed
+from dreamjax.reporting.results import read_result, shown_number, write_result
+from dreamjax.storage.atomic import replacing
 from dreamjax.storage.metrics import read_metrics
-
-Settings = dict[str, Any]  # a configuration as it stands in a run folder, by dotted names
 
 _RESULTS = Path("experiments/results")
 
@@ -38,7 +37,7 @@ def read_run(folder: Path, task: str, episodes: tuple[np.ndarray, np.ndarray]) -
     """
     frames, returns = episodes
     rounded = [float(f"{value:.5g}") for value in returns]
-    return Run(task, _settings(folder), frames.tolist(), rounded, read_result(folder / "result.json"))
+    return Run(task, read_settings(folder), frames.tolist(), rounded, read_result(folder / "result.json"))
 
 
 def episode_returns(folder: Path, repeat: int = 1) -> curves.Series:
@@ -61,28 +60,28 @@ def aggregate_runs(into: Path | None, experiment: str, runs: Iterable[Run]) -> l
     into = into or _RESULTS / experiment
     path = into / "curves.jsonl"
     all_runs = _distinct([*map(_run, _lines(path)), *runs], path)
-    all_runs.sort(key=lambda run: (run.task, _without_seed(run.settings), run.settings["seed"]))
+    all_runs.sort(key=lambda run: (run.task, without_seed(run.settings), run.settings["seed"]))
     published = _published(into / "published.json")
     panels: dict[str, dict[str, curves.Series]] = {}
     rows = []
-    for task in _unique(run.task for run in all_runs):
+    for task in unique(run.task for run in all_runs):
         alike = [run for run in all_runs if run.task == task]
-        labels = _labels([run.settings for run in alike])
-        if len(set(labels)) < len(labels):  # of two of them, too little is known
+        called = labels([run.settings for run in alike])
+        if len(set(called)) < len(called):  # of two of them, too little is known
             raise ValueError(f"an older version has aggregated one of two runs of {task}: delete its line in {path}")
         panels[task] = {
             label or "plain" * (len(alike) > 1): (np.array(run.frames), np.array(run.returns))
-            for label, run in zip(labels, alike, strict=True)
+            for label, run in zip(called, alike, strict=True)
         }
         ends = [_nearest(published[task], run.frames[-1]) if task in published else None for run in alike]
-        for label, run, score in zip(labels, alike, ends, strict=True):
+        for label, run, score in zip(called, alike, ends, strict=True):
             rows += [one | {"name": _named(task, label, one), "published": score} for one in run.result["rows"]]
-        for label, some in _seeds([run.settings for run in alike]):
+        for label, some in seed_groups([run.settings for run in alike]):
             suffix = ", ".join(filter(None, [label, f"mean of {len(some)} seeds"]))
-            means = _means([alike[number].result for number in some], ends[some[0]])
+            means = mean_rows([alike[number].result for number in some], ends[some[0]])
             rows += [one | {"name": _named(task, suffix, one)} for one in means if len(some) > 1]
     _write_lines(path, all_runs)
-    _write(into, experiment, [run.result for run in all_runs], rows)
+    write_merged(into, experiment, [run.result for run in all_runs], rows)
     curves.return_curves(panels, into / "curves.png", published)
     return rows
 
@@ -114,22 +113,22 @@ def aggregate_repeats(into: Path | None, experiment: str, stage: str, folders: I
             name: (steps.tolist(), [float(f"{value:.5g}") for value in values])
             for name, (steps, values) in read_metrics(folder / "metrics.jsonl")[stage].items()
         }
-        found.append(Repeat(read_result(folder / "result.json"), series, _settings(folder)))
+        found.append(Repeat(read_result(folder / "result.json"), series, read_settings(folder)))
     repeats = _distinct(found, path)
-    repeats.sort(key=lambda one: (_name(one), _without_seed(one.settings), one.settings["seed"]))
+    repeats.sort(key=lambda one: (_name(one), without_seed(one.settings), one.settings["seed"]))
     rows, panels = [], dict[str, dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]()
-    for name in _unique(map(_name, repeats)):
+    for name in unique(map(_name, repeats)):
         of_name = [one for one in repeats if _name(one) == name]
-        for label, some in _seeds([one.settings for one in of_name]):
+        for label, some in seed_groups([one.settings for one in of_name]):
             alike, called = [of_name[number] for number in some], ", ".join(filter(None, [name, label]))
             if len(set(map(_kind, alike))) > 1:
                 raise ValueError(f"runs of {called!r} differ in their rows or steps: {[_kind(one) for one in alike]}")
-            rows += [one | {"name": _named(name, label, one)} for one in _means([one.result for one in alike])]
+            rows += [one | {"name": _named(name, label, one)} for one in mean_rows([one.result for one in alike])]
             for metric, (steps, _) in alike[0].series.items():
                 values = [one.series[metric][1] for one in alike]
                 panels.setdefault(metric, {})[called] = np.array(steps), np.mean(values, 0), np.std(values, 0)
     _write_lines(path, repeats)
-    _write(into, experiment, [one.result for one in repeats], rows)
+    write_merged(into, experiment, [one.result for one in repeats], rows)
     curves.series_with_bars(panels, stage, into / "repeats.png")
     return rows
 
@@ -142,10 +141,6 @@ def _kind(one: Repeat) -> tuple[str, ...]:
     """Return what runs must have in common to be averaged."""
     steps = (f"{name}: {len(at)} to {at[-1]}" for name, (at, _) in sorted(one.series.items()))
     return *(row["name"] for row in one.result["rows"]), *steps
-
-
-def _settings(folder: Path) -> Settings:
-    return dict(flat(read_json(folder / "config.json")))
 
 
 def _distinct(runs: Sequence[Any], path: Path) -> list[Any]:
@@ -172,57 +167,15 @@ def _goes_on(old: Any, new: Any) -> bool:
     return json.dumps(old.series) == json.dumps(new.series)  # one may have been read
 
 
-def _labels(settings: Sequence[Settings], but: str = "") -> list[str]:
-    """Say of each of several configurations how it differs from the others; the seed comes last.
-
-    Of a setting that some do not have, as an older version wrote them, only the others are compared.
-    """
-    names = _unique(name for one in settings for name in one if name != but)
-    values = {name: {json.dumps(one[name]) for one in settings if name in one} for name in names}
-    differing = sorted((name for name in names if len(values[name]) > 1), key=lambda name: name == "seed")
-    short = [name.rpartition(".")[2] for name in differing]
-    shown = [last if short.count(last) == 1 else name for name, last in zip(differing, short, strict=True)]
-    called = dict(zip(differing, shown, strict=True))
-    return [
-        ", ".join(filter(None, (_shown(called[name], one[name]) for name in differing if name in one)))
-        for one in settings
-    ]
-
-
-def _shown(name: str, value: Any) -> str:
-    if name in ("size", "variant"):  # which speak for themselves; no variant is the plain one
-        return value
-    match value:
-        case None:
-            text = "default"
-        case float():
-            text = f"{value:g}"
-        case _:
-            text = value if isinstance(value, str) else json.dumps(value)
-    return f"{name} {text}"
-
-
-def _without_seed(settings: Settings) -> str:
-    return json.dumps({name: value for name, value in settings.items() if name != "seed"}, sort_keys=True)
-
-
-def _seeds(settings: Sequence[Settings]) -> list[tuple[str, list[int]]]:
-    """Group configurations that differ in their seed alone: how a group differs from others, and who is in it."""
-    labels, groups = _labels(settings, but="seed"), dict[str, list[int]]()
-    for number, one in enumerate(settings):
-        groups.setdefault(_without_seed(one), []).append(number)
-    return [(labels[some[0]], some) for some in groups.values()]
-
-
-def _means(results: Sequence[dict[str, Any]], published: str | None = None) -> list[dict[str, Any]]:
-    """Average over runs the rows that all of them have."""
+def mean_rows(results: Sequence[dict[str, Any]], published: str | None = None) -> list[dict[str, Any]]:
+    """Average over runs the rows that all of them have, with intervals if there are several runs."""
     by_name = [{row["name"]: row for row in result["rows"]} for result in results]
     common = [row for name, row in by_name[0].items() if all(name in rows for rows in by_name)]
     return [
-        result_row(
+        runs_row(
             row["name"],
             np.array([rows[row["name"]]["mean"] for rows in by_name]),
-            f"{row['unit']}, over runs",
+            row["unit"],
             published or row["published"],
         )
         for row in common
@@ -234,19 +187,19 @@ def _named(first: str, label: str, row: dict[str, Any]) -> str:
     return ", ".join(filter(None, [first, label])) + row["name"].removeprefix(first)
 
 
-def _write(into: Path, experiment: str, results: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
-    """Write the one result of several."""
+def write_merged(into: Path, experiment: str, results: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
+    """Write the one result of several. Raises: as `write_result` does."""
     write_result(
         into / "result.json",
         experiment,
-        ", ".join(_unique(result["preset"] for result in results)),
-        "; ".join(_unique(result["command"] for result in results)),
+        ", ".join(unique(result["preset"] for result in results)),
+        "; ".join(unique(result["command"] for result in results)),
         sorted({seed for result in results for seed in result["seeds"]}),
         sum(result["wall_s"] for result in results),
         rows,
         origin=(
-            ", ".join(_unique(commit for result in results for commit in result["commit"].split(", "))),
-            " and ".join(_unique(result["machine"] for result in results)),
+            ", ".join(unique(commit for result in results for commit in result["commit"].split(", "))),
+            " and ".join(unique(result["machine"] for result in results)),
         ),
     )
 
@@ -278,7 +231,3 @@ def _nearest(curve: curves.Series, end: int) -> str:
     frames, scores = curve
     i = np.abs(frames - end).argmin()
     return f"{shown_number(scores[i])} at {frames[i]:,} frames"
-
-
-def _unique(texts: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(texts))

@@ -22,7 +22,8 @@ _RESULT_FIELDS = {
     "rows": list,
 }
 _ROW_FIELDS = ("name", "mean", "std", "n", "unit", "published")
-_INTERVAL = "interval"  # that a row may have as well
+# That a row may have as well: the 95 % interval of its mean; of several runs, the interquartile mean and its interval.
+_MORE_FIELDS = ("interval", "iqm", "iqm_interval")
 
 
 def result_row(name: str, values: np.ndarray, unit: str, published: float | str | None = None) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def write_result(
 
     A row is `{"name", "mean", "std", "n", "unit", "published"}`: mean and standard deviation over `n` episodes or
     repeats, and what the paper reports, as a number or as text like "906 ± 21", or None if it reports nothing. It may
-    have an `"interval"`, [low, high], of its mean.
+    have an `"interval"`, [low, high], of its mean; one of several runs has what `intervals.runs_row` adds.
     `origin` holds the commits (joined by ", ") and the machine of the measurement, as `RunFolder.origin` does; by
     default the present ones are filled in.
 
@@ -93,23 +94,26 @@ def _check_result(result: Any, where: str) -> None:
     require(is_seeded, f"seeds must be some integers, got {result['seeds']}")
     require(bool(result["rows"]), "it has no rows")
     for row in result["rows"]:
-        is_whole = isinstance(row, dict) and set(row) - {_INTERVAL} == set(_ROW_FIELDS)
-        require(is_whole, f"a row needs {list(_ROW_FIELDS)}, got {row}")
+        fields = set(row) if isinstance(row, dict) else set()
+        require(fields - set(_MORE_FIELDS) == set(_ROW_FIELDS), f"a row needs {list(_ROW_FIELDS)}, got {row}")
+        for name in ("interval", "iqm_interval"):
+            pair = row.get(name, [0, 0])
+            holds = isinstance(pair, list) and len(pair) == 2 and all(map(is_number, pair)) and pair[0] <= pair[1]
+            require(holds, f"{name} must be two finite numbers, the lower one first, in {row}")
+        require(is_number(row.get("iqm", 0)), f"iqm must be a finite number in {row}")
         require(isinstance(row["name"], str) and isinstance(row["unit"], str), f"name and unit must be text in {row}")
         require(is_number(row["mean"]), f"mean must be a finite number in {row}")
         require(is_number(row["std"]) and row["std"] >= 0, f"std must be a finite number, not negative, in {row}")
         require(type(row["n"]) is int and row["n"] >= 1, f"n must be a positive integer in {row}")
         is_published = row["published"] is None or isinstance(row["published"], str) or is_number(row["published"])
         require(is_published, f"published must be a number, text or None in {row}")
-        ends = row.get(_INTERVAL, [row["mean"], row["mean"]])
-        is_interval = isinstance(ends, list) and len(ends) == 2 and all(map(is_number, ends)) and ends[0] <= ends[1]
-        require(is_interval, f"interval must be two finite numbers, the lower one first, in {row}")
 
 
 def show_rows(rows: Iterable[dict[str, Any]], counted: str = "episodes") -> None:
     """Print the rows of a result, of so many of what is `counted`."""
     for row in rows:
-        print(f"{row['name']:>22}: {shown_measurement(row)}, {row['n']} {counted}")
+        more = shown_intervals(row)
+        print(f"{row['name']:>22}: {shown_measurement(row)}, {row['n']} {counted}{f' ({more})' if more else ''}")
 
 
 def shown_number(value: float | str) -> str:
@@ -118,16 +122,24 @@ def shown_number(value: float | str) -> str:
 
 
 def shown_measurement(row: dict[str, Any]) -> str:
-    """Format mean ± standard deviation of a result row, or its mean and interval if it has one.
+    """Format mean ± standard deviation of a result row, or its mean and interval if it has one and is of one run.
 
     The larger of mean and deviation has four digits, the larger end of an interval three.
     """
-    interval = row.get(_INTERVAL)
+    interval = None if "iqm" in row else row.get("interval")
     largest = max(map(abs, interval)) if interval else max(abs(row["mean"]), row["std"])
     decimals = max(0, 3 - bool(interval) - math.floor(math.log10(largest))) if largest else 0
     shown = lambda value: f"{round(value, decimals) + 0.0:,.{decimals}f}"  # noqa: E731, never -0
     spread = f"[{shown(interval[0])}, {shown(interval[1])}]" if interval else f"± {shown(row['std'])}"
     return f"{shown(row['mean'])} {spread} {row['unit']}".rstrip()
+
+
+def shown_intervals(row: dict[str, Any]) -> str:
+    """Format what a row of several runs has beside their mean, if anything: "95% 1.2 to 3.4; IQM 2.1, 95% 1 to 3.6"."""
+    if "iqm" not in row:
+        return ""
+    mean, middle = (" to ".join(map(shown_number, row[name])) for name in ("interval", "iqm_interval"))
+    return f"95% {mean}; IQM {shown_number(row['iqm'])}, 95% {middle}"
 
 
 def shown_duration(seconds: float) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dreamjax.reporting.results import read_result, shown_duration, shown_measurement, shown_number
+from dreamjax.reporting.results import read_result, shown_duration, shown_intervals, shown_measurement, shown_number
 from dreamjax.storage.atomic import replacing
 
 
@@ -119,7 +119,7 @@ def _table(title: str, rows: Sequence[Sequence[str]]) -> str:
 
 def _cells(row: dict[str, Any]) -> tuple[str, str, str]:
     published = "" if row["published"] is None else shown_number(row["published"])
-    return shown_measurement(row), str(row["n"]), published
+    return shown_measurement(row) + f" ({shown_intervals(row)})" * ("iqm" in row), str(row["n"]), published
 
 
 def _find(results: Sequence[dict[str, Any]], one: Highlight) -> dict[str, Any]:

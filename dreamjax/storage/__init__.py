@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         recordings as recordings,
         replays as replays,
         specs as specs,
+        trackers as trackers,
+        transfer as transfer,
         weights as weights,
     )
     from dreamjax.storage.agents import copy_agent as copy_agent, load as load, save_agent as save_agent
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from dreamjax.storage.metrics import MetricsLog as MetricsLog, read_metrics as read_metrics
     from dreamjax.storage.recordings import open_recording as open_recording, write_recording as write_recording
     from dreamjax.storage.replays import ReplayFolder as ReplayFolder
+    from dreamjax.storage.trackers import track as track
+    from dreamjax.storage.transfer import Begin as Begin
     from dreamjax.storage.weights import load_weights as load_weights, save_weights as save_weights
 
 __getattr__, __dir__, __all__ = exports(__name__, __file__)

@@ -16,6 +16,7 @@ import numpy as np
 
 from dreamjax.dreamerv3 import learner as dreamer_learner, model as dreamer
 from dreamjax.dreamerv3.config import DreamerConfig
+from dreamjax.dreamerv3.model import DreamerParams
 from dreamjax.storage.atomic import jsonable, read_json, write_json
 from dreamjax.storage.checkpoints import Checkpoints
 from dreamjax.storage.configs import read_config
@@ -98,6 +99,18 @@ def load(path: str | os.PathLike[str]) -> tuple[Agent, AgentParams]:
     return agent, params
 
 
+def load_learned(path: str | os.PathLike[str]) -> dict[str, PyTree]:
+    """Read what `load` reads as trees by name: "model" and "policy", and "value" of the checkpoints of a DreamerV3 run.
+
+    Raises: as `load` does.
+    """
+    path = Path(path)
+    if path.is_dir() and not any((path / f"{_NAME}{suffix}").exists() for suffix in SUFFIXES):
+        return _restored(path)[2]._asdict()
+    params = _load(path)[2]
+    return {"model": params.model, "policy": params.policy}
+
+
 def copy_agent(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Write what `load` reads at `source` to another file, in the format of its suffix. Raises: as both do."""
     save_agent(target, *_load(Path(source)))
@@ -124,7 +137,17 @@ def _hint(folder: Path) -> str:
 
 
 def _load_run(folder: Path) -> tuple[Config, Agent, AgentParams]:
-    """Read the agent in the newest checkpoint of a run."""
+    """Read the agent in the newest checkpoint of a run, and where its dreams begin."""
+    cfg, agent, learned = _restored(folder)
+    params = dreamer.agent_params(learned)
+    first = read_starts(folder, agent.model.spec)
+    if first is not None:
+        params = params._replace(starts=jax.jit(jax.vmap(agent.model.encode, (None, 0)))(params.model, first))
+    return cfg, agent, params
+
+
+def _restored(folder: Path) -> tuple[Config, Agent, DreamerParams]:
+    """Read everything that a run of DreamerV3 has learned from its newest checkpoint."""
     if not (folder / "checkpoints").exists():
         raise FileNotFoundError(f"{folder} holds neither a stored agent nor checkpoints: {_hint(folder)}")
     cfg, agent = _described(folder / f"{_NAME}.json")
@@ -134,11 +157,7 @@ def _load_run(folder: Path) -> tuple[Config, Agent, AgentParams]:
     found = Checkpoints(folder / "checkpoints").restore(like)
     if found is None:
         raise FileNotFoundError(f"there is no checkpoint in {folder / 'checkpoints'}: train first")
-    params = dreamer.agent_params(found[1].params)
-    first = read_starts(folder, agent.model.spec)
-    if first is not None:
-        params = params._replace(starts=jax.jit(jax.vmap(agent.model.encode, (None, 0)))(params.model, first))
-    return cfg, agent, params
+    return cfg, agent, found[1].params
 
 
 def _describe(path: Path, cfg: Config, spec: EnvSpec) -> None:

@@ -85,6 +85,7 @@ class RunFolder:
             raise ValueError(f"config must be an instance of a dataclass, got {config!r}")
         self.path = Path(path)
         self.config: Any = config
+        self.profile: tuple[int, int] | None = None  # first and last update that `training.trace` profiles
         self._lock = _locked(self.path)
         wanted = jsonable(config)
         if (self.path / "config.json").exists():
@@ -118,7 +119,7 @@ class RunFolder:
         Raises: FileNotFoundError if it is not a run folder, ValueError if the configuration does not fit `kind`.
         """
         folder = cls.__new__(cls)
-        folder.path = Path(path)
+        folder.path, folder.profile = Path(path), None
         folder.config = read_config(kind, folder.read_json("config.json"))
         return folder
 

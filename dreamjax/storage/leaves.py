@@ -81,7 +81,7 @@ def check_same(
     differences = [f"{name}: in the file, not asked for" for name in found.keys() - wanted.keys()]
     differences += [f"{name}: asked for, not in the file" for name in wanted.keys() - found.keys()]
     differences += [
-        f"{name}: the file has {_brief(found[name])}, asked for {_brief(wanted[name])}"
+        f"{name}: the file has {shown_record(found[name])}, asked for {shown_record(wanted[name])}"
         for name in found.keys() & wanted.keys()
         if not agree(found[name], wanted[name])
     ]
@@ -111,5 +111,6 @@ def _kind(dtype: str) -> str:
     return next((kind for kind, parent in _NUMBER_KINDS.items() if jnp.issubdtype(dtype, parent)), dtype)
 
 
-def _brief(record: Record) -> str:
+def shown_record(record: Record) -> str:
+    """Write a type and a shape as "float32[3,4]"."""
     return f"{record['dtype']}[{','.join(map(str, record['shape']))}]"

@@ -1,4 +1,4 @@
-"""Numbers over time: a JSON line per step, which survives a kill, and the same for TensorBoard."""
+"""Numbers over time: a JSON line per step, which survives a kill, and the same for TensorBoard and trackers."""
 
 import json
 import math
@@ -15,12 +15,15 @@ import numpy as np
 
 from dreamjax._extras import without
 from dreamjax.storage.atomic import replacing
+from dreamjax.storage.trackers import Trackers
 
 _COLUMNS = ("stage", "step", "seconds")
 
 
 class MetricsLog:
     """Appends to `metrics.jsonl` in a run folder, and to `tensorboard/<stage>/` if tensorboardX is installed.
+
+    The trackers that `trackers.track` has named for the folder get the same numbers.
 
     `seconds` in the file is the time that logs of this folder were open, so that it continues when a run resumes.
     """
@@ -35,6 +38,7 @@ class MetricsLog:
         self._tensorboard = _summary_writer()
         self._writers: dict[str, Any] = {}  # of each stage
         self._superseded: dict[str, int] = {}  # first step of a stage that TensorBoard is to forget
+        self._trackers = Trackers(folder)
 
     def rewind(self, stage: str, step: int) -> None:
         """Forget what was written of a stage after `step`, from where a resumed run does it again."""
@@ -67,6 +71,7 @@ class MetricsLog:
         for name, value in finite.items():
             if self._tensorboard is not None:
                 self._writer(stage).add_scalar(f"{stage}/{name}", value, step)
+        self._trackers.write(stage, step, finite)
         if len(finite) < len(values):
             broken = ", ".join(f"{name} = {value}" for name, value in values.items() if name not in finite)
             raise FloatingPointError(f"at step {step} of stage {stage!r}: {broken}")
@@ -75,6 +80,7 @@ class MetricsLog:
         self._lines.close()
         for writer in self._writers.values():
             writer.close()
+        self._trackers.close()
 
     def _writer(self, stage: str) -> Any:
         """Return what writes a stage for TensorBoard, which forgets what is superseded in a whole folder only."""

@@ -1,21 +1,61 @@
 """A `SequenceReplay` on disk, in blocks, of which only those that changed are written again."""
 
 import json
+import math
 import os
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dreamjax.replay.sequences import ReplayState, SequenceReplay
+from dreamjax.replay.sequences import Allocate, ReplayState, SequenceReplay
 from dreamjax.storage.atomic import replacing
+
+Kind = tuple[tuple[int, ...], np.dtype]  # shape and dtype of an array
 
 
 class ReplayError(RuntimeError):
     """A saved replay cannot be read."""
+
+
+def mapped(folder: str | os.PathLike[str]) -> Allocate:
+    """Allocate arrays in files of a folder, for a replay that memory does not hold.
+
+    The system keeps in memory what is used most. The files have no names, so that a killed process leaves nothing; all
+    of their space is taken at once. Raises OSError, when it allocates, if the disk is full.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+
+    def allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            size = max(1, math.prod(shape) * dtype.itemsize)
+            if hasattr(os, "posix_fallocate"):  # a hole that finds no room later would kill the process
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+            return np.memmap(file, dtype, "r+", shape=shape)
+
+    return allocate
+
+
+class _Blocks(Mapping[int, list[np.ndarray]]):
+    """Blocks of a replay in their files, each read when it is asked for."""
+
+    def __init__(self, files: dict[int, Path], kinds: list[Kind]) -> None:
+        self._files, self._kinds = files, kinds
+
+    def __getitem__(self, number: int) -> list[np.ndarray]:
+        return _read_arrays(self._files[number], self._kinds)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
 
 
 class ReplayFolder:
@@ -78,7 +118,7 @@ class ReplayFolder:
             raise ValueError(f"the replay in {self.folder} holds {listed['shape']}, this one {replay.layout}")
         kinds = [((replay.streams, replay.cfg.block, *shape), dtype) for shape, dtype in replay.kinds]
         files = {int(number): name for number, name in listed["blocks"].items()}
-        blocks = {number: _read_arrays(self.folder / name, kinds) for number, name in files.items()}
+        blocks = _Blocks({number: self.folder / name for number, name in files.items()}, kinds)
         priorities = None
         if replay.priorities and "priorities" in listed:
             kept = replay.priorities.steps

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
         plan as plan,
         recorded as recorded,
         signals as signals,
+        stage_plan as stage_plan,
         stages as stages,
+        trace as trace,
         trainer as trainer,
     )
     from dreamjax.training.dreamer import train as train

@@ -1,8 +1,8 @@
 """DreamerV3 on an environment of one's own, in one call."""
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs.adaptation import adapted
 from dreamjax.storage import agents
 from dreamjax.storage.folder import Change, RunFolder
+from dreamjax.storage.transfer import Begin
 from dreamjax.training.devices import keep_compiled_programs
 from dreamjax.training.online import OnlineConfig, train_online
 from dreamjax.types import Agent, AgentParams
 
-MAY_CHANGE = dict.fromkeys(("online.steps", "online.checkpoint_every", "online.log_every", "workers"), Change())
+FREE = ("online.steps", "online.checkpoint_every", "online.log_every", "online.on_disk", "workers")
+MAY_CHANGE = dict.fromkeys(FREE, Change())
 MAY_CHANGE["online.capacity"] = Change(before=("train",))
 
 
@@ -33,7 +35,7 @@ class RunConfig:
     workers: int
     max_steps: int
     seed: int
-    weights: str | None = field(default=None)  # folder or file that it began with
+    begin: Begin = Begin()
     resize: int | tuple[int, int] | None = None
 
 
@@ -48,6 +50,8 @@ def train(
     workers: int = 0,
     seed: int = 0,
     weights: str | os.PathLike[str] | None = None,
+    take: Sequence[str] = ("*",),
+    leave: Sequence[str] = (),
     resize: int | tuple[int, int] | None = None,
     **settings: Any,
 ) -> tuple[Agent, AgentParams]:
@@ -61,23 +65,24 @@ def train(
       agent: sizes and settings, such as `dreamerv3.SIZES["12m"]`.
       max_steps: of an episode.
       envs: environments that step together, in as many processes as `workers`; 0 steps them in this one.
-      weights: run folder or stored agent whose world model and policy to begin with; the critic begins anew.
+      weights: run folder or stored agent whose world model, policy and, if it is there, critic to begin with.
+      take: names or patterns of what is taken from there, such as "model/*".
+      leave: of what begins anew in spite of that, for example because it has to do with other actions.
       resize: height and width of the pictures that the agent sees, where those of the environment are others.
       settings: of `training.OnlineConfig`, such as `train_ratio=512`.
 
-    Raises: ConfigMismatch if the folder belongs to another configuration; as `VectorEnvironment`, `adapted` and
-        `Dreamer.of` do.
+    Raises: ConfigMismatch if the folder belongs to another configuration; ValueError with the list of what does not fit
+        of the weights; as `VectorEnvironment`, `adapted` and `Dreamer.of` do.
     """
     keep_compiled_programs()
     folder = Path(folder)
     online = OnlineConfig(steps, **settings)
-    begun = os.fspath(weights) if weights is not None else None
-    cfg = RunConfig(agent, online, envs, workers, max_steps, seed, begun, resize)
+    begin = Begin(Path(weights) if weights is not None else None, tuple(take), tuple(leave))
+    cfg = RunConfig(agent, online, envs, workers, max_steps, seed, begin, resize)
     environment = VectorEnvironment(partial(adapted, make_env, resize), envs, max_steps, workers)
     try:
         dreamer = Dreamer.of(agent, environment.spec)
         run = RunFolder(folder, cfg, MAY_CHANGE)
-        begin = agents.load(weights)[1] if weights is not None else None
         train_online(run, dreamer, environment, online, seed, begin)
     finally:
         environment.close()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from dreamjax._extras import extra
+from dreamjax.storage import trackers
 from dreamjax.storage.agents import load
 from dreamjax.storage.atomic import jsonable
 from dreamjax.storage.configs import command_line, flat
@@ -26,6 +27,8 @@ class Options:
     """What to do with a configuration: train, or go on with what the folder holds."""
 
     folder: Path | None = None  # of the run; otherwise one in runs/, named after the experiment or its task
+    track: tuple[trackers.Name, ...] | None = None  # where its metrics go as well; as before if not given
+    profile: tuple[int, int] | None = None  # first and last update, of each stage, that jax's profiler looks at
 
 
 @dataclass(frozen=True)
@@ -110,15 +113,24 @@ def run_folder(
     A run may go on with other values of the fields in `may_change`: see `RunFolder`. Exits as `open_folder` does.
     """
     default = Path("runs") / experiment / "-".join(filter(None, [cfg.preset, str(cfg.seed), variant]))
-    return open_folder(options.folder or default, cfg, may_change)
+    return open_folder(options.folder or default, cfg, options, may_change=may_change)
 
 
-def open_folder(path: Path, cfg: Any, may_change: Mapping[str, Change]) -> RunFolder:
-    """Open a run folder. Exits, with what is wrong, if it belongs to another configuration or another process."""
+def open_folder(path: Path, cfg: Any, options: Options, *, may_change: Mapping[str, Change]) -> RunFolder:
+    """Open a run folder, whose training is tracked and profiled as the options say.
+
+    Exits, with what is wrong, if it belongs to another configuration or another process.
+    """
+    if options.profile is not None and not 1 <= options.profile[0] <= options.profile[1]:
+        raise SystemExit(f"--profile needs the first and the last update, counted from 1, got {options.profile}")
     try:
-        return RunFolder(path, cfg, may_change)
+        run = RunFolder(path, cfg, may_change)
     except (ConfigMismatch, FolderInUse) as error:
         raise SystemExit(str(error)) from None
+    run.profile = options.profile
+    if options.track is not None:
+        trackers.track(run.path, options.track)
+    return run
 
 
 def evaluation_folder(experiment: str, options: Options) -> Path:

@@ -12,6 +12,7 @@ from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.metrics import MetricsLog
 from dreamjax.storage.progress import progress
 from dreamjax.training.signals import stop_request
+from dreamjax.training.trace import tracing
 from dreamjax.types import Metrics, PyTree
 
 Loop = Callable[[PyTree, int], Iterator[tuple[PyTree, Metrics]]]  # (state, steps done) -> state, metrics of each step
@@ -82,10 +83,12 @@ def train(
         run.finish_stage(name)  # it may have been killed after its last checkpoint
         return state
     bar = progress(steps, name, initial=begin, unit="step", waits="compiling")
-    with stop_request() as stop, run.stage(name) as stage, bar:
+    with stop_request() as stop, tracing(run, name) as trace, run.stage(name) as stage, bar:
         done = begin
+        trace.at(done, state)
         for now, metrics in loop(state, begin):
             done += 1
+            trace.at(done, now)
             bar.update()
             is_logged = done % log_every == 0 or done == steps
             stopping = bool(stop)  # asked once, so that nothing is left unsaved by a signal that comes in between

@@ -1,6 +1,7 @@
 """Training DreamerV3 while it acts in host environments, or from a replay alone."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,16 +14,18 @@ from dreamjax.dreamerv3.experience import Experience
 from dreamjax.dreamerv3.learner import TrainState
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.storage.checkpoints import Checkpoints
-from dreamjax.storage.folder import RunFolder
+from dreamjax.storage.folder import RunFolder, Stage
 from dreamjax.storage.identity import pin
 from dreamjax.storage.metrics import MetricsLog
-from dreamjax.storage.progress import progress
+from dreamjax.storage.progress import Progress as Bar, progress
 from dreamjax.storage.recordings import fill, open_recording
 from dreamjax.storage.replays import ReplayError, ReplayFolder
+from dreamjax.storage.transfer import Begin
 from dreamjax.training import plan
-from dreamjax.training.signals import stop_request
+from dreamjax.training.signals import StopRequest, stop_request
+from dreamjax.training.trace import Trace, tracing
 from dreamjax.training.trainer import AT_ONCE, OnlineConfig, Training, updates_at_once
-from dreamjax.types import AgentParams, Metrics
+from dreamjax.types import Metrics
 
 
 class Progress(NamedTuple):
@@ -41,14 +44,14 @@ def train_online(
     environment: VectorEnvironment,
     cfg: OnlineConfig,
     seed: int,
-    begin: AgentParams | None = None,
+    begin: Begin | None = None,
     at_once: int = AT_ONCE,
 ) -> TrainState:
     """Bring the agent of a run folder to `cfg.steps` collected steps, from its newest checkpoint if there is one.
 
     A resumed run has the agent, the replay and the counters it had; its environments begin new episodes. A new run
-    begins with the world model and the policy of `begin`, if they are given. `metrics.jsonl` has a line for every
-    episode, `log_every` updates, and step at which environments failed, whose episodes end there as truncated.
+    begins with what `begin` names of another one. `metrics.jsonl` has a line for every episode, `log_every` updates,
+    and step at which environments failed, whose episodes end there as truncated.
 
     Where a step of all environments asks for several updates, up to `at_once` of them are one call: see `Training`.
 
@@ -56,20 +59,20 @@ def train_online(
     step under way is finished and saved.
 
     Raises: ValueError if the run was begun in another environment, the machine is too small for it, its devices do not
-        divide the batch, or the weights of `begin` do not fit; ReplayError if the replay of the run is damaged;
+        divide the batch, or what it begins with does not fit; ReplayError if the replay of the run is damaged;
         FloatingPointError if an update was not finite; `Stopped` after a signal; as `VectorEnvironment.step` does.
     """
     pin(run.path, "environment", environment.name)
     plan.announce(dreamer, cfg, len(environment), run.path)
     training = Training(run, dreamer, len(environment), cfg, seed, updates_at_once(cfg, len(environment), at_once))
-    if begin is not None:
+    if not training.restore() and begin is not None:
         training.begin_with(begin)
-    training.restore()
     bar = progress(cfg.steps, "train", initial=training.steps, unit="step", waits="compiling")
     failures, begun = 0, training.updates
-    with stop_request() as stop, MetricsLog(run.path) as log, run.stage("train") as stage, bar:
+    with _training(run, bar) as (stop, log, trace, stage):
         training.rewind(log)
         for now in act_and_learn(training, environment):
+            trace.at(now.updates, training.state, training.at_once)
             for i, episode in now.episodes.items():
                 log.write("episode", now.steps - len(environment) + i, episode)
                 bar.set_postfix({"return": f"{episode['return'] + 0.0:.4g}", "updates": now.updates})
@@ -129,13 +132,15 @@ def train_offline(
     updates: int,
     recording: Path | None = None,
     at_once: int = AT_ONCE,
+    begin: Begin | None = None,
 ) -> TrainState:
-    """Bring the agent of a run folder to `updates` updates without any environment.
+    """Bring the agent of a run folder to `updates` updates without any environment; a new one begins with `begin`.
 
     Up to `at_once` updates are one call: see `Training`. It goes on with the replay that the folder holds. A folder
     with none begins with what a recording holds, which may be the folder of another run.
 
-    Raises: ReplayError if there is neither, or one is damaged; ValueError if the recording is of other spaces.
+    Raises: ReplayError if there is neither, or one is damaged; ValueError if the recording is of other spaces, or what
+        it begins with does not fit.
     """
     saved = Checkpoints(run.path / "checkpoints").steps()
     if saved:
@@ -146,13 +151,16 @@ def train_offline(
         recorded = open_recording(recording)
         training = Training(run, dreamer, recorded.streams, cfg, seed, at_once)
         fill(training.replay, recorded, training.note)
+        if begin is not None:
+            training.begin_with(begin)
         training.save()
     else:
         raise ReplayError(f"{run.path} holds no agent with a replay to learn from: name a recording")
     bar = progress(updates, "train", initial=training.updates, unit="update", waits="compiling")
-    with stop_request() as stop, MetricsLog(run.path) as log, run.stage("train") as stage, bar:
+    with _training(run, bar) as (stop, log, trace, stage):
         training.rewind(log)
         while training.updates < updates:
+            trace.at(training.updates, training.state, at_once)
             metrics = training.learn(min(updates, training.updates + at_once, training.saved + cfg.checkpoint_every))
             done = training.updates
             bar.update(done - bar.n)
@@ -166,3 +174,16 @@ def train_offline(
             if stopping and done < updates:
                 stop.leave(f"saved at update {done} of {updates}; started again, it goes on from there: {run.path}")
     return training.state
+
+
+@contextmanager
+def _training(run: RunFolder, bar: Bar) -> Iterator[tuple[StopRequest, MetricsLog, Trace, Stage]]:
+    """Note signals, write metrics, profile updates, record the time and show a bar, as long as the block runs."""
+    with (
+        stop_request() as stop,
+        MetricsLog(run.path) as log,
+        tracing(run, "train") as trace,
+        run.stage("train") as stage,
+        bar,
+    ):
+        yield stop, log, trace, stage

@@ -25,8 +25,9 @@ class Plan(NamedTuple):
     agent: int  # parameters, slow critic and optimiser, on every device
     step: int  # a replayed one
     steps: int  # in the replay, when the run has collected all that it will
-    replay: int  # memory of the process
-    disk: int  # two checkpoints with their replays, and a third one while it is written
+    replay: int  # memory of the process, or files that are mapped into it
+    disk: int  # two checkpoints with their replays, and a third one while it is written; and the mapped files
+    on_disk: bool  # the replay
 
 
 class Machine(NamedTuple):
@@ -44,7 +45,9 @@ def plan(dreamer: Dreamer, cfg: OnlineConfig, streams: int) -> Plan:
     allocated = (-(-kept // block) + (cfg.steps > cfg.capacity)) * block * streams  # a full one holds parts of two
     agent, replay = _bytes(state), allocated * step
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    return Plan(parameters, agent, step, kept * streams, replay, 3 * (agent + replay))
+    return Plan(
+        parameters, agent, step, kept * streams, replay, 3 * (agent + replay) + cfg.on_disk * replay, cfg.on_disk
+    )
 
 
 def machine(folder: Path) -> Machine:
@@ -59,9 +62,14 @@ def table(needs: Plan, has: Machine) -> str:
     """Show both, a line for each thing."""
     rows = [
         ("parameters", f"{needs.parameters:,}", "of world model, actor and critic"),
-        ("agent", _size(needs.agent), "parameters and optimiser, on every device"),
-        ("memory", _size(needs.replay), f"replay of {needs.steps:,} steps; this machine has {_size(has.memory)}"),
-        ("disk", _size(needs.disk), f"at most, for checkpoints with their replays; {_size(has.disk)} are free"),
+        ("agent", shown_bytes(needs.agent), "parameters and optimiser, on every device"),
+        ("replay", shown_bytes(needs.replay), f"{needs.steps:,} steps in {'files' if needs.on_disk else 'memory'}"),
+        ("memory", shown_bytes(has.memory), "of this machine, or that it lets this process have"),
+        (
+            "disk",
+            shown_bytes(needs.disk),
+            f"at most, for checkpoints with their replays; {shown_bytes(has.disk)} are free",
+        ),
     ]
     return "\n".join(f"  {name:<11}{amount:>12}  {what}" for name, amount, what in rows)
 
@@ -69,17 +77,19 @@ def table(needs: Plan, has: Machine) -> str:
 def check(needs: Plan, has: Machine, folder: Path) -> None:
     """Raise ValueError if a run cannot fit; the message says what to change."""
     agent = needs.agent if jax.default_backend() == "cpu" else 0
-    if needs.replay + agent > has.memory:
+    if not needs.on_disk and needs.replay + agent > has.memory:
         fits = int(0.8 * max(0, has.memory - agent)) // needs.step
         raise ValueError(
-            f"the replay of {needs.steps:,} steps takes {_size(needs.replay)} of memory when it is full, and this "
-            f"machine has {_size(has.memory)}: set capacity to {fits:,} steps or fewer"
+            f"the replay of {needs.steps:,} steps takes {shown_bytes(needs.replay)} of memory when it is full, and "
+            f"this machine has {shown_bytes(has.memory)}: set capacity to {fits:,} steps or fewer, or on_disk to keep "
+            "them in files"
         )
     if needs.disk > has.disk:
-        fits = int(0.8 * max(0, has.disk / 3 - needs.agent)) // needs.step
+        fits = int(0.8 * max(0, has.disk - 3 * needs.agent) / (3 + needs.on_disk)) // needs.step
         raise ValueError(
-            f"the checkpoints of this run and their replays take up to {_size(needs.disk)}, and {_size(has.disk)} are "
-            f"free in {folder}: make room, use another disk, or set capacity to {fits:,} steps or fewer"
+            f"the checkpoints of this run and their replays take up to {shown_bytes(needs.disk)}, and "
+            f"{shown_bytes(has.disk)} are free in {folder}: make room, use another disk, or set capacity to {fits:,} "
+            "steps or fewer"
         )
 
 
@@ -108,7 +118,8 @@ def _limits() -> list[int]:
     return [int(text) for text in texts if text.isdigit()]  # it may also say "max"
 
 
-def _size(count: float) -> str:
+def shown_bytes(count: float) -> str:
+    """Format a number of bytes with three digits."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"

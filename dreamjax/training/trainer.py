@@ -4,7 +4,6 @@ import math
 from collections import deque
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,10 +21,11 @@ from dreamjax.storage.checkpoints import Checkpoints
 from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.metrics import MetricsLog
 from dreamjax.storage.recordings import write_spec
-from dreamjax.storage.replays import ReplayError, ReplayFolder
+from dreamjax.storage.replays import ReplayError, ReplayFolder, mapped
+from dreamjax.storage.transfer import Begin, begun
 from dreamjax.training.devices import splitting_mesh
 from dreamjax.training.loop import finite
-from dreamjax.types import AgentParams, PyTree, Step
+from dreamjax.types import PyTree, Step
 
 STARTS = 64  # first observations that are kept, where the dreams of the trained agent may begin
 AT_ONCE = 8  # updates in one call: what it costs the host is shared by them, and a signal waits for two calls
@@ -40,6 +40,7 @@ class OnlineConfig:
     batch_length: int = 64  # trained steps of a sequence; the context comes on top
     train_ratio: float = 32.0  # replayed steps per collected one, context not counted
     capacity: int = 5_000_000  # steps that are kept
+    on_disk: bool = False  # keep them in files, where memory does not hold them
     online: bool = True  # see `ReplayConfig`, as the next two
     prioritized: float = 0.0
     recent: float = 0.0
@@ -106,7 +107,8 @@ class Training:
         write_spec(run.path, dreamer.spec)
         agents.describe(run.path, dreamer.cfg, dreamer.spec)
         self.state = jax.jit(learner.init, static_argnums=0, out_shardings=whole)(dreamer, key_init)
-        self.replay = SequenceReplay(cfg.replay(dreamer.cfg.context), experience.example(dreamer), streams)
+        allocate = mapped(run.path / "replay") if cfg.on_disk else None
+        self.replay = SequenceReplay(cfg.replay(dreamer.cfg.context), experience.example(dreamer), streams, allocate)
         self._checkpoints = Checkpoints(run.path / "checkpoints")
         self._replays = ReplayFolder(run.path / "replay")
         self._folder = run.path
@@ -116,13 +118,13 @@ class Training:
         self._begun: deque[tuple[list[Address], Learned]] = deque()  # calls under way; the last ends at `updates`
         self._late: deque[Late] = deque()
 
-    def begin_with(self, params: AgentParams) -> None:
-        """Take over the world model and the policy of another agent."""
-        own = self.state.params._replace(model=params.model, policy=params.policy)
-        if jax.tree.map(jnp.shape, own) != jax.tree.map(jnp.shape, self.state.params):
-            raise ValueError("these weights are of another size or other spaces than the agent to be trained")
-        place = partial(jax.tree.map, lambda new, old: jax.device_put(jnp.array(new, old.dtype), old.sharding))
-        self.state = self.state._replace(params=place(own, self.state.params))
+    def begin_with(self, begin: Begin) -> None:
+        """Take over what another agent has learned, if anything is named. Raises: as `transfer.begun` does."""
+        if begin.weights is None:
+            return
+        params = begun(begin, self.state.params)
+        slow = jax.tree.map(jnp.array, params.value)  # a copy, as the state is donated
+        self.state = self.state._replace(params=params, slow=slow)
 
     @property
     def steps(self) -> int:
@@ -215,11 +217,11 @@ class Training:
             self._checkpoints.save(self.updates, self.state)
         self.saved = self.updates
 
-    def restore(self) -> None:
-        """Go on from the newest checkpoint, if there is one. Raises ReplayError if the replay of it is damaged."""
+    def restore(self) -> bool:
+        """Go on from the newest checkpoint; False if there is none. Raises ReplayError if its replay is damaged."""
         found = self._checkpoints.restore(self.state)
         if found is None:
-            return
+            return False
         self.updates, self.state = found
         try:
             late = self._replays.restore(self.replay, self.updates)
@@ -237,3 +239,4 @@ class Training:
         if first is not None:
             count = len(jax.tree.leaves(first)[0])
             self._starts.extend(jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), first) for i in range(count))
+        return True

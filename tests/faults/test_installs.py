@@ -8,7 +8,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[2]
 OPTIONAL = [
     *("ale_py", "Box2D", "crafter", "dm_control", "mujoco", "pygame", "brax", "craftax", "envpool", "gymnax"),
-    *("imageio", "jinja2", "matplotlib", "tensorboardX", "torch", "tqdm", "tyro"),
+    *("imageio", "jinja2", "matplotlib", "submitit", "tensorboardX", "torch", "tqdm", "trackio", "tyro", "wandb"),
 ]
 BARE = f"import sys; sys.modules.update(dict.fromkeys({OPTIONAL}))\n"  # None: importing them raises
 SUITES = {"atari": "ale_py", "car_racing": "Box2D", "crafter": "crafter", "dmc": "mujoco"}

@@ -168,7 +168,9 @@ def rows(folder: Path, stage: str) -> list[int]:
     return [row["step"] for row in lines if row["stage"] == stage]
 
 
-@pytest.mark.parametrize(("when", "number", "code"), [(61, signal.SIGTERM, 143), (20, signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("when", "number", "code"), [(61, signal.SIGTERM, 75), (61, signal.SIGUSR1, 75), (20, signal.SIGINT, 130)]
+)
 def test_online_training_is_saved_at_a_signal_and_goes_on_from_there(
     tmp_path: Path, when: int, number: int, code: int, capsys: pytest.CaptureFixture
 ) -> None:
@@ -300,7 +302,7 @@ def test_the_plan_says_what_will_be_needed(tmp_path: Path) -> None:
         largest = max(largest, replay.nbytes)
     assert largest <= needs.replay <= 1.6 * largest and needs.steps == 2500
     table = plan.table(needs, LAPTOP)
-    assert f"{needs.parameters:,}" in table and "2,500 steps" in table and "16 GiB" in table
+    assert f"{needs.parameters:,}" in table and "2,500 steps in memory" in table and "16 GiB" in table
 
 
 def test_a_run_that_cannot_fit_is_refused_with_what_to_change(tmp_path: Path) -> None:
@@ -308,6 +310,9 @@ def test_a_run_that_cannot_fit_is_refused_with_what_to_change(tmp_path: Path) ->
     plan.check(plan.plan(PIXELS, short, 4), LAPTOP, tmp_path)
     with pytest.raises(ValueError, match=r"replay of 5,000,000 steps takes 7\d.*GiB.*16 GiB: set capacity to \d+,"):
         plan.check(plan.plan(PIXELS, long, 4), LAPTOP, tmp_path)
+    mapped = plan.plan(PIXELS, replace(long, on_disk=True), 4)
+    plan.check(mapped, LAPTOP._replace(disk=400 * GIB), tmp_path)
+    assert mapped.disk - plan.plan(PIXELS, long, 4).disk == mapped.replay and "in files" in plan.table(mapped, LAPTOP)
     with pytest.raises(ValueError, match=r"checkpoints .* are free in .*: make room"):
         plan.check(plan.plan(PIXELS, short, 4), LAPTOP._replace(disk=GIB), tmp_path)
     with pytest.raises(ValueError, match="set capacity"):

@@ -5,15 +5,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from dreamjax.replay.sequences import Address, ReplayConfig, SequenceReplay
-from dreamjax.storage.replays import ReplayError, ReplayFolder
+from dreamjax.replay.sequences import Address, Allocate, ReplayConfig, SequenceReplay
+from dreamjax.storage.replays import ReplayError, ReplayFolder, mapped
 
 EXAMPLE = {"x": jax.ShapeDtypeStruct((), np.int32), "half": jax.ShapeDtypeStruct((2,), ml_dtypes.bfloat16)}
 CFG = ReplayConfig(capacity=60, length=4, prioritized=0.5, block=8)
 
 
-def replay(cfg: ReplayConfig = CFG) -> SequenceReplay:
-    return SequenceReplay(cfg, EXAMPLE, 2)
+def replay(cfg: ReplayConfig = CFG, allocate: Allocate | None = None) -> SequenceReplay:
+    return SequenceReplay(cfg, EXAMPLE, 2, allocate)
 
 
 def fill(one: SequenceReplay, steps: int) -> None:
@@ -41,6 +41,26 @@ def test_a_restored_replay_draws_the_same(tmp_path):
     fill(one, 9)
     fill(other, 9)
     assert everything(other) == everything(one)
+
+
+def test_a_replay_in_files_draws_what_one_in_memory_does(tmp_path):
+    one, other = replay(), replay(allocate=mapped(tmp_path / "mapped"))
+    for some in (one, other):
+        fill(some, 45)
+        some.update(Address(np.array([1]), np.array([40])), 0, {"x": np.array([[7, 7]]), "half": None})
+    assert everything(other) == everything(one)
+    assert all(isinstance(leaf, np.memmap) for leaves in other.state().blocks.values() for leaf in leaves)
+    assert list((tmp_path / "mapped").iterdir()) == []  # a kill leaves nothing
+    ReplayFolder(tmp_path / "saved").save(other, 1)
+    again = replay(allocate=mapped(tmp_path / "mapped"))
+    ReplayFolder(tmp_path / "saved").restore(again, 1)
+    assert all(isinstance(leaf, np.memmap) for leaves in again.state().blocks.values() for leaf in leaves)
+    back = replay()  # and the other way round
+    ReplayFolder(tmp_path / "saved").restore(back, 1)
+    for some in (one, again, back):
+        fill(some, 9)
+    drawn = everything(one)
+    assert everything(again) == drawn and everything(back) == drawn
 
 
 def test_what_is_still_to_be_written_is_kept_beside_it(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 import dreamjax
 from dreamjax import dream
 from dreamjax.dreamerv3 import SIZES, debug
+from dreamjax.storage.agents import load_learned
 from dreamjax.storage.folder import ConfigMismatch, RunFolder
 from dreamjax.storage.identity import pin
 
@@ -68,6 +69,8 @@ def test_train_go_on_begin_with_other_weights_load_and_film(tmp_path: Path) -> N
     moved = jax.tree.map(lambda new, old: bool((new != old).any()), longer.model, params.model)
     assert any(jax.tree.leaves(moved))  # it has learned on
     jax.tree.map(np.testing.assert_array_equal, other[:2], longer[:2])  # two steps teach nothing
+    learned = [load_learned(tmp_path / name) for name in ("run", "other")]  # the critic too
+    jax.tree.map(np.testing.assert_array_equal, *(one["value"] for one in learned))
     changed = RunFolder.__new__(RunFolder)
     changed.path = tmp_path / "run"
     texts = [text for change in changed.read_json("changes.json") for text in change["changed"]]
@@ -97,5 +100,5 @@ def test_what_does_not_fit_the_run_is_refused(tmp_path: Path) -> None:
         train(Walk, tmp_path / "run", 2)
         with pytest.raises(ConfigMismatch, match="max_steps: the folder has 9, this run 5"):
             train(Walk, tmp_path / "run", 2, max_steps=5)
-        with pytest.raises(ValueError, match="of another size or other spaces"):
+        with pytest.raises(ValueError, match=r"does not fit what is to begin with it:\n  model/enc/"):
             train(Walk, tmp_path / "other", 2, agent=SIZES["1m"], weights=tmp_path / "run")

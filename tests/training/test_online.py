@@ -202,6 +202,25 @@ def test_a_damaged_replay_is_refused_with_a_way_on(tmp_path):
     assert int(run(tmp_path, replace(CFG, steps=120)).step) == updates_due(CFG, 9, 2, 120)
 
 
+def test_a_replay_in_files_learns_the_same_and_may_be_chosen_later(tmp_path):
+    """In memory to the end, and in files from the middle on."""
+    whole = run(tmp_path / "a", CFG)
+    run(tmp_path / "b", replace(CFG, steps=100))
+    shutil.copytree(tmp_path / "b", tmp_path / "c")
+    ended = [run(tmp_path / name, replace(CFG, on_disk=name == "c")) for name in ("b", "c")]
+    jax.tree.map(np.testing.assert_array_equal, *ended)
+    assert int(whole.step) == int(ended[0].step)
+
+
+def test_chosen_updates_are_profiled(tmp_path):
+    with closing(VectorEnvironment(counter, 2, 7)) as environment, jax.debug_key_reuse(False):
+        folder = RunFolder(tmp_path, TINY)
+        folder.profile = (3, 4)
+        train_online(folder, Dreamer.of(TINY, environment.spec), environment, replace(CFG, steps=60), 0)
+    (trace,) = (tmp_path / "profile" / "train").rglob("*.xplane.pb")
+    assert trace.stat().st_size > 1000
+
+
 def test_what_is_not_finite_stops_the_run(tmp_path):
     broken = replace(TINY, optimizer=replace(TINY.optimizer, learning_rate=1e30, warmup=0))
     with pytest.raises(FloatingPointError, match="learn"):

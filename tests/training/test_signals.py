@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, to this process and to jobs with workers: saved, one line, the code, and on from there."""
+"""Signals of people and schedulers, to this process and to jobs with workers: saved, one line, the code, and on."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from dreamjax.storage.checkpoints import Checkpoints
 from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.metrics import MetricsLog
 from dreamjax.training.loop import train, updates
-from dreamjax.training.signals import SIGNALS
+from dreamjax.training.signals import AGAIN, SIGNALS, Stopped, stop_request
 from dreamjax.types import PyTree
 
 LIMIT = 600.0  # seconds that any wait may take
@@ -76,7 +76,7 @@ with MetricsLog(folder) as log, Pool(lambda: to_gymnasium(probes.counter(max_ste
 
 
 @pytest.mark.parametrize("where", ["stage", "elsewhere"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
 def test_a_job_with_workers_ends_quietly(tmp_path: Path, where: str, number: int, code: int) -> None:
     command = [sys.executable, "-c", SCRIPT, where, str(tmp_path)]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -120,10 +120,46 @@ def test_a_stage_stops_at_a_signal_and_goes_on_in_the_same_numbers(tmp_path: Pat
     before = [signal.getsignal(one) for one in SIGNALS]
     with pytest.raises(KeyboardInterrupt) as stopped:
         learn()
-    assert isinstance(stopped.value, SystemExit) and stopped.value.code == 143
+    assert isinstance(stopped.value, SystemExit) and stopped.value.code == AGAIN == 75
     assert [signal.getsignal(one) for one in SIGNALS] == before
     assert Checkpoints(tmp_path / "checkpoints" / "learn").steps() == [7]
     expected = 0
     for batch in range(10):
         expected = expected * 3 + batch
     assert learn()["w"].tolist() == [expected, expected]
+
+
+@pytest.mark.parametrize(
+    ("sent", "noted"),
+    [
+        ([signal.SIGTERM], signal.SIGTERM),
+        ([signal.SIGUSR1, signal.SIGTERM], signal.SIGUSR1),  # the warning of a time limit, then the limit
+        ([signal.SIGTERM, signal.SIGUSR2], signal.SIGUSR2),  # some schedulers send both at a preemption
+        ([signal.SIGINT, signal.SIGTERM], signal.SIGINT),
+    ],
+)
+def test_several_signals_in_a_row_do_not_kill(sent: list[signal.Signals], noted: signal.Signals) -> None:
+    with pytest.raises(Stopped) as stopped, stop_request() as stop:
+        for number in sent:
+            os.kill(os.getpid(), number)
+        stop.leave("it is saved")
+    assert stopped.value.number == noted
+    assert stopped.value.code == (130 if noted == signal.SIGINT else 75)
+
+
+TWICE = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from dreamjax.training.signals import stop_request
+with stop_request() as stop:
+    for number in map(int, sys.argv[1:]):
+        os.kill(os.getpid(), number)
+    print("still here", flush=True)
+"""
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_after_a_signal_kills_at_once(first: signal.Signals) -> None:
+    command = [sys.executable, "-c", TWICE, str(int(first)), str(int(signal.SIGINT))]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert child.returncode == -signal.SIGINT and "still here" not in child.stdout

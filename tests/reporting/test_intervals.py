@@ -1,0 +1,69 @@
+"""Interquartile means and bootstrap intervals, against values worked out by hand and against rliable's definitions."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from dreamjax.reporting.intervals import bootstrap_interval, chart, interquartile_mean, runs_row
+
+
+@pytest.mark.parametrize(
+    ("scores", "middle"),
+    [
+        ([7.0], 7.0),
+        ([1.0, 2.0, 9.0], 4.0),  # a quarter of three is less than one
+        ([0.0, 2.0, 4.0, 100.0], 3.0),
+        ([5.0, 1.0, 3.0, 2.0, 100.0, 4.0, -50.0, 6.0], 3.5),  # 2, 3, 4, 5
+        (list(range(10)), 4.5),  # of ten, two are left out at either end
+    ],
+)
+def test_interquartile_means(scores: list[float], middle: float) -> None:
+    assert interquartile_mean(np.array(scores, float)) == pytest.approx(middle)
+    assert interquartile_mean(np.array([scores, scores], float)) == pytest.approx([middle, middle])
+
+
+def test_the_interval_is_that_of_all_draws_there_are() -> None:
+    """Three runs can be drawn in 27 ways, whose means have exact quantiles."""
+    scores = np.array([0.0, 1.0, 5.0])
+    means = [np.mean(drawn) for drawn in itertools.product(scores, repeat=3)]
+    found = bootstrap_interval(scores, lambda x: x.mean(-1), level=0.8, draws=200_000)
+    # Of 27, the lowest tenth ends within the three at 1/3, the highest begins within the three at 11/3.
+    assert found == pytest.approx(np.quantile(means, [0.1, 0.9], method="inverted_cdf"))
+
+
+def test_runs_of_each_task_are_drawn_by_themselves() -> None:
+    """With tasks that differ by a constant, a mean over tasks varies as the mean of independent draws does."""
+    rng = np.random.default_rng(0)
+    runs = rng.normal(size=(8, 1)).repeat(4, 1) + [0.0, 10.0, 20.0, 30.0]  # the same runs in each of four tasks
+    mean = lambda x: x.mean(-1)  # noqa: E731
+    one, four = (np.subtract(*bootstrap_interval(some, mean)[::-1]) for some in (runs[:, :1], runs))
+    assert four == pytest.approx(one / 2, rel=0.05)  # drawn together, it would be as wide
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    mean = lambda x: x.mean(-1)  # noqa: E731
+    covered = 0
+    for number in range(200):
+        low, high = bootstrap_interval(rng.normal(3.0, 1.0, 30), mean, level=0.9, draws=400, seed=number)
+        covered += low <= 3.0 <= high
+    assert 0.83 <= covered / 200 <= 0.95  # percentile intervals of 30 are a little narrow
+
+
+def test_one_run_has_no_interval() -> None:
+    with pytest.raises(ValueError, match="two runs or more"):
+        bootstrap_interval(np.ones(1), lambda x: x.mean(-1))
+    assert "interval" not in runs_row("a", np.ones(1), "return")
+    row = runs_row("a", np.array([1.0, 2.0, 3.0, 10.0]), "return", 5)
+    assert (row["mean"], row["iqm"], row["n"], row["unit"], row["published"]) == (4, 2.5, 4, "return, over runs", 5)
+    assert 1 <= row["interval"][0] < 4 < row["interval"][1] <= 10
+    assert runs_row("a", np.array([1.0, 2.0, 3.0, 10.0]), "return", 5) == row  # drawn alike
+
+
+def test_a_chart_has_a_line_for_each_row(tmp_path) -> None:
+    rows = [runs_row("one", np.arange(4.0), "return"), runs_row("two", np.ones(1), "return")]
+    chart({"return": rows, "steps": rows[:1]}, tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").stat().st_size > 5000
+    with pytest.raises(ValueError, match="no rows"):
+        chart({"return": []}, tmp_path / "empty.png")
