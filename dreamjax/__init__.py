@@ -11,7 +11,7 @@ model, which is itself an environment; `worldmodels` and `dreamerv3` each make a
 `nets`, `distributions`, `returns` and `optim` are the mathematics, `replay` the data, `evolution` CMA-ES over the
 parameters of any policy, `planning` policies that need no training, `envs` the games. The rest touches disk and screen:
 `storage` keeps what survives a kill, `acting` acts in host environments, `training` runs for hours, `reporting` is what
-a person looks at.
+a person looks at, `play` the page on which a person meets an agent, `export` what makes agents travel.
 
 Names are imported when they are first used: `import dreamjax` alone starts neither JAX nor a game.
 """
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         nets as nets,
         optim as optim,
         planning as planning,
+        play as play,
         replay as replay,
         reporting as reporting,
         returns as returns,

@@ -13,7 +13,7 @@ agents reach in test episodes, each and on average; `agent.npz` the agent of the
 the committed runs reached, and how long they took: results/dreamerv3_jax_*/result.json.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,8 +26,7 @@ from dreamjax import rollout
 from dreamjax.dreamerv3 import Dreamer, DreamerConfig, DreamerParams, LoopConfig, agent_params, loop, model, scaled
 from dreamjax.dreamerv3.config import Size
 from dreamjax.dreamerv3.loop import LoopState
-from dreamjax.envs import brax, check_environment, craftax, gymnax, probes
-from dreamjax.envs.swingup import swingup
+from dreamjax.envs import check_environment, named
 from dreamjax.reporting import Section, curves, pages, result_row
 from dreamjax.storage import Change, MetricsLog, RunFolder, read_metrics, save_agent
 from dreamjax.training.experiment import Options, command, open_folder, read_command_line
@@ -36,16 +35,6 @@ from dreamjax.types import Array, Environment, Key, Metrics
 
 NAME = "dreamerv3_jax"
 MAY_CHANGE = dict.fromkeys(("iterations", "episodes", "checkpoint_every"), Change())  # in a folder, of one run
-TASKS: dict[str, Callable[[], Environment]] = {
-    "counter": probes.counter,
-    "remember": probes.remember,
-    "catch": probes.catch,
-    "dodge": partial(probes.dodge, observation="pixels"),
-    "dodge_state": partial(probes.dodge, observation="state"),
-    "swingup": swingup,
-    "swingup_state": partial(swingup, observation="state"),
-}
-SUITES: dict[str, Callable[[str], Environment]] = {"gymnax": gymnax.make, "craftax": craftax.make, "brax": brax.make}
 
 
 @dataclass(frozen=True)
@@ -82,22 +71,12 @@ SMOKE = Config("remember", "debug", seeds=2, iterations=6, loop=TINY, per_call=2
 PRESETS = {"cpu": Config(), "smoke": SMOKE}
 
 
-def make(task: str) -> Environment:
-    """Make the environment of a task: a probe, or what a suite knows by the name behind its own."""
-    suite, _, name = task.partition("_")
-    if task in TASKS:
-        return TASKS[task]()
-    if suite in SUITES:
-        return SUITES[suite](name)
-    raise SystemExit(f"unknown task {task!r}; there are {', '.join(TASKS)}, and those of {', '.join(SUITES)}")
-
-
 def save(run: RunFolder, cfg: DreamerConfig, environment: Environment, params: DreamerParams) -> None:
     """Store a trained agent, with the observations that some episodes open with, where its dreams begin."""
     agent, learned = model.make(cfg, environment.spec), agent_params(params)
     _, step = jax.vmap(environment.reset)(jax.random.split(jax.random.key(run.config.seed), 64))
     starts = jax.jit(jax.vmap(agent.model.encode, (None, 0)))(learned.model, step.observation)
-    save_agent(run.path / "agent.npz", cfg, agent, learned._replace(starts=starts))
+    save_agent(run.path / "agent.npz", cfg, agent, learned._replace(starts=starts), task=run.config.task)
 
 
 def train_agents(cfg: Config, run: RunFolder, dreamer: Dreamer, environment: Environment) -> DreamerParams:
@@ -181,7 +160,10 @@ def report(cfg: Config, run: RunFolder, returns: np.ndarray) -> None:
 def main() -> None:
     """Train, evaluate and report."""
     cfg, options = read_command_line(NAME, __doc__, PRESETS, Options)
-    environment, agent = make(cfg.task), scaled(cfg.agent, cfg.size)
+    try:
+        environment, agent = named.make(cfg.task), scaled(cfg.agent, cfg.size)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     check_environment(environment)
     dreamer = Dreamer.of(agent, environment.spec)
     run = open_folder(options.folder or Path("runs") / f"{cfg.task}-{cfg.size}-{cfg.seed}", cfg, MAY_CHANGE)

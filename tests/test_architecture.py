@@ -40,6 +40,7 @@ RANK = {
     "training": 6,
     "reporting": 7,
     "export": 8,
+    "play": 8,
 }
 LOOPS = 2  # the rank whose modules may import each other: a dream is rolled out
 
@@ -50,6 +51,7 @@ SUITES = {
 OWN_EXTRA = {f"dreamjax/envs/{name}.py": name for name in ("brax", "craftax", "gymnax")}  # and these, one each
 OWN_EXTRA["dreamjax/envs/car_racing.py"] = "envpool"  # for one of its engines
 OWN_EXTRA |= dict.fromkeys(["dreamjax/export/artefact.py", "dreamjax/storage/weights.py"], "export")
+OWN_EXTRA["dreamjax/play/server.py"] = "play"
 ADAPTERS = {"dreamjax/envs/dmc.py", "dreamjax/envs/gymnasium.py", "dreamjax/envs/vizdoom.py"}
 IMPURE_MODULES = {"argparse", "logging", "matplotlib", "random", "shutil", "socket", "subprocess", "tempfile", "time"}
 IMPURE_CALLS = {"open", "print", "input", "np.load", "np.save", "np.savez", "np.savez_compressed", "jax.debug.print"}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         gymnasium as gymnasium,
         gymnax as gymnax,
         host as host,
+        named as named,
         pixels as pixels,
         probes as probes,
         suites as suites,
