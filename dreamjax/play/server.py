@@ -12,6 +12,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -97,7 +98,7 @@ def app(offer: Offer, token: str | None = None) -> Starlette:
 
 
 def serve(offer: Offer, listening: socket.socket, token: str | None = None) -> None:
-    """Serve at a socket that listens, until SIGINT or SIGTERM."""
+    """Serve at a socket that listens, until Ctrl-C."""
     config = uvicorn.Config(
         app(offer, token),
         log_level="warning",
@@ -105,7 +106,8 @@ def serve(offer: Offer, listening: socket.socket, token: str | None = None) -> N
         ws_max_size=2**16,
         timeout_graceful_shutdown=5,
     )
-    uvicorn.Server(config).run([listening])
+    with suppress(KeyboardInterrupt):  # which comes once more when all games have ended
+        uvicorn.Server(config).run([listening])
 
 
 def pack(frame: Frame) -> bytes:

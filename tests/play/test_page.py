@@ -21,17 +21,19 @@ from tests.play.sessions import RESULTS, untrained
 pytestmark = pytest.mark.page
 LIMIT_S = 60.0  # of every wait, after which something is wrong
 
-# What is told with frames, one after the other, until `holds` is true of one, a function of (told, those before).
+# What is told with frames, from the one on the page on, until `holds` of (told, those before) is true of one.
 UNTIL = """
 const [holds, done] = [eval(arguments[0]), arguments[1]], before = [];
-const listen = ({detail}) => {
-  if (holds(detail, before)) {
-    document.removeEventListener("drawn", listen);
-    done(detail);
-  }
-  before.push(detail);
+const look = (one) => {
+  const is_it = holds(one, before);
+  before.push(one);
+  if (!is_it) return;
+  document.removeEventListener("drawn", listen);
+  done(one);
 };
+const listen = ({detail}) => look(detail);
 document.addEventListener("drawn", listen);
+look(told);  // while the game is paused, no other comes
 """
 # The columns of the pixels of a colour in a picture of the page, of its own pixels.
 COLUMNS = """
@@ -55,7 +57,7 @@ class Page:
         return self._driver
 
     def until(self, holds: str) -> dict[str, Any]:
-        """Wait for a frame of which a JavaScript function of (told, those before it) is true; return what is told."""
+        """Wait until a JavaScript function of (told, those before it) is true of a frame; return what is told."""
         return self.driver.execute_async_script(UNTIL, holds)
 
     def press(self, *keys: str) -> None:
@@ -201,7 +203,7 @@ def test_temperature_changes_the_dream(served: Callable[[Path], str], tab: Calla
     page.until("told => told.view === 'dream' && told.paused")
     for temperature in (0.1, 0.1, 3.0):
         page.slide("temperature", temperature)
-        page.until(f"told => told.temperature === {temperature}") if temperature == 3.0 else None
+        page.until(f"told => told.temperature === {temperature}")
         page.driver.execute_script("send({do: 'reset', number: 7})")
         page.until("told => told.number === 7 && told.dream.steps === 0")
         page.press(".")
@@ -226,7 +228,7 @@ def test_two_tabs_are_games_of_their_own(served: Callable[[Path], str], tab: Cal
 def test_numbers_step_seed_and_films(served: Callable[[Path], str], tab: Callable[[str], Page], tmp_path: Path) -> None:
     page = tab(catch(served, tmp_path))
     page.click("#pause")
-    page.until("told => told.paused") if not page.driver.execute_script("return told.paused") else None
+    page.until("told => told.paused")
     seed = page.driver.find_element(By.ID, "seed")
     seed.clear()
     seed.send_keys("12", Keys.ENTER)

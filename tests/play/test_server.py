@@ -23,8 +23,9 @@ from dreamjax.storage.agents import save_agent
 from tests.play.sessions import RESULTS, opened, stored
 
 CATCH = RESULTS / "dreamerv3_jax_catch"
-HOME = "http://127.0.0.1:8484"
-OWN = {"origin": HOME}  # of the page of this server
+HOST = "127.0.0.1:8484"
+HOME = f"http://{HOST}"
+OWN = {"origin": HOME, "host": HOST}  # of the page of this server
 TOKEN = "correcthorsebattery"
 
 
@@ -200,7 +201,10 @@ def test_a_game_that_cannot_begin_says_why(offer: server.Offer) -> None:
     ],
 )
 def test_other_pages_cannot_play(client: TestClient, headers: dict[str, str]) -> None:
-    with pytest.raises(WebSocketDisconnect), client.websocket_connect("/game", headers=headers) as socket:
+    with (
+        pytest.raises(WebSocketDisconnect),
+        client.websocket_connect("/game", headers={"host": HOST} | headers) as socket,
+    ):
         socket.receive_json()
 
 
@@ -210,7 +214,7 @@ def test_other_names_of_this_machine_are_refused(client: TestClient) -> None:
 
 
 def test_with_a_token_only_who_knows_it_comes_in(offer: server.Offer) -> None:
-    own = {"origin": "http://192.0.2.1:8484"}
+    own = {"origin": "http://192.0.2.1:8484", "host": "192.0.2.1:8484"}
     with TestClient(server.app(offer, TOKEN), base_url=own["origin"]) as client:
         for query in ("", "?token=", "?token=wrong", f"?token={TOKEN}x", "?token=%C3%A9"):
             assert client.get(f"/{query}").status_code == 403
@@ -221,7 +225,7 @@ def test_with_a_token_only_who_knows_it_comes_in(offer: server.Offer) -> None:
         assert page.status_code == 200 and page.headers["referrer-policy"] == "no-referrer"
         with client.websocket_connect(f"/game?token={TOKEN}", headers=own) as socket:
             assert socket.receive_json()["title"] == "catch"
-        foreign = {"origin": "http://evil.example"}
+        foreign = own | {"origin": "http://evil.example"}
         with (
             pytest.raises(WebSocketDisconnect),
             client.websocket_connect(f"/game?token={TOKEN}", headers=foreign) as socket,
@@ -279,7 +283,7 @@ def test_the_command_serves_until_it_is_interrupted() -> None:
             assert b"dream from here" in page.read()
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=60)
-    assert process.returncode in (0, 130, -signal.SIGINT) and "Traceback" not in told
+    assert process.returncode == 0 and "Traceback" not in told
 
 
 def test_without_the_extra_the_command_names_it() -> None:

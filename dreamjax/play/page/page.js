@@ -10,6 +10,7 @@ const SMALL = 520; // pixels; a narrower page shows two pictures side by side, n
 let about = null; // what the page offers: see server.Offer
 let told = null; // of the newest frame
 const held = []; // keys, in the order in which they were pressed
+const wished = {}; // settings that were sent, and that no frame has told yet
 const setTo = {}; // what entries of the action are set to, by number
 const history = []; // of steps: {real: {...}, dream: {...}, numbers: {...}}
 
@@ -22,11 +23,18 @@ socket.onclose = () => {
   if (byId("note").hidden) note("The server has ended this game. Load the page again to begin another.");
 };
 const send = (message) => socket.readyState === WebSocket.OPEN && socket.send(JSON.stringify(message));
-const set = (settings, event) => send({ set: settings, at: event ? event.timeStamp : performance.now() });
+const set = (settings, event) => {
+  for (const name of ["view", "actor", "paused"]) if (name in settings) wished[name] = settings[name];
+  send({ set: settings, at: event.timeStamp });
+};
+const now = (name) => (name in wished ? wished[name] : told[name]); // so that keys count that follow fast
 
 function hear(message) {
   if (message.refused) return note(message.refused);
-  if (message.misunderstood) return note(message.misunderstood);
+  if (message.misunderstood) {
+    for (const name of Object.keys(wished)) delete wished[name];
+    return note(message.misunderstood);
+  }
   about = message;
   byId("title").textContent = document.title = about.title;
   byId("value-row").hidden = !about.has_value;
@@ -50,6 +58,7 @@ let fps = 0, since = performance.now(), frames = 0, latest = 0, latency = null;
 function arrive(data) {
   const length = new DataView(data).getUint32(0, true);
   told = JSON.parse(new TextDecoder().decode(new Uint8Array(data, 4, length)));
+  for (const name of Object.keys(wished)) if (told[name] === wished[name]) delete wished[name];
   let at = 4 + length;
   const pictures = [];
   for (const [name, [height, width]] of Object.entries(told.pictures)) {
@@ -58,10 +67,10 @@ function arrive(data) {
   }
   drawWorlds(pictures);
   send({ drawn: told.frame });
-  const now = performance.now();
-  if (told.at > latest) [latest, latency] = [told.at, now - told.at];
+  const time = performance.now();
+  if (told.at > latest) [latest, latency] = [told.at, time - told.at];
   frames += 1;
-  if (now - since > 1000) [fps, since, frames] = [(1000 * frames) / (now - since), now, 0];
+  if (time - since > 1000) [fps, since, frames] = [(1000 * frames) / (time - since), time, 0];
   remember();
   write();
   document.dispatchEvent(new CustomEvent("drawn", { detail: told }));
@@ -192,9 +201,9 @@ const CHARTS = [["continues", "goes on", [0, 1]], ["surprise", "surprise"], ["va
 let steps = "", charted = 0;
 
 function remember() {
-  const now = JSON.stringify([told.number, told.real && told.real.steps, told.dream && told.dream.steps]);
-  if (now !== steps) {
-    steps = now;
+  const where = JSON.stringify([told.number, told.real && told.real.steps, told.dream && told.dream.steps]);
+  if (where !== steps) {
+    steps = where;
     history.push({ real: told.view !== "dream" && told.real, dream: told.view !== "real" && told.dream, numbers: told.numbers });
     if (history.length > HISTORY) history.shift();
   }
@@ -328,7 +337,7 @@ function choose(i, value, event) {
 function hold(keys, event) {
   for (const key of keys) if (!held.includes(key)) held.push(key);
   mark();
-  set(told && told.actor === "agent" ? { held, actor: "person" } : { held }, event);
+  set(told && now("actor") === "agent" ? { held, actor: "person" } : { held }, event);
 }
 
 function release(keys, event) {
@@ -347,15 +356,15 @@ function mark() {
 
 const orders = {
   enter: () => send({ do: "enter" }),
-  pause: (event) => set({ paused: !told.paused }, event),
+  pause: (event) => set({ paused: !now("paused") }, event),
   step: (event) => {
-    if (!told.paused) set({ paused: true }, event);
+    if (!now("paused")) set({ paused: true }, event);
     else send({ do: "step" });
   },
   reset: () => send(seedTyped()),
   record: () => send({ do: "record" }),
-  view: (event) => set({ view: about.views[(about.views.indexOf(told.view) + 1) % about.views.length] }, event),
-  actor: (event) => set({ actor: told.actor === "agent" ? "person" : "agent" }, event),
+  view: (event) => set({ view: about.views[(about.views.indexOf(now("view")) + 1) % about.views.length] }, event),
+  actor: (event) => set({ actor: now("actor") === "agent" ? "person" : "agent" }, event),
   warmer: (event) => nudge("temperature", 1, event),
   colder: (event) => nudge("temperature", -1, event),
   faster: (event) => nudge("speed", 25, event),
