@@ -8,7 +8,7 @@ ADAPTERS := .venv-adapters
 CHIPS := h100 v5e
 
 .DELETE_ON_ERROR:
-.PHONY: help test test-adapters demo lint format table benchmarks accelerators clean
+.PHONY: help test test-adapters test-page demo lint format table benchmarks accelerators clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.12]"
@@ -21,6 +21,13 @@ test: lint ## install, lint, check the types, run the tests
 test-adapters: $(ADAPTERS)/test.stamp ## try gymnax, Craftax, Brax and EnvPool, in a venv of their own: they hold packages back
 	@echo "==> tests of the adapters"
 	@$(ADAPTERS)/bin/python -m pytest -rs tests/envs/test_gymnax.py tests/envs/test_craftax.py tests/envs/test_brax.py tests/envs/test_envpool.py
+
+test-page: $(VENV)/test.stamp ## try the page of `python -m dreamjax.play` in Chromium, without a screen
+	@for program in chromium chromedriver; do command -v $$program >/dev/null || { \
+		echo "the page is tried in Chromium, and there is no $$program; on Debian or Ubuntu, as root:" >&2; \
+		echo "    apt-get update && apt-get install -y --no-install-recommends chromium chromium-driver" >&2; exit 1; }; done
+	@echo "==> tests of the page"
+	@$(BIN)/python -m pytest -m page tests/play tests/test_benchmarks.py
 
 lint: $(VENV)/test.stamp ## ruff and mypy
 	@echo "==> ruff, mypy"
@@ -40,7 +47,7 @@ table: $(VENV)/test.stamp ## write what experiments and benchmarks measured into
 	@$(BIN)/python -m dreamjax.reporting.tables
 
 benchmarks: $(VENV)/test.stamp ## run every benchmark; each writes its rows to benchmarks/results
-	@set -e; for script in $(filter-out %/accelerator_programs.py,$(wildcard benchmarks/*.py)); do \
+	@set -e; for script in $(filter-out %/accelerator_programs.py %/play.py,$(wildcard benchmarks/*.py)); do \
 		echo "==> $$script"; $(BIN)/python "$$script"; done
 
 accelerators: $(CHIPS:%=.venv-%/benchmark.stamp) ## count what a GPU and a TPU that are not here would do; in venvs of their own (hours)

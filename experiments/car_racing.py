@@ -188,7 +188,7 @@ def main() -> None:
     last = f"iteration-{cfg.iterative.iterations:02}" if name == "full-dream" else "evolve"
     if not (run.stage_done(f"{name}-{last}") and path.exists()):
         agent = model.make(world, car_racing_spec(cfg.max_steps))
-        save_agent(path, world, agent, train(cfg, run, key_make, name, agent))
+        save_agent(path, world, agent, train(cfg, run, key_make, name, agent), task=NAME)
     agent, params = load(path)
     films = {t: f"{name}-at-{t:.2f}.mp4" for t in cfg.film_temperatures}
     for t, film in films.items():

@@ -140,7 +140,7 @@ def main() -> None:
     pin(run.path, "agent", fingerprint(begun, code=False))
     last = f"iterated-iteration-{cfg.iterative.iterations:02}"
     if not (run.stage_done(last) and (run.path / "agent.npz").exists()):
-        save_agent(run.path / "agent.npz", DOOM, agent, train(cfg, run, key_train, agent, begun))
+        save_agent(run.path / "agent.npz", DOOM, agent, train(cfg, run, key_train, agent, begun), task="take_cover")
     _, iterated = load(run.path)
     rows = score(cfg, run, key_evaluate, agent, {"begun": begun, "iterated": iterated})
     film = run.path / "dream_and_real.mp4", agent, iterated, make_env(cfg), key_evaluate

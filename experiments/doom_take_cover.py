@@ -172,7 +172,7 @@ def main() -> None:
     run = run_folder(NAME, cfg, options, may_change=MAY_CHANGE)
     if not (run.stage_done("evolve") and (run.path / "agent.npz").exists()):
         agent = model.make(DOOM, take_cover_spec(cfg.max_steps))
-        save_agent(run.path / "agent.npz", DOOM, agent, train(cfg, run, agent))
+        save_agent(run.path / "agent.npz", DOOM, agent, train(cfg, run, agent), task="take_cover")
     report(cfg, run, *load(run.path))
 
 

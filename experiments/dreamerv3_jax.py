@@ -89,7 +89,7 @@ def save(run: RunFolder, environment: Environment, params: DreamerParams) -> Non
     agent, learned = model.make(cfg, environment.spec), agent_params(jax.tree.map(lambda leaf: leaf[0], params))
     _, step = jax.vmap(environment.reset)(jax.random.split(jax.random.key(run.config.seed), 64))
     starts = jax.jit(jax.vmap(agent.model.encode, (None, 0)))(learned.model, step.observation)
-    save_agent(run.path / "agent.npz", cfg, agent, learned._replace(starts=starts))
+    save_agent(run.path / "agent.npz", cfg, agent, learned._replace(starts=starts), task=run.config.task)
 
 
 def train_agents(cfg: Config, run: RunFolder, dreamer: Dreamer, environment: Environment) -> DreamerParams:

@@ -127,7 +127,7 @@ def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, agent: Agent
     params = params._replace(policy=found.mean)
     with run.stage("evaluate"):
         if n in (0, cfg.iterations - 1):
-            save_agent(run.path / f"agent-{n + 1:02}.npz", world(cfg), agent, params)
+            save_agent(run.path / f"agent-{n + 1:02}.npz", world(cfg), agent, params, task="swingup_both")
             key_real, key_dream = jax.random.split(key_film)
             real = np.asarray(act(agent, params, key_real, 1, STEPS + 1).step.observation["image"][0])
             panels = {"its dream": films.film_dream(agent, params, key_dream, STEPS), "the real environment": real}

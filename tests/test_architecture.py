@@ -41,6 +41,7 @@ RANK = {
     "reporting": 7,
     "export": 8,
     "launch": 8,
+    "play": 8,
     "trust": 8,
 }
 LOOPS = 2  # the rank whose modules may import each other: a dream is rolled out
@@ -53,6 +54,7 @@ OWN_EXTRA = {f"dreamjax/envs/{name}.py": name for name in ("brax", "craftax", "g
 OWN_EXTRA["dreamjax/envs/car_racing.py"] = "envpool"  # for one of its engines
 OWN_EXTRA |= dict.fromkeys(["dreamjax/export/artefact.py", "dreamjax/storage/weights.py"], "export")
 OWN_EXTRA |= {"dreamjax/launch/jobs.py": "slurm", "dreamjax/storage/trackers.py": "wandb trackio"}
+OWN_EXTRA["dreamjax/play/server.py"] = "play"
 ADAPTERS = {"dreamjax/envs/dmc.py", "dreamjax/envs/gymnasium.py", "dreamjax/envs/vizdoom.py"}
 IMPURE_MODULES = {"argparse", "logging", "matplotlib", "random", "shutil", "socket", "subprocess", "tempfile", "time"}
 IMPURE_CALLS = {"open", "print", "input", "np.load", "np.save", "np.savez", "np.savez_compressed", "jax.debug.print"}

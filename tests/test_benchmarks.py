@@ -14,6 +14,7 @@ REPO = Path(__file__).resolve().parents[1]
     [
         *("accelerator_programs", "car_racing", "dream_throughput", "dreamerv3_loops", "dreamerv3_update"),
         *("evaluation", "training_throughput"),
+        pytest.param("play", marks=pytest.mark.page),
     ],
 )
 def test_benchmark_runs(name: str) -> None:

@@ -99,6 +99,10 @@ class Atari(gymnasium.Env[np.ndarray, np.integer]):
                 break
         return self._observe(), reward, terminated, False, {}
 
+    def get_action_meanings(self) -> list[str]:
+        """What each action is, such as "UPFIRE", under the name that Gymnasium's Atari has for it."""
+        return [action.name for action in self._actions]
+
     def render(self) -> np.ndarray | None:
         """The whole picture of the emulator, uint8 [height, 160, 3]; most games are 210 high."""
         return None if self.render_mode is None else self._game.getScreenRGB()

@@ -55,6 +55,10 @@ class Crafter(gymnasium.Env[np.ndarray, np.integer]):
         last = {"achievements": info["achievements"]} if done else {}
         return observation, float(reward), terminated, done and not terminated, last
 
+    def get_action_meanings(self) -> list[str]:
+        """What each action is, such as "move_left"."""
+        return list(crafter.constants.actions)
+
     def render(self) -> np.ndarray | None:
         """A picture for people, uint8 [288, 288, 3], or None; drawing it changes nothing in the game."""
         if self._game is None or self.render_mode is None:

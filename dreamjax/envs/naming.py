@@ -1,25 +1,46 @@
-"""Environments by what a command line calls them: a task of `suites`, or "package.module:factory"."""
+"""Environments by what a command line calls them: a name of `jitted` or `suites`, or "package.module:factory"."""
 
 from collections.abc import Callable
 from importlib import import_module
 
 import gymnasium
 
-from dreamjax.envs import suites
+from dreamjax.envs import jitted, suites
 from dreamjax.types import Environment
+
+WORLD_MODELS = ("take_cover", "car_racing")  # as Ha & Schmidhuber 2018 have them; those of `suites` are DreamerV3's
 
 
 def find(name: str) -> Environment | Callable[[], gymnasium.Env]:
     """Find an environment by its name: a pure one, or what makes one for the host.
 
-    "dmc_walker_walk" is a task, as `suites.task` adapts it; "dreamjax.envs.vizdoom:TakeCover" and
-    "dreamjax.envs.probes:catch" are what makes an environment of Gymnasium, or a pure one, without arguments.
+    Names are "take_cover" and "car_racing" of *World Models*, those of `jitted`, such as "catch", those of `suites`, such
+    as "dmc_walker_walk", and what makes an environment of Gymnasium, or a pure one, without arguments, such as
+    "dreamjax.envs.vizdoom:TakeCover".
 
-    Raises: ValueError for a name that is neither, and for what makes something else; ImportError as the module does.
+    Raises: ValueError for a name that is none of these, and for what makes something else; ImportError as modules do,
+        where an extra is missing.
     """
-    module, colon, factory = name.partition(":")
-    if not colon or module.startswith("gym_"):  # "gym_my_package:MyEnv-v0" is a task as well
+    if name == "take_cover":
+        from dreamjax.envs.vizdoom import TakeCover
+
+        return TakeCover
+    if name == "car_racing":
+        from dreamjax.envs.car_racing import CarRacing
+
+        return CarRacing
+    if jitted.is_named(name):
+        return jitted.make(name)
+    if name.partition("_")[0] in suites.SUITES:  # "gym_my_package:MyEnv-v0" has a colon as well
         return suites.task(name).make_env
+    if ":" in name:
+        return _imported(name)
+    known = [*WORLD_MODELS, *jitted.OWN, *(f"{suite}_..." for suite in (*jitted.SUITES, *suites.SUITES))]
+    raise ValueError(f"unknown environment {name!r}; there are {', '.join(known)}, or name package.module:factory")
+
+
+def _imported(name: str) -> Environment | Callable[[], gymnasium.Env]:
+    module, _, factory = name.partition(":")
     try:
         make = getattr(import_module(module), factory)
     except AttributeError:

@@ -41,6 +41,16 @@ class _FormerParams(NamedTuple):
     starts: PyTree
 
 
+class Stored(NamedTuple):
+    """All that is stored of a trained agent."""
+
+    config: Config
+    agent: Agent
+    params: AgentParams
+    value: Params | None  # of the critic, which only the checkpoints of a DreamerV3 run hold
+    task: str | None  # name of the environment that it was trained in, where that is known
+
+
 def describe(folder: str | os.PathLike[str], cfg: Config, spec: EnvSpec) -> None:
     """Write `agent.json` in a run folder, so that `load` can read the agent in its checkpoints."""
     _describe(Path(folder) / f"{_NAME}.json", cfg, spec)
@@ -63,10 +73,13 @@ def read_starts(folder: str | os.PathLike[str], spec: EnvSpec) -> PyTree | None:
     return fit_arrays(arrays, {"starts": like}, os.fspath(path))["starts"]
 
 
-def save_agent(path: str | os.PathLike[str], cfg: Config, agent: Agent, params: AgentParams) -> None:
+def save_agent(
+    path: str | os.PathLike[str], cfg: Config, agent: Agent, params: AgentParams, *, task: str | None = None
+) -> None:
     """Write the parameters of an agent in float16, half their size, and beside them, in JSON, what it is.
 
-    `agent` is what `make(cfg, spec)` returned. Equal agents make equal bytes.
+    `agent` is what `make(cfg, spec)` returned. `task` names its environment for `python -m dreamjax.play`. Equal agents
+    make equal bytes.
 
     Raises: ValueError if `path` ends in neither .npz nor .safetensors, if the same name is there in the other format,
         or a parameter is too large for float16.
@@ -78,7 +91,7 @@ def save_agent(path: str | os.PathLike[str], cfg: Config, agent: Agent, params: 
     if existing := [other.name for other in others if other.exists()]:
         raise ValueError(f"{path.parent} holds {existing[0]}, whose description {path.name} would replace: rename one")
     starts = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params.starts)  # no file holds bfloat16
-    _describe(path.with_suffix(".json"), cfg, agent.model.spec)
+    _describe(path.with_suffix(".json"), cfg, agent.model.spec, task)
     save_weights(path, params._replace(starts=starts), np.float16)  # last: what is there can be loaded
 
 
@@ -95,8 +108,8 @@ def load(path: str | os.PathLike[str]) -> tuple[Agent, AgentParams]:
         ModuleNotFoundError: they are a .safetensors, and the extra "export" is not installed.
         ValueError: the agent was made by another version of dreamjax; the message lists the differences.
     """
-    _, agent, params = _load(Path(path))
-    return agent, params
+    found = read_stored(path)
+    return found.agent, found.params
 
 
 def load_learned(path: str | os.PathLike[str]) -> dict[str, PyTree]:
@@ -104,19 +117,20 @@ def load_learned(path: str | os.PathLike[str]) -> dict[str, PyTree]:
 
     Raises: as `load` does.
     """
-    path = Path(path)
-    if path.is_dir() and not any((path / f"{_NAME}{suffix}").exists() for suffix in SUFFIXES):
-        return _restored(path)[2]._asdict()
-    params = _load(path)[2]
-    return {"model": params.model, "policy": params.policy}
+    found = read_stored(path)
+    value = {} if found.value is None else {"value": found.value}
+    return {"model": found.params.model, "policy": found.params.policy} | value
 
 
 def copy_agent(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Write what `load` reads at `source` to another file, in the format of its suffix. Raises: as both do."""
-    save_agent(target, *_load(Path(source)))
+    found = read_stored(source)
+    save_agent(target, found.config, found.agent, found.params, task=found.task)
 
 
-def _load(path: Path) -> tuple[Config, Agent, AgentParams]:
+def read_stored(path: str | os.PathLike[str]) -> Stored:
+    """Read all that is stored of the agent that `load` reads. Raises: as `load` does."""
+    path = Path(path)
     if path.is_dir():
         files = [path / f"{_NAME}{suffix}" for suffix in SUFFIXES]
         stored = [file for file in files if file.exists()]
@@ -125,8 +139,8 @@ def _load(path: Path) -> tuple[Config, Agent, AgentParams]:
         path = stored[0]
     if not path.exists():
         raise FileNotFoundError(f"there is no agent at {path}: {_hint(path.parent)}")
-    cfg, agent = _described(path.with_suffix(".json"))
-    return cfg, agent, _load_params(path, agent)
+    cfg, agent, task = _described(path.with_suffix(".json"))
+    return Stored(cfg, agent, _load_params(path, agent), None, task)
 
 
 def _hint(folder: Path) -> str:
@@ -136,39 +150,34 @@ def _hint(folder: Path) -> str:
     return f"{folder} has {', '.join(files)}" if files else "name a file of save_agent, or train first"
 
 
-def _load_run(folder: Path) -> tuple[Config, Agent, AgentParams]:
+def _load_run(folder: Path) -> Stored:
     """Read the agent in the newest checkpoint of a run, and where its dreams begin."""
-    cfg, agent, learned = _restored(folder)
-    params = dreamer.agent_params(learned)
-    first = read_starts(folder, agent.model.spec)
-    if first is not None:
-        params = params._replace(starts=jax.jit(jax.vmap(agent.model.encode, (None, 0)))(params.model, first))
-    return cfg, agent, params
-
-
-def _restored(folder: Path) -> tuple[Config, Agent, DreamerParams]:
-    """Read everything that a run of DreamerV3 has learned from its newest checkpoint."""
     if not (folder / "checkpoints").exists():
         raise FileNotFoundError(f"{folder} holds neither a stored agent nor checkpoints: {_hint(folder)}")
-    cfg, agent = _described(folder / f"{_NAME}.json")
+    cfg, agent, task = _described(folder / f"{_NAME}.json")
     if not isinstance(cfg, DreamerConfig):
         raise FileNotFoundError(f"{folder} holds no stored agent yet: its training is not finished")
     like = jax.eval_shape(partial(dreamer_learner.init, dreamer.Dreamer.of(cfg, agent.model.spec)), jax.random.key(0))
     found = Checkpoints(folder / "checkpoints").restore(like)
     if found is None:
         raise FileNotFoundError(f"there is no checkpoint in {folder / 'checkpoints'}: train first")
-    return cfg, agent, found[1].params
+    params = dreamer.agent_params(found[1].params)
+    first = read_starts(folder, agent.model.spec)
+    if first is not None:
+        params = params._replace(starts=jax.jit(jax.vmap(agent.model.encode, (None, 0)))(params.model, first))
+    return Stored(cfg, agent, params, found[1].params.value, task)
 
 
-def _describe(path: Path, cfg: Config, spec: EnvSpec) -> None:
+def _describe(path: Path, cfg: Config, spec: EnvSpec, task: str | None = None) -> None:
     names = [name for name, kind in _SYSTEMS.items() if isinstance(cfg, kind)]
     if not names:
         raise ValueError(f"an agent is described by a WorldModelConfig or a DreamerConfig, got {type(cfg).__name__}")
-    write_json(path, {"system": names[0], "config": jsonable(cfg), "spec": spec_to_json(spec)})
+    named = {} if task is None else {"task": task}
+    write_json(path, {"system": names[0], **named, "config": jsonable(cfg), "spec": spec_to_json(spec)})
 
 
-def _described(path: Path) -> tuple[Config, Agent]:
-    """Make the agent that a description names."""
+def _described(path: Path) -> tuple[Config, Agent, str | None]:
+    """Make the agent that a description names; also its task, which the configuration of its run may name instead."""
     try:
         written = read_json(path)
     except FileNotFoundError as error:
@@ -180,12 +189,15 @@ def _described(path: Path) -> tuple[Config, Agent]:
         kind = _SYSTEMS[written["system"]]
         cfg, spec = read_config(kind, written["config"]), spec_from_json(written["spec"])
         make: Any = world_model.make if kind is WorldModelConfig else dreamer.make
-        return cfg, make(cfg, spec)
+        agent = make(cfg, spec)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{path} does not describe an agent of this version of dreamjax ({error!r}): load it with the version that "
             "wrote it, or train the agent again"
         ) from error
+    run = path.parent / "config.json"
+    task = written.get("task") or (read_json(run).get("task") if run.exists() else None)
+    return cfg, agent, task
 
 
 def _load_params(path: Path, agent: Agent) -> AgentParams:

@@ -1,7 +1,7 @@
-"""python -m dreamjax.trust AGENT --env NAME: measure how far an agent's dreams can be trusted.
+"""python -m dreamjax.trust AGENT: measure how far an agent's dreams can be trusted.
 
-NAME is a task, such as dmc_walker_walk, or what makes an environment: dreamjax.envs.vizdoom:TakeCover. In the folder of
-the agent, or in --into, this writes trust.json and trust.png, and a section into summary.html if that is there.
+Where its file does not say which environment it was trained in, --env names it: a task, such as dmc_walker_walk, or what
+makes an environment, such as dreamjax.envs.vizdoom:TakeCover. In the folder of the agent, or in --into, this writes trust.json and trust.png, and a section into summary.html if that is there.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import jax
 from dreamjax.envs import naming
 from dreamjax.reporting.pages import put_section
 from dreamjax.reporting.results import show_rows, write_result
-from dreamjax.storage.agents import load
+from dreamjax.storage.agents import read_stored
 from dreamjax.storage.leaves import CheckpointError
 from dreamjax.training.devices import keep_compiled_programs, keep_freed_memory
 from dreamjax.trust.measurement import DEFAULT, TrustConfig, few, measure, rows
@@ -26,7 +26,7 @@ def main() -> None:
     default = DEFAULT
     parser = argparse.ArgumentParser(prog="python -m dreamjax.trust", description=__doc__)
     parser.add_argument("agent", type=Path, help="a file of save_agent, or the folder of a run")
-    parser.add_argument("--env", required=True, help="the environment it was trained for")
+    parser.add_argument("--env", help="the environment it was trained in, if its file does not say so")
     parser.add_argument("--into", type=Path, help="folder for what is written")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
     parser.add_argument("--temperatures", type=float, nargs="+", default=default.temperatures)
@@ -39,19 +39,22 @@ def main() -> None:
     into = chosen.into or (chosen.agent if chosen.agent.is_dir() else chosen.agent.parent)
     try:
         cfg = TrustConfig(chosen.episodes, tuple(chosen.temperatures), chosen.samples, chosen.pieces, chosen.max_steps)
-        agent, params = load(chosen.agent)
-        measured = measure(agent, params, naming.find(chosen.env), jax.random.key(chosen.seed), cfg).measured
+        stored = read_stored(chosen.agent)
+        name = chosen.env or stored.task
+        if name is None:
+            raise ValueError(f"{chosen.agent} does not say which environment it was trained in: name it with --env")
+        measured = measure(stored.agent, stored.params, naming.find(name), jax.random.key(chosen.seed), cfg).measured
     except (FileNotFoundError, ImportError, CheckpointError, ValueError, gymnasium.error.Error) as error:
         parser.error(str(error))
     into.mkdir(parents=True, exist_ok=True)
-    of = f"python -m dreamjax.trust {chosen.agent} --env {chosen.env} --seed {chosen.seed}"
+    of = f"python -m dreamjax.trust {chosen.agent} --env {name} --seed {chosen.seed}"
     settings = [
         f"--{name.replace('_', '-')} {_text(value)}"
         for name, value in vars(cfg).items()
         if value != getattr(default, name)
     ]
     command, seconds = " ".join([of, *settings]), time.monotonic() - begun
-    write_result(into / "trust.json", "trust", chosen.env, command, [chosen.seed], seconds, rows(measured))
+    write_result(into / "trust.json", "trust", name, command, [chosen.seed], seconds, rows(measured))
     section = show(into, measured)
     show_rows(rows(few(measured)))
     if section.warning:

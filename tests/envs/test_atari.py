@@ -98,6 +98,10 @@ def test_in_a_vector_environment():
     vector.close()
 
 
+def test_actions_are_named_as_gymnasium_names_them() -> None:
+    assert Atari("pong", **FEW).get_action_meanings() == ["NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE"]
+
+
 def test_bad_settings_are_refused_and_names_are_those_of_the_publications():
     with pytest.raises(ValueError, match="unknown game 'chess'; there are adventure, "):
         Atari("chess")

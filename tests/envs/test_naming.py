@@ -18,12 +18,14 @@ def test_a_task_a_class_and_what_makes_a_pure_environment_are_found() -> None:
     assert naming.find("dreamjax.envs.vizdoom:TakeCover") is TakeCover
     catch = naming.find("dreamjax.envs.probes:catch")
     assert isinstance(catch, Environment) and catch.spec.max_steps == 3
+    assert naming.find("take_cover") is TakeCover
+    assert naming.find("catch").spec == catch.spec
 
 
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("chess", "unknown suite 'chess'"),
+        ("chess", "unknown environment 'chess'"),
         ("dreamjax.envs.probes:checkers", "dreamjax.envs.probes has no 'checkers'"),
         ("dreamjax.envs.probes:FRAME", "not a function or class"),
     ],

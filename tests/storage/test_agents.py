@@ -17,7 +17,7 @@ from dreamjax.dreamerv3.config import debug
 from dreamjax.envs import probes
 from dreamjax.envs.car_racing import car_racing_spec
 from dreamjax.envs.vizdoom import take_cover_spec
-from dreamjax.storage.agents import copy_agent, describe, load, save_agent
+from dreamjax.storage.agents import copy_agent, describe, load, read_stored, save_agent
 from dreamjax.storage.checkpoints import Checkpoints
 from dreamjax.storage.leaves import CheckpointError
 from dreamjax.types import Agent, AgentParams, Step
@@ -158,6 +158,11 @@ def test_a_run_folder_gives_the_agent_of_its_newest_checkpoint(tmp_path: Path) -
     assert agent is dreamerv3.model.make(DREAMER, SPEC) and back.starts == ()
     expected = AgentParams(new.params.model, new.params.policy)
     jax.tree.map(np.testing.assert_array_equal, back, expected)
+    found = read_stored(tmp_path)
+    assert found.config == DREAMER and found.task is None
+    jax.tree.map(np.testing.assert_array_equal, found.value, new.params.value)
+    (tmp_path / "config.json").write_text('{"task": "counter", "seed": 0}')  # of the run
+    assert read_stored(tmp_path).task == "counter"
     (tmp_path / "agent.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"agent\.json is missing"):
         load(tmp_path)
