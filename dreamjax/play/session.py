@@ -125,7 +125,7 @@ class Session:
         self._frames += 1
         pictures = self._pictures(now)
         if self._film and steps:
-            self._film.add(pictures)
+            self._add_to_film(pictures)
         return Frame(self._tell(now), pictures)
 
     def close(self) -> None:
@@ -256,7 +256,15 @@ class Session:
         except (ModuleNotFoundError, OSError) as error:
             self._note = f"no film: {error}"
             return
-        self._film.add(pictures)
+        self._add_to_film(pictures)
+
+    def _add_to_film(self, pictures: dict[str, np.ndarray]) -> None:
+        """Add a frame; where that fails, as on a full disk, the game goes on without a film."""
+        try:
+            if self._film and pictures:
+                self._film.add(pictures)
+        except OSError as error:
+            self._note, self._film = f"the film has ended: {error}", None
 
     def _draw(self) -> int:
         """Return a number that no other call of this episode has, to fold into the key."""
