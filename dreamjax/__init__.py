@@ -11,8 +11,8 @@ model, which is itself an environment; `worldmodels` and `dreamerv3` each make a
 `nets`, `distributions`, `returns` and `optim` are the mathematics, `replay` the data, `evolution` CMA-ES over the
 parameters of any policy, `planning` policies that need no training, `envs` the games. The rest touches disk and screen:
 `storage` keeps what survives a kill, `acting` acts in host environments, `training` runs for hours, `reporting` is what
-a person looks at, `play` the page on which a person meets an agent, `trust` how far its dreams hold, `export` what makes
-agents travel, `launch` jobs of experiments.
+a person looks at, `play` the page on which a person meets an agent, `trust` how far its dreams hold, `export` what
+makes agents travel, `launch` jobs of experiments.
 
 Names are imported when they are first used: `import dreamjax` alone starts neither JAX nor a game.
 """

@@ -14,8 +14,8 @@ WORLD_MODELS = ("take_cover", "car_racing")  # as Ha & Schmidhuber 2018 have the
 def find(name: str) -> Environment | Callable[[], gymnasium.Env]:
     """Find an environment by its name: a pure one, or what makes one for the host.
 
-    Names are "take_cover" and "car_racing" of *World Models*, those of `jitted`, such as "catch", those of `suites`, such
-    as "dmc_walker_walk", and what makes an environment of Gymnasium, or a pure one, without arguments, such as
+    Names are "take_cover" and "car_racing" of *World Models*, those of `jitted`, such as "catch", those of `suites`,
+    such as "dmc_walker_walk", and what makes an environment of Gymnasium, or a pure one, without arguments, such as
     "dreamjax.envs.vizdoom:TakeCover".
 
     Raises: ValueError for a name that is none of these, and for what makes something else; ImportError as modules do,

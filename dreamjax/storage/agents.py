@@ -16,7 +16,6 @@ import numpy as np
 
 from dreamjax.dreamerv3 import learner as dreamer_learner, model as dreamer
 from dreamjax.dreamerv3.config import DreamerConfig
-from dreamjax.dreamerv3.model import DreamerParams
 from dreamjax.storage.atomic import jsonable, read_json, write_json
 from dreamjax.storage.checkpoints import Checkpoints
 from dreamjax.storage.configs import read_config

@@ -1,7 +1,8 @@
 """python -m dreamjax.trust AGENT: measure how far an agent's dreams can be trusted.
 
-Where its file does not say which environment it was trained in, --env names it: a task, such as dmc_walker_walk, or what
-makes an environment, such as dreamjax.envs.vizdoom:TakeCover. In the folder of the agent, or in --into, this writes trust.json and trust.png, and a section into summary.html if that is there.
+Where its file does not say which environment it was trained in, --env names it: a task, such as dmc_walker_walk, or
+what makes an environment, such as dreamjax.envs.vizdoom:TakeCover. In the folder of the agent, or in --into, this
+writes trust.json and trust.png, and a section into summary.html if that is there.
 """
 
 import argparse
@@ -40,21 +41,21 @@ def main() -> None:
     try:
         cfg = TrustConfig(chosen.episodes, tuple(chosen.temperatures), chosen.samples, chosen.pieces, chosen.max_steps)
         stored = read_stored(chosen.agent)
-        name = chosen.env or stored.task
-        if name is None:
+        task = chosen.env or stored.task
+        if task is None:
             raise ValueError(f"{chosen.agent} does not say which environment it was trained in: name it with --env")
-        measured = measure(stored.agent, stored.params, naming.find(name), jax.random.key(chosen.seed), cfg).measured
+        measured = measure(stored.agent, stored.params, naming.find(task), jax.random.key(chosen.seed), cfg).measured
     except (FileNotFoundError, ImportError, CheckpointError, ValueError, gymnasium.error.Error) as error:
         parser.error(str(error))
     into.mkdir(parents=True, exist_ok=True)
-    of = f"python -m dreamjax.trust {chosen.agent} --env {name} --seed {chosen.seed}"
+    of = f"python -m dreamjax.trust {chosen.agent} --env {task} --seed {chosen.seed}"
     settings = [
         f"--{name.replace('_', '-')} {_text(value)}"
         for name, value in vars(cfg).items()
         if value != getattr(default, name)
     ]
     command, seconds = " ".join([of, *settings]), time.monotonic() - begun
-    write_result(into / "trust.json", "trust", name, command, [chosen.seed], seconds, rows(measured))
+    write_result(into / "trust.json", "trust", task, command, [chosen.seed], seconds, rows(measured))
     section = show(into, measured)
     show_rows(rows(few(measured)))
     if section.warning:
