@@ -1,11 +1,12 @@
 """Another library's DreamerV3, which makes an update when it is told to: `python -m benchmarks.peers LIBRARY TASK`.
 
 `dreamerv3_update.py` starts this in a Python that has the library, since it needs other packages than dreamjax; nothing
-of dreamjax is imported here. TASK is JSON: `config`, a `DreamerConfig`; `observation`, names and shapes; `action`, how
-many values or classes it has, and `discrete`, which of the two; `batch` and `length`.
+of dreamjax is imported here. TASK is JSON: `size`, a name; `config`, a `DreamerConfig` of that size; `observation`, a
+list of shapes; `actions`, how many classes or values an action has, and `discrete`, which of the two; `batch` and
+`length`; and `compiled`, whether the library shall compile its update.
 
 The first line that comes back is JSON as well, with the `versions` of the library and of PyTorch and the number of
-`parameters`. From then on every line that arrives makes an update, and its loss comes back.
+`parameters`. From then on every line that arrives makes an update, and a number of what it computed comes back.
 """
 
 import importlib
