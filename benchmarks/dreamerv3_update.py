@@ -9,9 +9,9 @@ The batch is as published, 16 sequences of 64 steps, of 15 imagined steps each, 
 of 64 x 64 and one discrete action) and walker's (vectors and a continuous action). The published code updates in turn
 with ours, in the same process, where a checkout is given: it needs elements, ninjax, portal, einops, granular, scope
 and ruamel.yaml installed. sheeprl and TorchRL, in PyTorch, need other packages than ours: at 1m they update in turn as
-well, on as many threads, each in a process of its own (`peers/`), as they come and with their option to compile. The
-arithmetic that an update needs is compared with what the same machine does, in turn, in a plain product of 1024 x 1024
-matrices.
+well, on as many threads, each in a process of its own (`peers/`), as they come, and with `--compiled` once more, with
+their option to compile. The arithmetic that an update needs is compared with what the same machine does, in turn, in a
+plain product of 1024 x 1024 matrices.
 """
 
 import argparse
@@ -128,12 +128,12 @@ def has(python: str, package: str) -> bool:
         return False
 
 
-def tasks(name: str, cfg: DreamerConfig, kind: str, batch: int, length: int) -> list[dict[str, Any]]:
-    """Describe for `peers/` what is updated, as it comes and compiled."""
+def task_of(name: str, cfg: DreamerConfig, kind: str, batch: int, length: int) -> dict[str, Any]:
+    """Describe for `peers/` what is updated."""
     observed, acted = SPACES[kind]
     action = acted["action"]
     discrete = np.issubdtype(action.dtype, np.integer)
-    task = {
+    return {
         "size": "1m" if name == "debug" else name,
         "config": asdict(cfg),
         "observation": [space.shape for space in observed.values()],
@@ -142,7 +142,6 @@ def tasks(name: str, cfg: DreamerConfig, kind: str, batch: int, length: int) -> 
         "batch": batch,
         "length": length,
     }
-    return [task | {"compiled": compiled} for compiled in (False, True)]
 
 
 @contextmanager
@@ -154,21 +153,23 @@ def peer(library: str, python: str, task: dict[str, Any]) -> Iterator[tuple[dict
     keeping = {"MALLOC_TRIM_THRESHOLD_": str(2**62), "MALLOC_MMAP_MAX_": "0", "MALLOC_ARENA_MAX": "1"}
     command = [python, "-m", "benchmarks.peers", library, json.dumps(task)]
     environment = os.environ | keeping | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=environment, **pipes) as process:
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        asked, answered = process.stdin, process.stdout
+        assert asked is not None and answered is not None  # both are pipes
 
-        def answer() -> Any:
-            line = process.stdout.readline()
-            if not line:
-                raise RuntimeError(f"{library} in {python} ended with {process.wait()}; above is what it wrote")
-            return json.loads(line)
+        def answer() -> str:
+            if line := answered.readline():
+                return line
+            raise RuntimeError(f"{library} in {python} ended with {process.wait()}; above is what it wrote")
 
         def update() -> None:
-            print("go", file=process.stdin, flush=True)
-            if not math.isfinite(learned := answer()):
-                raise RuntimeError(f"{library} learns {learned}: that is no update to compare with")
+            print("go", file=asked, flush=True)
+            if not math.isfinite(number := float(answer())):
+                raise RuntimeError(f"{library} computes {number}: that is no update to compare with")
 
-        yield answer(), update
+        yield json.loads(answer()), update
 
 
 def rows_of(
@@ -179,7 +180,7 @@ def rows_of(
     length: int,
     repeats: int,
     checkout: Path | None,
-    pythons: dict[str, str],
+    libraries: list[tuple[str, str, bool]],
 ) -> list[dict[str, Any]]:
     """Measure one configuration."""
     dreamer = Dreamer.of(cfg, EnvSpec(*SPACES[kind], 1))
@@ -206,11 +207,11 @@ def rows_of(
     parameters = {"ours": sum(leaf.size for leaf in jax.tree.leaves(state.params))}
     with ExitStack() as running:
         if name in ("1m", "debug"):
-            for library, python in pythons.items():
-                for task in tasks(name, cfg, kind, batch, length):
-                    described, update_peer = running.enter_context(peer(library, python, task))
-                    called = described["versions"] + ", compiled" * task["compiled"]
-                    contenders[called], parameters[called] = update_peer, described["parameters"]
+            for library, python, is_compiled in libraries:
+                task = task_of(name, cfg, kind, batch, length) | {"compiled": is_compiled}
+                described, update_peer = running.enter_context(peer(library, python, task))
+                called = described["versions"] + ", compiled" * is_compiled
+                contenders[called], parameters[called] = update_peer, described["parameters"]
         timings = measure(contenders, repeats)
     flops = matrix_flops(partial(experience.learn, dreamer), key, jax.eval_shape(lambda: state), drawn)
     share = timings["update"].rate(flops) / timings["product"].rate(2 * 1024**3)
@@ -235,7 +236,7 @@ def rows_of(
     return rows
 
 
-def main(smoke: bool, checkout: Path | None, pythons: dict[str, str]) -> None:
+def main(smoke: bool, checkout: Path | None, libraries: list[tuple[str, str, bool]]) -> None:
     """Measure and write."""
     begun = time.monotonic()
     keep_freed_memory()
@@ -257,10 +258,12 @@ def main(smoke: bool, checkout: Path | None, pythons: dict[str, str]) -> None:
     for name, cfg, kind, batch, length in cases:
         print(f"{name}, {kind}:", end=" ", flush=True)
         repeats = 1 if smoke else 3 if name == "12m" else 7
-        rows += rows_of(name, cfg, kind, batch, length, repeats, checkout, pythons)
+        rows += rows_of(name, cfg, kind, batch, length, repeats, checkout, libraries)
         gc.collect()
     if not smoke:
-        asked = [" --published PATH"] * bool(checkout) + [f" --{library} PYTHON" for library in pythons]
+        asked = [" --published PATH"] * bool(checkout)
+        asked += [f" --{library} PYTHON" for library, _, is_compiled in libraries if not is_compiled]
+        asked += [" --compiled"] * any(is_compiled for _, _, is_compiled in libraries)
         command = "python benchmarks/dreamerv3_update.py" + "".join(asked)
         write_result(RESULTS, "dreamerv3_update", "full", command, [0], time.monotonic() - begun, rows)
 
@@ -270,10 +273,12 @@ if __name__ == "__main__":
     parser.add_argument("--published", type=Path, metavar="PATH")
     for one in PEERS:
         parser.add_argument(f"--{one}", metavar="PYTHON")
+    parser.add_argument("--compiled", action="store_true", help="those two once more, with their option to compile")
     parser.add_argument("--smoke", action="store_true")
     chosen = parser.parse_args()
     given = {one: python for one in PEERS if (python := getattr(chosen, one))}
     for one, python in given.items():
         if not has(python, one):
             parser.error(f"{python} has no {one}: make it a venv of its own and install {PEERS[one]} there")
-    main(chosen.smoke, chosen.published, given)
+    choices = (False, True) if chosen.compiled else (False,)
+    main(chosen.smoke, chosen.published, [(*each, choice) for each in given.items() for choice in choices])
