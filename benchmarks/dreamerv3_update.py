@@ -2,22 +2,30 @@
 
     python benchmarks/dreamerv3_update.py                     six to twenty minutes on two cores, 12 GiB of memory
     python benchmarks/dreamerv3_update.py --published PATH    beside a checkout of the published code, danijar/dreamerv3
+    python benchmarks/dreamerv3_update.py --sheeprl PYTHON --torchrl PYTHON    beside these, in Pythons that have them
     python benchmarks/dreamerv3_update.py --smoke             a minute, to see that it runs; writes nothing
 
 The batch is as published, 16 sequences of 64 steps, of 15 imagined steps each, in float32: Crafter's spaces (a picture
 of 64 x 64 and one discrete action) and walker's (vectors and a continuous action). The published code updates in turn
 with ours, in the same process, where a checkout is given: it needs elements, ninjax, portal, einops, granular, scope
-and ruamel.yaml installed. The arithmetic that an update needs is compared with what the same machine does, in turn, in
-a plain product of 1024 x 1024 matrices.
+and ruamel.yaml installed. sheeprl and TorchRL, in PyTorch, need other packages than ours: at 1m they update in turn as
+well, on as many threads, each in a process of its own (`peers/`), as they come, and with `--compiled` once more, with
+their option to compile. The arithmetic that an update needs is compared with what the same machine does, in turn, in a
+plain product of 1024 x 1024 matrices.
 """
 
 import argparse
 import gc
 import importlib
+import json
+import math
+import os
+import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +51,7 @@ SPACES = {
         {"action": Space((6,), np.float32, -1.0, 1.0)},
     ),
 }
+PEERS = {"sheeprl": "sheeprl==0.8.4", "torchrl": "torchrl==0.14.1"}  # library -> what to install
 COMPARED = [("1m", "images"), ("12m", "images"), ("1m", "vectors"), ("12m", "vectors")]
 
 
@@ -110,8 +119,68 @@ def _module(name: str) -> Any:
     return importlib.import_module(name)
 
 
+def has(python: str, package: str) -> bool:
+    """Say whether a package is installed for another Python."""
+    command = [python, "-c", f"import importlib.metadata; importlib.metadata.version({package!r})"]
+    try:
+        return not subprocess.run(command, capture_output=True, check=False).returncode
+    except OSError:
+        return False
+
+
+def task_of(name: str, cfg: DreamerConfig, kind: str, batch: int, length: int) -> dict[str, Any]:
+    """Describe for `peers/` what is updated."""
+    observed, acted = SPACES[kind]
+    action = acted["action"]
+    discrete = np.issubdtype(action.dtype, np.integer)
+    return {
+        "size": "1m" if name == "debug" else name,
+        "config": asdict(cfg),
+        "observation": [space.shape for space in observed.values()],
+        "actions": int(action.high) if discrete else action.shape[0],
+        "discrete": discrete,
+        "batch": batch,
+        "length": length,
+    }
+
+
+@contextmanager
+def peer(library: str, python: str, task: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Callable[[], None]]]:
+    """Let another library make ready in a Python of its own: what it says of itself, and a function that updates once.
+
+    It keeps the memory that it frees, as this process does.
+    """
+    keeping = {"MALLOC_TRIM_THRESHOLD_": str(2**62), "MALLOC_MMAP_MAX_": "0", "MALLOC_ARENA_MAX": "1"}
+    command = [python, "-m", "benchmarks.peers", library, json.dumps(task)]
+    environment = os.environ | keeping | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        asked, answered = process.stdin, process.stdout
+        assert asked is not None and answered is not None  # both are pipes
+
+        def answer() -> str:
+            if line := answered.readline():
+                return line
+            raise RuntimeError(f"{library} in {python} ended with {process.wait()}; above is what it wrote")
+
+        def update() -> None:
+            print("go", file=asked, flush=True)
+            if not math.isfinite(number := float(answer())):
+                raise RuntimeError(f"{library} computes {number}: that is no update to compare with")
+
+        yield json.loads(answer()), update
+
+
 def rows_of(
-    name: str, cfg: DreamerConfig, kind: str, batch: int, length: int, repeats: int, checkout: Path | None
+    name: str,
+    cfg: DreamerConfig,
+    kind: str,
+    batch: int,
+    length: int,
+    repeats: int,
+    checkout: Path | None,
+    libraries: list[tuple[str, str, bool]],
 ) -> list[dict[str, Any]]:
     """Measure one configuration."""
     dreamer = Dreamer.of(cfg, EnvSpec(*SPACES[kind], 1))
@@ -135,7 +204,15 @@ def rows_of(
     is_compared = (name, kind) in COMPARED
     if checkout is not None and is_compared:
         contenders["published"] = published_update(checkout, name, kind, batch, length)
-    timings = measure(contenders, repeats)
+    parameters = {"ours": sum(leaf.size for leaf in jax.tree.leaves(state.params))}
+    with ExitStack() as running:
+        if name in ("1m", "debug"):
+            for library, python, is_compiled in libraries:
+                task = task_of(name, cfg, kind, batch, length) | {"compiled": is_compiled}
+                described, update_peer = running.enter_context(peer(library, python, task))
+                called = described["versions"] + ", compiled" * is_compiled
+                contenders[called], parameters[called] = update_peer, described["parameters"]
+        timings = measure(contenders, repeats)
     flops = matrix_flops(partial(experience.learn, dreamer), key, jax.eval_shape(lambda: state), drawn)
     share = timings["update"].rate(flops) / timings["product"].rate(2 * 1024**3)
     published = float(timings["published"].seconds.mean()) if "published" in timings else None
@@ -150,11 +227,16 @@ def rows_of(
     if is_compared:
         rows.append(result_row(f"{name}, {kind}: arithmetic", np.array([flops / 1e9]), "GFLOP"))
         rows.append(result_row(f"{name}, {kind}: compilation", np.array([compiled]), "s"))
+    for called, count in parameters.items() if len(parameters) > 1 else ():
+        rows.append(result_row(f"{name}, {kind}: parameters, {called}", np.array([count]), ""))
+        if called in timings:
+            ratio = timings[called].seconds / timings["update"].seconds
+            rows.append(result_row(f"{name}, {kind}: time of {called} / ours", ratio, "x"))
     print("; ".join(f"{row['name'].rpartition(':')[2]} {row['mean']:.3g} {row['unit']}" for row in rows), flush=True)
     return rows
 
 
-def main(smoke: bool, checkout: Path | None) -> None:
+def main(smoke: bool, checkout: Path | None, libraries: list[tuple[str, str, bool]]) -> None:
     """Measure and write."""
     begun = time.monotonic()
     keep_freed_memory()
@@ -176,16 +258,27 @@ def main(smoke: bool, checkout: Path | None) -> None:
     for name, cfg, kind, batch, length in cases:
         print(f"{name}, {kind}:", end=" ", flush=True)
         repeats = 1 if smoke else 3 if name == "12m" else 7
-        rows += rows_of(name, cfg, kind, batch, length, repeats, checkout)
+        rows += rows_of(name, cfg, kind, batch, length, repeats, checkout, libraries)
         gc.collect()
     if not smoke:
-        command = "python benchmarks/dreamerv3_update.py" + (" --published PATH" if checkout else "")
+        asked = [" --published PATH"] * bool(checkout)
+        asked += [f" --{library} PYTHON" for library, _, is_compiled in libraries if not is_compiled]
+        asked += [" --compiled"] * any(is_compiled for _, _, is_compiled in libraries)
+        command = "python benchmarks/dreamerv3_update.py" + "".join(asked)
         write_result(RESULTS, "dreamerv3_update", "full", command, [0], time.monotonic() - begun, rows)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--published", type=Path, metavar="PATH")
+    for one in PEERS:
+        parser.add_argument(f"--{one}", metavar="PYTHON")
+    parser.add_argument("--compiled", action="store_true", help="those two once more, with their option to compile")
     parser.add_argument("--smoke", action="store_true")
     chosen = parser.parse_args()
-    main(chosen.smoke, chosen.published)
+    given = {one: python for one in PEERS if (python := getattr(chosen, one))}
+    for one, python in given.items():
+        if not has(python, one):
+            parser.error(f"{python} has no {one}: make it a venv of its own and install {PEERS[one]} there")
+    choices = (False, True) if chosen.compiled else (False,)
+    main(chosen.smoke, chosen.published, [(*each, choice) for each in given.items() for choice in choices])

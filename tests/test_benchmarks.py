@@ -22,3 +22,11 @@ def test_benchmark_runs(name: str) -> None:
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert any(what in done.stdout for what in ("/s", "update", "launches"))
+
+
+@pytest.mark.parametrize("library", ["sheeprl", "torchrl"])
+def test_python_without_the_library_is_refused(library: str) -> None:
+    command = [sys.executable, str(REPO / "benchmarks" / "dreamerv3_update.py"), f"--{library}", sys.executable]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"{sys.executable} has no {library}: " in done.stderr and f"{library}==" in done.stderr
