@@ -80,6 +80,8 @@ def _offer(chosen: argparse.Namespace) -> server.Offer:
                 f"{chosen.agent} does not say which environment it was trained in: name it with --env, such as --env "
                 "dmc_walker_walk or --env package.module:Factory, or dream only with --dream"
             )
+        if not chosen.env and ":" in name:  # an agent may come from anybody
+            raise ValueError(f"{chosen.agent} names code to run as its environment: if you trust it, say --env {name}")
         playable = environments.find(name, spec, chosen.rate)
     rate = playable.rate if playable else chosen.rate or environments.RATES.get(name or "", environments.RATE)
     controls = Controls(spec.action, playable.labels if playable else ())

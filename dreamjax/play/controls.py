@@ -1,7 +1,7 @@
 """What a person acts with: the keys, buttons and sliders of an action space, and the action that they make."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -51,7 +51,7 @@ class Controls:
     def __init__(self, space: PyTree, labels: Sequence[str] = ()) -> None:
         self._space = space
         self.entries: list[Choice | Axis] = []
-        pairs, singles, is_first = iter(PAIRS), iter(SINGLES), True
+        pairs, singles, is_first = iter(PAIRS), ((key,) for key in SINGLES), True
         used: set[str] = set()
         for name, leaf in leaves_by_name(space, "action").items():
             lows, highs = (np.ravel(bound).tolist() for bound in (leaf.low_array, leaf.high_array))
@@ -62,9 +62,11 @@ class Controls:
                     is_first = False
                     continue
                 low, high = (bound if abs(bound) < 1e6 else side for bound, side in ((low, -1.0), (high, 1.0)))
-                goes_back = low < 0 < high
-                keys = _unused(pairs, used) if goes_back else ("", *_unused(((key,) for key in singles), used))
-                less, more = keys if len(keys) == 2 else ("", "")
+                if low < 0 < high:
+                    less, more = _unused(pairs, used) or ("", "")
+                else:
+                    (key,) = _unused(singles, used) or ("",)
+                    less, more = ("", key) if low >= 0 else (key, "")
                 self.entries.append(Axis(entry, low, high, max(low, min(0.0, high)), less, more))
 
     @property
@@ -102,7 +104,7 @@ class Controls:
         return jax.tree.map(take, self._space)
 
 
-def _unused(keys: Any, used: set[str]) -> tuple[str, ...]:
+def _unused(keys: Iterator[tuple[str, ...]], used: set[str]) -> tuple[str, ...]:
     """Take the next keys of which none is used yet; nothing if there are none left."""
     for some in keys:
         if not used & set(some):

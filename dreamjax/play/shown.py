@@ -25,15 +25,19 @@ def numbers_of(spec: PyTree) -> list[str]:
 
 
 def numbers(spec: PyTree, observation: PyTree) -> list[float | None]:
-    """Return the numbers of `numbers_of`, None for what is not finite. `observation` is one of `spec`, as numpy."""
-    leaves = leaves_by_name(observation, "observation")
-    parts = [
-        np.ravel(leaves[name]).astype(float)
-        for name, space in leaves_by_name(spec, "observation").items()
-        if not is_picture(space)
-    ]
-    found = np.concatenate([np.zeros(0), *parts])[:MOST_NUMBERS].tolist()
-    return [value if math.isfinite(value) else None for value in found]
+    """Return the numbers of `numbers_of`, None for what is not finite, or not among what a model decodes.
+
+    `observation` is one of `spec`, as numpy arrays, or such parts of one as are modelled.
+    """
+    leaves, found = leaves_by_name(observation, "observation"), list[float | None]()
+    for name, space in leaves_by_name(spec, "observation").items():
+        if not is_picture(space):
+            absent = np.full(space.shape, np.nan)
+            found += [
+                value if math.isfinite(value) else None
+                for value in np.ravel(leaves.get(name, absent)).astype(float).tolist()
+            ]
+    return found[:MOST_NUMBERS]
 
 
 def picture(spec: PyTree, observation: PyTree) -> np.ndarray | None:
@@ -41,10 +45,8 @@ def picture(spec: PyTree, observation: PyTree) -> np.ndarray | None:
 
     Those of neither one nor three channels are shown as the mean of their channels. Shapes: -> uint8 [H, W, 3].
     """
-    leaves = leaves_by_name(observation, "observation")
-    parts = [
-        _coloured(leaves[name]) for name, space in leaves_by_name(spec, "observation").items() if is_picture(space)
-    ]
+    leaves, spaces = leaves_by_name(observation, "observation"), leaves_by_name(spec, "observation")
+    parts = [_coloured(leaves[name]) for name, space in spaces.items() if is_picture(space) and name in leaves]
     if len(parts) < 2:
         return parts[0] if parts else None
     height = max(len(part) for part in parts)

@@ -196,7 +196,7 @@ def _described(path: Path) -> tuple[Config, Agent, str | None]:
         ) from error
     run = path.parent / "config.json"
     task = written.get("task") or (read_json(run).get("task") if run.exists() else None)
-    return cfg, agent, task
+    return cfg, agent, task if isinstance(task, str) else None
 
 
 def _load_params(path: Path, agent: Agent) -> AgentParams:

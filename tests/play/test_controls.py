@@ -28,6 +28,12 @@ def test_a_car_has_steering_gas_and_brake() -> None:
     np.testing.assert_array_equal(controls.action(("ArrowDown",), {}), [0, 0, 1])
 
 
+def test_axes_that_go_one_way_rest_at_their_end() -> None:
+    controls = Controls(Space((2,), np.float32, [-2.0, 1.0], [0.0, 3.0]))
+    np.testing.assert_array_equal(controls.action((), {}), [0, 1])
+    np.testing.assert_array_equal(controls.action(("ArrowUp", "ArrowDown"), {}), [-2, 3])
+
+
 def test_many_axes_have_keys_as_long_as_there_are_some_and_sliders_always() -> None:
     controls = Controls({"arm": Space((6,), np.float32, -1.0, 1.0), "leg": Space((2, 1))})
     assert len(controls.keys) == 12 and len(controls.entries) == 8

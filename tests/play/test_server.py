@@ -267,6 +267,11 @@ def test_an_agent_that_does_not_say_its_environment_asks_for_it(
     with pytest.raises(SystemExit):
         command.main()
     assert "does not say which environment it was trained in: name it with --env" in capsys.readouterr().err
+    save_agent(tmp_path / "agent.npz", found.config, found.agent, found.params, task="os:abort")  # by a stranger
+    with pytest.raises(SystemExit):
+        command.main()
+    assert "names code to run as its environment: if you trust it, say --env os:abort" in capsys.readouterr().err
+    save_agent(tmp_path / "agent.npz", found.config, found.agent, found.params._replace(starts=()))
     monkeypatch.setattr(sys, "argv", ["play", str(tmp_path), "--dream"])
     with pytest.raises(SystemExit):
         command.main()

@@ -10,12 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dreamjax import worldmodels
+from dreamjax.envs import named
 from dreamjax.envs.probes import PLAYER_COLOUR
 from dreamjax.play import environments, programs
 from dreamjax.play.controls import Controls
 from dreamjax.play.session import Session
 from dreamjax.play.settings import Settings
-from dreamjax.types import Step
+from dreamjax.storage.agents import Stored
+from dreamjax.types import AgentParams, Step
+from dreamjax.worldmodels import ControllerConfig, WorldModelConfig
+from dreamjax.worldmodels.memory import MemoryConfig
+from dreamjax.worldmodels.vision import VisionConfig
 from tests.play.sessions import opened, ready, stored, until, untrained
 
 DOOM = "doom_take_cover"
@@ -163,7 +169,7 @@ def test_a_dream_needs_no_environment_and_begins_again_at_its_end() -> None:
 
 
 def test_vectors_are_told_as_numbers_and_a_critic_says_their_value() -> None:
-    stored_agent = untrained(environments._make("dodge_state").spec)  # type: ignore[union-attr]
+    stored_agent = untrained(named.make("dodge_state").spec)
     spec, made = stored_agent.agent.model.spec, programs.make(stored_agent)
     playable = environments.find("dodge_state", spec)
     assert playable.rate == 15 and programs.compiled(made) is made
@@ -177,8 +183,20 @@ def test_vectors_are_told_as_numbers_and_a_critic_says_their_value() -> None:
     assert session.tick().told["note"] == "there is no picture to film"
 
 
+def test_what_a_model_does_not_know_is_missing_where_it_is_decoded() -> None:
+    spec = named.make("swingup_both").spec  # a picture, which V reads, and numbers, which it does not
+    cfg = WorldModelConfig(VisionConfig(4), MemoryConfig(4, 1, hidden_size=3), ControllerConfig(), "zh")
+    agent = worldmodels.model.make(cfg, spec)
+    params = AgentParams(agent.model.init(jax.random.key(0)), agent.policy.init(jax.random.key(1)))
+    made = programs.make(Stored(cfg, agent, params, None, "swingup_both"))
+    session = Session(made, Controls(spec.action), environments.find("swingup_both", spec).open(), 20.0)
+    frame = session.tick()
+    assert set(frame.pictures) == {"real", "seen", "dream"}
+    assert frame.told["numbers"]["dream"] == [None] * 5 and None not in frame.told["numbers"]["real"]
+
+
 def test_nothing_to_dream_of_is_said_at_once() -> None:
-    stored_agent = untrained(environments._make("dodge_state").spec)  # type: ignore[union-attr]
+    stored_agent = untrained(named.make("dodge_state").spec)
     with pytest.raises(ValueError, match="brings no starts for its dreams along"):
         Session(programs.make(stored_agent), Controls(stored_agent.agent.model.spec.action), None, 1.0)
 
