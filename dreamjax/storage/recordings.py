@@ -92,11 +92,17 @@ def open_recording(folder: str | os.PathLike[str]) -> SequenceReplay:
     return recording
 
 
-def fill(replay: SequenceReplay, recording: SequenceReplay, seen: Callable[[Step], None] = lambda step: None) -> None:
-    """Add the newest steps of a recording to a replay with the same number of streams, as many as it can hold.
+def fill(
+    replay: SequenceReplay,
+    recording: SequenceReplay,
+    seen: Callable[[Step], None] = lambda step: None,
+    first: int = 0,
+) -> None:
+    """Add the newest steps of a recording to a replay, as many as it can hold.
 
-    `seen` is called with each of them. Latent states are another agent's and are not copied: they start at zero, and
-    are refreshed when they are drawn.
+    The replay has as many streams, or an equal share of them, which begins with number `first`. `seen` is called with
+    each step. Latent states are another agent's and are not copied: they start at zero, and are refreshed when they are
+    drawn.
 
     Raises: ValueError if the recording is of other spaces or streams.
     """
@@ -104,9 +110,11 @@ def fill(replay: SequenceReplay, recording: SequenceReplay, seen: Callable[[Step
     latent = Latent._make(
         np.zeros((replay.streams, *shape), dtype) for shape, dtype in (kinds[name] for name in LATENT)
     )
-    streams = np.arange(recording.streams)
-    first = recording.written - replay.cfg.capacity // replay.streams
-    for time in range(max(recording.oldest, first), recording.written):
+    if recording.streams % replay.streams or first % replay.streams or first >= recording.streams:
+        raise ValueError(f"a replay of {replay.streams} streams cannot be filled from {recording.streams}, at {first}")
+    streams = np.arange(first, first + replay.streams)
+    oldest = recording.written - replay.cfg.capacity // replay.streams
+    for time in range(max(recording.oldest, oldest), recording.written):
         step = recording.read(Address(streams, np.full_like(streams, time)), 1)
         now = jax.tree.map(lambda x: x[:, 0], step)._replace(latent=latent)
         replay.add(now)

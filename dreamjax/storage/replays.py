@@ -5,6 +5,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,13 @@ class ReplayFolder:
 
         Raises: ReplayError if a file is missing or damaged, ValueError if the replay has another layout.
         """
+        late = self.read(replay, step)
+        for later in [other for other in self.steps() if other > step]:
+            self._list(later).unlink()
+        return late
+
+    def read(self, replay: SequenceReplay, step: int) -> list[np.ndarray]:
+        """Do as `restore`, and leave all files as they are."""
         listed = _read(self._list(step))
         if listed["shape"] != replay.layout:
             raise ValueError(f"the replay in {self.folder} holds {listed['shape']}, this one {replay.layout}")
@@ -92,8 +100,6 @@ class ReplayFolder:
         online = [(stream, time) for stream, time in queue]
         replay.restore(ReplayState(listed["written"], online, blocks, priorities))
         self._files = {number: (replay.versions[number], name) for number, name in files.items()}
-        for later in [other for other in self.steps() if other > step]:
-            self._list(later).unlink()
         return late
 
     def _list(self, step: int) -> Path:
@@ -107,6 +113,47 @@ class ReplayFolder:
         for file in self.folder.glob("*.npz"):
             if file.name not in needed:
                 file.unlink()
+
+
+def read_share(parts: Sequence[ReplayFolder], replay: SequenceReplay, step: int, first: int) -> list[list[np.ndarray]]:
+    """Restore a replay from those of other processes than now, which held equal shares of all streams, in this order.
+
+    The replay takes the streams from number `first` on. Return `late` of each part.
+
+    Raises: as `ReplayFolder.restore` does.
+    """
+    late: list[list[np.ndarray]] = []
+    pieces: list[ReplayState] = []
+    end = first + replay.streams
+    for number, part in enumerate(parts):
+        streams = part.shape(step)["streams"]
+        share = replace(replay.cfg, capacity=replay.cfg.capacity * streams // replay.streams)
+        held = SequenceReplay(share, replay.example, streams)
+        late.append(part.read(held, step))
+        begins = number * streams
+        mine = slice(max(first - begins, 0), max(min(end - begins, streams), 0))
+        state = held.state()
+        if state.written != (pieces[0].written if pieces else state.written):
+            raise ReplayError(
+                f"{part.folder} has {state.written} steps of each stream, and {parts[0].folder} another number"
+            )
+        online = [(begins + stream - first, time) for stream, time in state.online]
+        blocks = {name: [leaf[mine] for leaf in leaves] for name, leaves in state.blocks.items()}
+        priorities = None if state.priorities is None else state.priorities[mine]
+        pieces.append(ReplayState(state.written, online, blocks, priorities))
+    online = sorted(
+        (pair for piece in pieces for pair in piece.online if 0 <= pair[0] < replay.streams),
+        key=lambda pair: pair[::-1],
+    )
+    blocks = {
+        name: [np.concatenate(leaves) for leaves in zip(*(piece.blocks[name] for piece in pieces), strict=True)]
+        for name in pieces[0].blocks
+    }
+    priorities = None
+    if replay.priorities:
+        priorities = np.concatenate([piece.priorities for piece in pieces if piece.priorities is not None])
+    replay.restore(ReplayState(pieces[0].written, online, blocks, priorities))
+    return late
 
 
 def _crc32(listed: dict[str, Any]) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import jax
 
 from dreamjax.acting.vector import VectorEnvironment
 from dreamjax.dreamerv3.config import SIZES, DreamerConfig
@@ -15,11 +16,13 @@ from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs.adaptation import adapted
 from dreamjax.storage import agents
 from dreamjax.storage.folder import Change, RunFolder
+from dreamjax.training import processes
 from dreamjax.training.devices import keep_compiled_programs
 from dreamjax.training.online import OnlineConfig, train_online
 from dreamjax.types import Agent, AgentParams
 
 MAY_CHANGE = dict.fromkeys(("online.steps", "online.checkpoint_every", "online.log_every", "workers"), Change())
+MAY_CHANGE["online.sharded"] = Change()
 MAY_CHANGE["online.capacity"] = Change(before=("train",))
 
 
@@ -55,12 +58,13 @@ def train(
 
     The same call goes on where it stopped, and with more `steps` it trains longer. `make_env` makes an environment of
     Gymnasium; the agent acts in `envs.adapted(make_env, resize)`, which brings its actions to what an actor chooses.
+    Processes that have met by `training.processes.join` train one agent together, each in its share of environments.
 
     Args:
       folder: of the run, with its checkpoints, replay and metrics.
       agent: sizes and settings, such as `dreamerv3.SIZES["12m"]`.
       max_steps: of an episode.
-      envs: environments that step together, in as many processes as `workers`; 0 steps them in this one.
+      envs: environments that step together, of all processes; each steps its own in so many `workers`, or itself.
       weights: run folder or stored agent whose world model and policy to begin with; the critic begins anew.
       resize: height and width of the pictures that the agent sees, where those of the environment are others.
       settings: of `training.OnlineConfig`, such as `train_ratio=512`.
@@ -73,10 +77,12 @@ def train(
     online = OnlineConfig(steps, **settings)
     begun = os.fspath(weights) if weights is not None else None
     cfg = RunConfig(agent, online, envs, workers, max_steps, seed, begun, resize)
-    environment = VectorEnvironment(partial(adapted, make_env, resize), envs, max_steps, workers)
+    own = processes.share(envs, "envs")
+    make, first = partial(adapted, make_env, resize), own * jax.process_index()
+    environment = VectorEnvironment(make, own, max_steps, workers, first=first)
     try:
         dreamer = Dreamer.of(agent, environment.spec)
-        run = RunFolder(folder, cfg, MAY_CHANGE)
+        run = RunFolder(processes.own_folder(folder), cfg, MAY_CHANGE)
         begin = agents.load(weights)[1] if weights is not None else None
         train_online(run, dreamer, environment, online, seed, begin)
     finally:

@@ -13,6 +13,7 @@ from dreamjax.storage.agents import load
 from dreamjax.storage.atomic import jsonable
 from dreamjax.storage.configs import command_line, flat
 from dreamjax.storage.folder import Change, ConfigMismatch, FolderInUse, RunFolder
+from dreamjax.training import processes
 from dreamjax.training.devices import keep_compiled_programs, keep_freed_memory
 from dreamjax.training.signals import leave_at_signals
 from dreamjax.types import Agent, AgentParams
@@ -33,6 +34,13 @@ class Evaluating(Options):
     """Train, or evaluate what was trained."""
 
     evaluate: Path | None = None  # evaluate the agent in this folder, instead of training one
+
+
+@dataclass(frozen=True)
+class Distributing(Options):
+    """Train in this process, or together with others that were started with the same command."""
+
+    distributed: bool = False  # together with others: see dreamjax/training/processes.py for how they meet
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,8 @@ def read_command_line(
     _check_spelling(experiment, given, {name.replace("_", "-") for name in known})
     both = make_dataclass("Arguments", parts)
     parsed: Any = tyro.cli(both, args=given, description=description, prog=f"{experiment}.py")
+    if isinstance(parsed.options, Distributing) and parsed.options.distributed:
+        processes.join()
     return parsed.config, parsed.options
 
 
@@ -114,9 +124,12 @@ def run_folder(
 
 
 def open_folder(path: Path, cfg: Any, may_change: Mapping[str, Change]) -> RunFolder:
-    """Open a run folder. Exits, with what is wrong, if it belongs to another configuration or another process."""
+    """Open a run folder. Exits, with what is wrong, if it belongs to another configuration or another process.
+
+    Of processes that train together, each opens a folder of its own within it.
+    """
     try:
-        return RunFolder(path, cfg, may_change)
+        return RunFolder(processes.own_folder(path), cfg, may_change)
     except (ConfigMismatch, FolderInUse) as error:
         raise SystemExit(str(error)) from None
 

@@ -20,6 +20,7 @@ from dreamjax.storage.progress import progress
 from dreamjax.storage.recordings import fill, open_recording
 from dreamjax.storage.replays import ReplayError, ReplayFolder
 from dreamjax.training import plan
+from dreamjax.training.processes import anywhere, label, meet, run_folder, share
 from dreamjax.training.signals import stop_request
 from dreamjax.training.trainer import AT_ONCE, OnlineConfig, Training, updates_at_once
 from dreamjax.types import AgentParams, Metrics
@@ -55,29 +56,35 @@ def train_online(
     First of all the plan of the run is printed. Every update is looked at before anything is saved. After a signal the
     step under way is finished and saved.
 
+    Several processes call it together, each with its own environments, and a run folder that is its own: see
+    `training.processes`.
+
     Raises: ValueError if the run was begun in another environment, the machine is too small for it, its devices do not
-        divide the batch, or the weights of `begin` do not fit; ReplayError if the replay of the run is damaged;
-        FloatingPointError if an update was not finite; `Stopped` after a signal; as `VectorEnvironment.step` does.
+        divide the batch, the processes what they share, or the weights of `begin` do not fit; ReplayError if the replay
+        of the run is damaged; FloatingPointError if an update was not finite; `Stopped` after a signal; as
+        `VectorEnvironment.step` does.
     """
     pin(run.path, "environment", environment.name)
     plan.announce(dreamer, cfg, len(environment), run.path)
-    training = Training(run, dreamer, len(environment), cfg, seed, updates_at_once(cfg, len(environment), at_once))
+    streams = len(environment) * jax.process_count()
+    training = Training(run, dreamer, len(environment), cfg, seed, updates_at_once(cfg, streams, at_once))
     if begin is not None:
         training.begin_with(begin)
     training.restore()
-    bar = progress(cfg.steps, "train", initial=training.steps, unit="step", waits="compiling")
+    bar = progress(cfg.steps, label("train"), initial=training.steps, unit="step", waits="compiling")
     failures, begun = 0, training.updates
     with stop_request() as stop, MetricsLog(run.path) as log, run.stage("train") as stage, bar:
         training.rewind(log)
         for now in act_and_learn(training, environment):
             for i, episode in now.episodes.items():
-                log.write("episode", now.steps - len(environment) + i, episode)
+                log.write("episode", now.steps - streams + environment.first + i, episode)
                 bar.set_postfix({"return": f"{episode['return'] + 0.0:.4g}", "updates": now.updates})
             if now.failures > failures:
                 log.write("failures", now.steps, {"environments": now.failures - failures})
                 failures = now.failures
             bar.update(now.steps - bar.n)
-            stopping = bool(stop)  # asked once, so that nothing is left unsaved by a signal that comes in between
+            # Asked once, so that nothing is left unsaved by a signal that comes in between.
+            stopping = anywhere(bool(stop))
             saving = now.updates - training.saved >= cfg.checkpoint_every or stopping
             for number, metrics in (now.metrics | (training.wait() if saving else {})).items():
                 log.write("learn", number, metrics)
@@ -91,6 +98,7 @@ def train_online(
                     f"saved at step {now.steps} of {cfg.steps}; started again, it goes on from there: {run.path}"
                 )
         training.save()
+        meet("the end, after update", training.updates)  # when the agent is written
     return training.state
 
 
@@ -137,26 +145,27 @@ def train_offline(
 
     Raises: ReplayError if there is neither, or one is damaged; ValueError if the recording is of other spaces.
     """
-    saved = Checkpoints(run.path / "checkpoints").steps()
+    saved = Checkpoints(run_folder(run.path) / "checkpoints").steps()
     if saved:
         streams = ReplayFolder(run.path / "replay").shape(saved[-1])["streams"]
         training = Training(run, dreamer, streams, cfg, seed, at_once)
         training.restore()
     elif recording is not None:
         recorded = open_recording(recording)
-        training = Training(run, dreamer, recorded.streams, cfg, seed, at_once)
-        fill(training.replay, recorded, training.note)
+        streams = share(recorded.streams, "the streams of the recording")
+        training = Training(run, dreamer, streams, cfg, seed, at_once)
+        fill(training.replay, recorded, training.note, streams * jax.process_index())
         training.save()
     else:
         raise ReplayError(f"{run.path} holds no agent with a replay to learn from: name a recording")
-    bar = progress(updates, "train", initial=training.updates, unit="update", waits="compiling")
+    bar = progress(updates, label("train"), initial=training.updates, unit="update", waits="compiling")
     with stop_request() as stop, MetricsLog(run.path) as log, run.stage("train") as stage, bar:
         training.rewind(log)
         while training.updates < updates:
             metrics = training.learn(min(updates, training.updates + at_once, training.saved + cfg.checkpoint_every))
             done = training.updates
             bar.update(done - bar.n)
-            stopping = bool(stop)
+            stopping = anywhere(bool(stop))
             saving = done - training.saved >= cfg.checkpoint_every or done >= updates or stopping
             for number, values in (metrics | (training.wait() if saving else {})).items():
                 log.write("learn", number, values)
@@ -165,4 +174,5 @@ def train_offline(
                 stage.tick()
             if stopping and done < updates:
                 stop.leave(f"saved at update {done} of {updates}; started again, it goes on from there: {run.path}")
+        meet("the end, after update", training.updates)
     return training.state
