@@ -96,13 +96,12 @@ def fill(
     replay: SequenceReplay,
     recording: SequenceReplay,
     seen: Callable[[Step], None] = lambda step: None,
-    first: int = 0,
+    streams: range | None = None,
 ) -> None:
-    """Add the newest steps of a recording to a replay, as many as it can hold.
+    """Add the newest steps of a recording to a replay with the same number of streams, as many as it can hold.
 
-    The replay has as many streams, or an equal share of them, which begins with number `first`. `seen` is called with
-    each step. Latent states are another agent's and are not copied: they start at zero, and are refreshed when they are
-    drawn.
+    `seen` is called with each of them. Latent states are another agent's and are not copied: they start at zero, and
+    are refreshed when they are drawn. With `streams` only these of the recording are read, as many as the replay has.
 
     Raises: ValueError if the recording is of other spaces or streams.
     """
@@ -110,12 +109,10 @@ def fill(
     latent = Latent._make(
         np.zeros((replay.streams, *shape), dtype) for shape, dtype in (kinds[name] for name in LATENT)
     )
-    if recording.streams % replay.streams or first % replay.streams or first >= recording.streams:
-        raise ValueError(f"a replay of {replay.streams} streams cannot be filled from {recording.streams}, at {first}")
-    streams = np.arange(first, first + replay.streams)
-    oldest = recording.written - replay.cfg.capacity // replay.streams
-    for time in range(max(recording.oldest, oldest), recording.written):
-        step = recording.read(Address(streams, np.full_like(streams, time)), 1)
+    chosen = np.array(streams or range(recording.streams))
+    first = recording.written - replay.cfg.capacity // replay.streams
+    for time in range(max(recording.oldest, first), recording.written):
+        step = recording.read(Address(chosen, np.full_like(chosen, time)), 1)
         now = jax.tree.map(lambda x: x[:, 0], step)._replace(latent=latent)
         replay.add(now)
         seen(now.step)

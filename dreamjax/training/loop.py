@@ -11,7 +11,7 @@ from dreamjax.storage.checkpoints import Checkpoints
 from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.metrics import MetricsLog
 from dreamjax.storage.progress import progress
-from dreamjax.training.processes import anywhere, label, meet, run_folder
+from dreamjax.training.processes import asked_to_stop, label, meet, run_folder
 from dreamjax.training.signals import stop_request
 from dreamjax.types import Metrics, PyTree
 
@@ -92,7 +92,7 @@ def train(
             is_logged = done % log_every == 0 or done == steps
             # Asked once, so that nothing is left unsaved by a signal that comes in between; and where other processes
             # are asked as well, not at every step, as that is to wait for it.
-            stopping = (is_logged or jax.process_count() == 1) and anywhere(bool(stop))
+            stopping = (is_logged or jax.process_count() == 1) and asked_to_stop(stop)
             is_saved = done % checkpoint_every == 0 or done == steps or stopping
             values = finite(name, done, metrics) if is_logged or is_saved else {}
             if is_logged:

@@ -20,7 +20,7 @@ from dreamjax.storage.progress import progress
 from dreamjax.storage.recordings import fill, open_recording
 from dreamjax.storage.replays import ReplayError, ReplayFolder
 from dreamjax.training import plan
-from dreamjax.training.processes import anywhere, label, meet, run_folder, share
+from dreamjax.training.processes import asked_to_stop, label, meet, run_folder, share
 from dreamjax.training.signals import stop_request
 from dreamjax.training.trainer import AT_ONCE, OnlineConfig, Training, updates_at_once
 from dreamjax.types import AgentParams, Metrics
@@ -84,7 +84,7 @@ def train_online(
                 failures = now.failures
             bar.update(now.steps - bar.n)
             # Asked once, so that nothing is left unsaved by a signal that comes in between.
-            stopping = anywhere(bool(stop))
+            stopping = asked_to_stop(stop)
             saving = now.updates - training.saved >= cfg.checkpoint_every or stopping
             for number, metrics in (now.metrics | (training.wait() if saving else {})).items():
                 log.write("learn", number, metrics)
@@ -154,7 +154,8 @@ def train_offline(
         recorded = open_recording(recording)
         streams = share(recorded.streams, "the streams of the recording")
         training = Training(run, dreamer, streams, cfg, seed, at_once)
-        fill(training.replay, recorded, training.note, streams * jax.process_index())
+        first = streams * jax.process_index()
+        fill(training.replay, recorded, training.note, range(first, first + streams))
         training.save()
     else:
         raise ReplayError(f"{run.path} holds no agent with a replay to learn from: name a recording")
@@ -165,7 +166,7 @@ def train_offline(
             metrics = training.learn(min(updates, training.updates + at_once, training.saved + cfg.checkpoint_every))
             done = training.updates
             bar.update(done - bar.n)
-            stopping = anywhere(bool(stop))
+            stopping = asked_to_stop(stop)
             saving = done - training.saved >= cfg.checkpoint_every or done >= updates or stopping
             for number, values in (metrics | (training.wait() if saving else {})).items():
                 log.write("learn", number, values)

@@ -7,16 +7,21 @@ that all of them see.
 """
 
 import os
+import signal
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+
+from dreamjax.training.devices import device_mesh, replicated, split, together
+from dreamjax.training.signals import StopRequest
 
 # What they are found by where JAX does not find them by itself: it reads the first of these, and none of the others.
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 SILENT_S = 15  # a process that has not been heard of for so long is dead, and the others end
-LEAVING_S = 30  # the last one may come so much later to the end than the first
+LEAVING_S = 30  # the last one may come so much later to the end than the first, which may be there for its error
 
 
 def join() -> None:
@@ -25,7 +30,7 @@ def join() -> None:
     JAX knows its place in a job of SLURM, Open MPI or Kubernetes, and on TPU pods. Elsewhere the environment says it:
     `JAX_COORDINATOR_ADDRESS`, host:port of the first process, on a port that is free there; `JAX_NUM_PROCESSES`; and
     `JAX_PROCESS_ID`, from 0 on. From then on the processes live and die together: where one is killed, hangs or raises,
-    the others end within seconds.
+    JAX ends the others within half a minute, and says which it was.
 
     Raises: SystemExit, with what to do, where neither is known.
     """
@@ -45,6 +50,10 @@ def join() -> None:
             f"set {ADDRESS} to host:port of the first process, {COUNT} to how many there are, and {NUMBER} to which of "
             "them this is, from 0 on"
         ) from None
+    # They connect at their first exchange, and CPUs wait 30 s for that: now, while none compiles longer than another.
+    mesh = device_mesh("everyone")
+    everyone = together(np.ones(jax.local_device_count(), np.float32), split(mesh))
+    jax.block_until_ready(jax.jit(jnp.sum, out_shardings=replicated(mesh))(everyone))
 
 
 def leave() -> bool:
@@ -80,6 +89,14 @@ def anywhere(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def asked_to_stop(stop: StopRequest) -> bool:
+    """Whether a signal has asked any process to stop, which all then take for theirs. All of them ask together."""
+    asked = anywhere(bool(stop))
+    if asked and not stop:
+        stop.number = signal.SIGTERM
+    return asked
 
 
 def meet(what: str, number: int = 0) -> None:

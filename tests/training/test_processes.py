@@ -1,15 +1,27 @@
 """Several processes train one agent: to the numbers of one process, and until one of them dies or is told to stop."""
 
+import re
+import signal
 import subprocess
+import sys
+import time
+from contextlib import closing
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 
 from dreamjax.acting import seeds
+from dreamjax.acting.vector import VectorEnvironment
+from dreamjax.storage.metrics import read_metrics
+from dreamjax.storage.recordings import open_recording
 from dreamjax.training import processes
+from dreamjax.training.trainer import OnlineConfig, updates_due
 from tests.training import together
+from tests.training.test_online import counter
 
+REPO = Path(__file__).resolve().parents[2]
 NUMBERS = Path(__file__).with_name("same_numbers.py")
 
 
@@ -50,7 +62,7 @@ def test_any_number_of_processes_and_devices_comes_to_the_same(alone: Path, tmp_
 
 
 DYING = """
-import os, signal, sys, time
+import os, signal, sys
 from dreamjax.training import processes
 processes.join()
 number = int(os.environ["JAX_PROCESS_ID"])
@@ -78,12 +90,73 @@ def test_where_one_process_dies_the_others_end_and_say_so(which: int, how: str):
     assert "Connection closed by peer" in text or "distributed service" in text, text
 
 
+def test_importing_everything_leaves_time_to_meet():
+    script = "import experiments.dreamerv3, dreamjax.worldmodels.search, jax._src.xla_bridge as backends; "
+    script += "print(backends.backends_are_initialized())"
+    child = subprocess.run([sys.executable, "-c", script], cwd=REPO, capture_output=True, text=True, check=True)
+    assert child.stdout == "False\n"
+
+
 def test_processes_that_do_not_know_each_other_say_what_to_set():
     script = "from dreamjax.training import processes; processes.join()"
-    child = subprocess.run(["python", "-c", script], capture_output=True, text=True, check=False)
+    child = subprocess.run([sys.executable, "-c", script], cwd=REPO, capture_output=True, text=True, check=False)
     assert child.returncode == 1 and "JAX_COORDINATOR_ADDRESS" in child.stderr and "Traceback" not in child.stderr
 
 
-def test_environments_of_all_processes_have_seeds_of_their_own():
-    drawn = {seeds.training(0, 100, number, 0) for number in range(64)}
-    assert len(drawn) == 64
+def test_environments_of_all_processes_have_the_seeds_that_they_have_in_one():
+    def drawn(envs: int, first: int) -> list[int]:
+        seen: list[int] = []
+
+        class Told(gymnasium.Wrapper):
+            def reset(self, *, seed: int | None = None, **options):
+                seen.append(seed)
+                return super().reset(seed=seed, **options)
+
+        with closing(VectorEnvironment(lambda: Told(counter()), envs, 7, first=first)) as environment:
+            environment.reset(seed=(0, 100))
+        return [seed for seed in seen if seed in seeds.TRAIN]
+
+    assert len(set(drawn(4, 0))) == 4
+    assert drawn(4, 0) == drawn(2, 0) + drawn(2, 2)
+
+
+RUN = [REPO / "experiments" / "dreamerv3.py", "--preset", "smoke", "--episodes", 2, "--folder"]
+
+
+def wait_for(path: Path, started: list[subprocess.Popen]) -> None:
+    end = time.monotonic() + together.LIMIT
+    while not path.exists() and time.monotonic() < end:
+        if any(process.poll() is not None for process in started):
+            pytest.fail("\n".join(text for _, text in together.ended(started)))
+        time.sleep(0.05)
+    assert path.exists()
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_is_killed_stopped_and_ended_by_one(tmp_path):
+    command = [*RUN, tmp_path, "--distributed"]
+    started = together.start(command, 2)
+    wait_for(tmp_path / "checkpoints" / "20", started)
+    started[1].kill()
+    (first, said), (second, _) = together.ended(started)
+    assert first not in (0, 143) and second == -signal.SIGKILL, said
+
+    begun = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
+    started = together.start(command, 2)
+    wait_for(tmp_path / "checkpoints" / str(begun + 20), started)
+    started[1].terminate()
+    ends = together.ended(started)
+    assert [code for code, _ in ends] == [143, 143], ends
+    at = [re.search(r"saved at step (\d+) of 400", text)[1] for _, text in ends]
+    assert at[0] == at[1]
+    episodes = (
+        read_metrics(tmp_path / "metrics.jsonl")["episode"],
+        read_metrics(tmp_path / "processes" / "1" / "metrics.jsonl")["episode"],
+    )
+    assert not set(episodes[0]["return"][0]) & set(episodes[1]["return"][0])
+    assert not (tmp_path / "result.json").exists()
+
+    together.run([*RUN, tmp_path], 1)
+    metrics = read_metrics(tmp_path / "metrics.jsonl")
+    assert metrics["learn"]["loss"][0][-1] == updates_due(OnlineConfig(400, 4, 8, 16.0), 9, 2, 400) // 10 * 10
+    assert open_recording(tmp_path).streams == 2 and (tmp_path / "result.json").exists()

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-LIMIT = 240  # seconds for all of them
+LIMIT = 900  # seconds for all of them
+# On CPUs an exchange fails if one process comes to it 30 s after another, which may well happen where cores are few.
+PATIENT = "--xla_cpu_collective_timeout_seconds=900 --xla_cpu_collective_call_terminate_timeout_seconds=900"
 
 
 def free_port() -> int:
@@ -19,7 +21,7 @@ def free_port() -> int:
 def start(command: Sequence[str | Path], processes: int, devices: int = 1) -> list[subprocess.Popen]:
     """Start a Python command in so many processes, each with so many virtual devices."""
     environment = os.environ | {
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {PATIENT} --xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
     }
     if processes > 1:
