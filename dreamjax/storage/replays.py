@@ -120,39 +120,34 @@ def read_share(parts: Sequence[ReplayFolder], replay: SequenceReplay, step: int,
 
     The replay takes the streams from number `first` on. Return `late` of each part.
 
-    Raises: as `ReplayFolder.restore` does.
+    Raises: as `ReplayFolder.restore` does, where the parts do not belong together as well.
     """
     late: list[list[np.ndarray]] = []
-    pieces: list[ReplayState] = []
-    end = first + replay.streams
+    states: list[ReplayState] = []
     for number, part in enumerate(parts):
-        streams = part.shape(step)["streams"]
-        share = replace(replay.cfg, capacity=replay.cfg.capacity * streams // replay.streams)
-        held = SequenceReplay(share, replay.example, streams)
+        shape = part.shape(step)
+        streams, begin = shape["streams"], number * shape["streams"] - first  # as the replay counts
+        held = SequenceReplay(replace(replay.cfg, capacity=shape["capacity"]), replay.example, streams)
         late.append(part.read(held, step))
-        begins = number * streams
-        mine = slice(max(first - begins, 0), max(min(end - begins, streams), 0))
-        state = held.state()
-        if state.written != (pieces[0].written if pieces else state.written):
-            raise ReplayError(
-                f"{part.folder} has {state.written} steps of each stream, and {parts[0].folder} another number"
+        state, mine = held.state(), slice(max(-begin, 0), max(replay.streams - begin, 0))
+        states.append(
+            ReplayState(
+                state.written,
+                [(begin + stream, time) for stream, time in state.online if 0 <= begin + stream < replay.streams],
+                {block: [leaf[mine] for leaf in leaves] for block, leaves in state.blocks.items()},
+                None if state.priorities is None else state.priorities[mine],
             )
-        online = [(begins + stream - first, time) for stream, time in state.online]
-        blocks = {name: [leaf[mine] for leaf in leaves] for name, leaves in state.blocks.items()}
-        priorities = None if state.priorities is None else state.priorities[mine]
-        pieces.append(ReplayState(state.written, online, blocks, priorities))
-    online = sorted(
-        (pair for piece in pieces for pair in piece.online if 0 <= pair[0] < replay.streams),
-        key=lambda pair: pair[::-1],
-    )
+        )
+    written = states[0].written
+    if any(state.written != written for state in states):
+        raise ReplayError(f"the replays of step {step} hold {[state.written for state in states]} steps of a stream")
+    online = sorted((pair for state in states for pair in state.online), key=lambda pair: pair[::-1])
     blocks = {
-        name: [np.concatenate(leaves) for leaves in zip(*(piece.blocks[name] for piece in pieces), strict=True)]
-        for name in pieces[0].blocks
+        block: [np.concatenate(leaves) for leaves in zip(*(state.blocks[block] for state in states), strict=True)]
+        for block in states[0].blocks
     }
-    priorities = None
-    if replay.priorities:
-        priorities = np.concatenate([piece.priorities for piece in pieces if piece.priorities is not None])
-    replay.restore(ReplayState(pieces[0].written, online, blocks, priorities))
+    kept = [state.priorities for state in states if state.priorities is not None]
+    replay.restore(ReplayState(written, online, blocks, np.concatenate(kept) if kept else None))
     return late
 
 

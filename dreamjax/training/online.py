@@ -1,6 +1,7 @@
 """Training DreamerV3 while it acts in host environments, or from a replay alone."""
 
 from collections.abc import Iterator
+from itertools import count, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from dreamjax.storage.progress import progress
 from dreamjax.storage.recordings import fill, open_recording
 from dreamjax.storage.replays import ReplayError, ReplayFolder
 from dreamjax.training import plan
-from dreamjax.training.processes import asked_to_stop, label, meet, run_folder, share
+from dreamjax.training.processes import asked_to_stop, folder_of, label, meet, run_folder, share
 from dreamjax.training.signals import stop_request
 from dreamjax.training.trainer import AT_ONCE, OnlineConfig, Training, updates_at_once
 from dreamjax.types import AgentParams, Metrics
@@ -147,7 +148,7 @@ def train_offline(
     """
     saved = Checkpoints(run_folder(run.path) / "checkpoints").steps()
     if saved:
-        streams = ReplayFolder(run.path / "replay").shape(saved[-1])["streams"]
+        streams = share(_saved_streams(run_folder(run.path), saved[-1]), "the streams of the replay")
         training = Training(run, dreamer, streams, cfg, seed, at_once)
         training.restore()
     elif recording is not None:
@@ -177,3 +178,10 @@ def train_offline(
                 stop.leave(f"saved at update {done} of {updates}; started again, it goes on from there: {run.path}")
         meet("the end, after update", training.updates)
     return training.state
+
+
+def _saved_streams(run: Path, step: int) -> int:
+    """Count the streams of the replays that all processes of a run have saved at a step."""
+    replays = (ReplayFolder(folder_of(run, process) / "replay") for process in count())
+    saved = takewhile(lambda replay: step in replay.steps(), replays)
+    return sum(replay.shape(step)["streams"] for replay in saved)

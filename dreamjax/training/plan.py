@@ -13,7 +13,7 @@ import numpy as np
 
 from dreamjax.dreamerv3 import experience, learner
 from dreamjax.dreamerv3.model import Dreamer
-from dreamjax.training.processes import is_first, share
+from dreamjax.training.processes import is_first
 from dreamjax.training.trainer import OnlineConfig
 from dreamjax.types import PyTree
 
@@ -90,7 +90,8 @@ def announce(dreamer: Dreamer, cfg: OnlineConfig, streams: int, folder: Path) ->
 
     `streams` are the environments of this process.
     """
-    cfg = replace(cfg, steps=share(cfg.steps, "steps"), capacity=share(cfg.capacity, "capacity"))
+    count = jax.process_count()
+    cfg = replace(cfg, steps=-(-cfg.steps // count), capacity=cfg.capacity // count)
     needs, has = plan(dreamer, cfg, streams), machine(folder)
     if is_first():
         print(f"plan of {folder}\n{table(needs, has)}", file=sys.stderr, flush=True)

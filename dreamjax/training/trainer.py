@@ -27,7 +27,7 @@ from dreamjax.storage.recordings import write_spec
 from dreamjax.storage.replays import ReplayError, ReplayFolder, read_share
 from dreamjax.training.devices import near, own_part, placed, replicated, sharded, split, splitting_mesh, together
 from dreamjax.training.loop import finite
-from dreamjax.training.processes import folder_of, meet, run_folder, share
+from dreamjax.training.processes import folder_of, meet, run_folder
 from dreamjax.types import AgentParams, PyTree, Step
 
 STARTS = 64  # first observations that are kept, where the dreams of the trained agent may begin
@@ -107,8 +107,7 @@ class Training:
     and priorities of the updates up to u - 2K. This does not depend on how the updates are divided among calls, and
     what is not in the replay yet is saved beside it. So the run is the same however often it was interrupted.
 
-    Several processes train one agent. Each has so many `streams` of its own, and a replay of them, from which it draws
-    its share of every batch; what they count are the steps of all.
+    Several processes train one agent, each with so many `streams` of its own, from which it draws its share of batches.
     """
 
     def __init__(
@@ -129,17 +128,14 @@ class Training:
         self._learn = learning(self._mesh, self._places)
         self._gather = jax.jit(lambda params: params, out_shardings=self._whole)
         self._acting: DreamerParams | None = None  # parameters near the environments, until the next update
-        self._share = share(cfg.batch_size, "batch_size")
         self._processes, self._process = jax.process_count(), jax.process_index()
-        kept = cfg.replay(dreamer.cfg.context)
-        kept = replace(kept, capacity=share(kept.capacity, "capacity"))
+        kept = replace(cfg, capacity=cfg.capacity // self._processes).replay(dreamer.cfg.context)
         self.replay = SequenceReplay(kept, experience.example(dreamer), streams)
         self._checkpoints = Checkpoints(run_folder(run.path) / "checkpoints")
         self._replays = ReplayFolder(run.path / "replay")
         self._folder = run.path
         self._starts: deque[PyTree] = deque(maxlen=STARTS)
-        self.updates = self.saved = 0
-        self._written = 0  # steps of each stream that were saved
+        self.updates = self.saved = self._written = 0  # the last: steps of each stream that were saved
         self._kept: int | None = None  # update of the newest checkpoint
         self._begun: deque[tuple[list[Address], Learned]] = deque()  # calls under way; the last ends at `updates`
         self._late: deque[Late] = deque()
@@ -220,7 +216,8 @@ class Training:
         """Draw the batch of an update, when the replay holds what it should."""
         while self._late and self._late[0].number <= number - 2 * self.at_once:
             self._take_in(self._late.popleft())
-        return self.replay.sample(np.random.default_rng([self.seed, number, self._process]), self._share)
+        own = self.cfg.batch_size // self._processes
+        return self.replay.sample(np.random.default_rng([self.seed, number, self._process]), own)
 
     def _take_in(self, late: Late) -> None:
         context = self.dreamer.cfg.context
@@ -274,6 +271,7 @@ class Training:
                 f"{error}. The agent of update {self.updates} is whole: copy the file back, or remove "
                 f"{folder / str(self.updates)} to go on from an older one of {self._checkpoints.steps()}."
             ) from error
+        meet("the steps in their replays", self.replay.written)
         self.saved, self._written = self.updates, self.replay.written
         first = agents.read_starts(self._folder, self.dreamer.spec)
         if first is not None:
@@ -291,11 +289,11 @@ class Training:
             return
         parts = [ReplayFolder(folder_of(run, number) / "replay") for number in range(former)]
         first = self.replay.streams * self._process
-        # What is late is now brought in at once: the processes that had drawn it together are no more.
+        # What is late is brought in at once: the processes that had drawn it together are no more.
         for part, late in enumerate(read_share(parts, self.replay, self.updates, first)):
             for _, stream, time, *latent, priority in zip(*late, strict=True):
                 stream = stream + self.streams // former * part - first
                 mine = (stream >= 0) & (stream < self.replay.streams)
-                own = Late(0, Address(stream[mine], time[mine]), Latent(*(x[mine] for x in latent)), priority[mine])
                 if mine.any():
-                    self._take_in(own)
+                    address, own = Address(stream[mine], time[mine]), Latent(*(x[mine] for x in latent))
+                    self._take_in(Late(0, address, own, priority[mine]))

@@ -1,7 +1,7 @@
 """What training comes to, on the devices that there are: started in one process or in several, by `test_processes`.
 
 Arguments: a folder, into which the first process writes; how many devices, or "all"; a folder of another run of this,
-or "none", whose checkpoint is gone on from.
+or "none", whose checkpoints are read as well; and how the state is kept: "whole" or "sharded".
 """
 
 import os
@@ -100,30 +100,26 @@ def evolved(mesh) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    folder, count, other = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+    folder, count, other, kind = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
     if processes.COUNT in os.environ:
         processes.join()
     mesh = device_mesh("batch", None if count == "all" else int(count))
     begin = partial(jax.jit, learner.init, static_argnums=0)
     like = jax.eval_shape(partial(learner.init, DREAMER), jax.random.key(0))
     places = jax.tree.map(lambda _: replicated(mesh), like)
+    if kind == "sharded":
+        places = sharded(mesh, like, smallest=64)
     five, found = updated(mesh, places, begin(out_shardings=places)(DREAMER, jax.random.key(0)))
-    checkpoints = Checkpoints(folder / "whole")
-    checkpoints.save(UPDATES, five)
-    split_places = sharded(mesh, like, smallest=64)
-    five, more = updated(mesh, split_places, begin(out_shardings=split_places)(DREAMER, jax.random.key(0)))
-    found |= {f"sharded {name}": value for name, value in more.items()}
-    Checkpoints(folder / "sharded").save(UPDATES, five)
+    Checkpoints(folder / "checkpoints").save(UPDATES, five)
     processes.meet("what is written")
-    if mesh.size > 1:
-        assert any(leaf.addressable_data(0).size * mesh.size == leaf.size > 1 for leaf in jax.tree.leaves(five))
+    parts = [leaf.size // leaf.addressable_data(0).size for leaf in jax.tree.leaves(five)]
+    assert set(parts) == ({1, mesh.size} if kind == "sharded" else {1})
     for written in (folder, Path(other)) if other != "none" else (folder,):
-        for name in ("whole", "sharded"):
-            step, again = Checkpoints(written / name).restore(five)
-            assert step == UPDATES
-            check_places(again, split_places)
-            for x, y in zip(jax.tree.leaves(whole(mesh, again)), jax.tree.leaves(whole(mesh, five)), strict=True):
-                np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+        step, again = Checkpoints(written / "checkpoints").restore(five)
+        assert step == UPDATES
+        check_places(again, places)
+        for x, y in zip(jax.tree.leaves(whole(mesh, again)), jax.tree.leaves(whole(mesh, five)), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
     found |= evolved(mesh)
     if processes.leave():
         np.savez(folder / "numbers.npz", **found)
