@@ -210,7 +210,8 @@ def returns(
     """Let every policy of a population dream: all episodes and all their steps in one call.
 
     The policies share the keys. With a mesh of one axis the population is split over its devices, each of which dreams
-    for its own part; nothing else is exchanged. Agents are told apart by identity: make them once.
+    for its own part; only returns are exchanged, and every device gets those of all. Agents are told apart by identity:
+    make them once.
 
     Shapes: params.policy [N, ...], params.starts [S, ...], keys [E] -> [N, E].
     Raises: ValueError if the devices do not divide the population.
@@ -219,6 +220,10 @@ def returns(
     def dreamed(params: AgentParams, keys: Key, temperature: Array) -> Returns:
         dreams = environment(agent.model, params.model, params.starts, temperature)
         return population_returns(dreams, reactive(agent.policy), params.policy, keys)
+
+    def exchanged(params: AgentParams, keys: Key, temperature: Array) -> Returns:
+        own = dreamed(params, keys, temperature)
+        return jax.lax.all_gather(own, mesh.axis_names if mesh else (), tiled=True)
 
     temperature = jnp.asarray(temperature, jnp.float32)
     if mesh is None:
@@ -229,5 +234,5 @@ def returns(
     whole, split = PartitionSpec(), PartitionSpec(*mesh.axis_names)
     specs = (AgentParams(whole, split, whole), whole, whole)
     # The loops inside start from constants, which the check of varying axes takes for equal on all devices.
-    parallel = jax.shard_map(dreamed, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
+    parallel = jax.shard_map(exchanged, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False)
     return parallel(params, keys, temperature)

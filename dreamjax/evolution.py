@@ -26,16 +26,18 @@ They used pycma, whose constants differ from these by at most 2 % at their sizes
 import math
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from evosax.algorithms import CMA_ES
-from evosax.algorithms.distribution_based import cma_es
 from jax.flatten_util import ravel_pytree
 
 from dreamjax import checks
 from dreamjax.types import Array, Key, Metrics, Params
+
+if TYPE_CHECKING:  # importing evosax computes, which processes that are still to meet may not do
+    from evosax.algorithms import CMA_ES
+    from evosax.algorithms.distribution_based import cma_es
 
 _MIN_SIGMA = 1e-20  # far below any use, far above where float32 underflows and (x - m) / sigma becomes 0 / 0
 
@@ -142,10 +144,12 @@ def tell(
     flat_mean, unravel = ravel_pytree(state.mean)
     _check_population(cfg, state, population, fitness)
     strategy, constants, _ = _strategy(cfg.population_size, flat_mean.size)
+    from evosax.algorithms.distribution_based.cma_es import State
+
     flat_population = jax.vmap(lambda individual: ravel_pytree(individual)[0])(population)
     fitness = jnp.asarray(fitness, jnp.float32)
     fitness = jnp.where(jnp.isfinite(fitness), fitness, jnp.nan)
-    before = cma_es.State(
+    before = State(
         mean=flat_mean,
         std=state.sigma,
         p_std=state.path_sigma,
@@ -203,19 +207,21 @@ def _decompose(covariance: Array) -> tuple[Array, Array]:
     return basis, jnp.sqrt(jnp.maximum(variances, jnp.finfo(jnp.float32).eps * variances[-1]))
 
 
-def _weights_by_distinct_rank(population: Array, cost: Array, state: cma_es.State, params: cma_es.Params) -> Array:
+def _weights_by_distinct_rank(population: Array, cost: Array, state: "cma_es.State", params: "cma_es.Params") -> Array:
     """Recombination weights [N] of individuals with these costs: a stable sort, where NaN comes last."""
     order = jnp.argsort(cost, stable=True)
     return jnp.zeros_like(params.weights).at[order].set(params.weights)
 
 
 @lru_cache
-def _strategy(population_size: int, n: int) -> tuple[CMA_ES, cma_es.Params, int]:
+def _strategy(population_size: int, n: int) -> tuple["CMA_ES", "cma_es.Params", int]:
     """Build the strategy for n parameters, its constants, and the number of generations between decompositions.
 
     evosax compiles anew for every instance, hence the cache; it holds numbers, even when first called inside a trace.
     """
     with jax.ensure_compile_time_eval():
+        from evosax.algorithms import CMA_ES
+
         strategy = CMA_ES(population_size, jnp.zeros(n), fitness_shaping_fn=_weights_by_distinct_rank)
         constants = strategy.default_params.replace(std_min=_MIN_SIGMA)
         constants = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), constants)

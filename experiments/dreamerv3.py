@@ -10,12 +10,14 @@ ratio of replayed to collected steps; one configuration for every domain.
     python experiments/dreamerv3.py --task gym_CartPole-v1 --folder runs/cartpole --offline 50000
     python experiments/dreamerv3.py --task gym_CartPole-v1 --size 12m --offline 50000 --recording runs/cartpole
     python experiments/dreamerv3.py --task gym_Acrobot-v1 --begin.weights runs/cartpole --begin.take "model/dyn/*"
+    python experiments/dreamerv3.py --task atari_pong --size 200m --distributed
     python experiments/dreamerv3.py --evaluate runs/cartpole --episodes 100
     python experiments/dreamerv3.py --aggregate runs/cartpole runs/walker
 
 The command started again resumes where it stopped, with the agent and the replay that it had; with more `--steps` it
 trains longer. With `--offline` it learns from the replay of the folder, or from a recording, and needs no environment.
-At the end of training the agent is evaluated in test episodes, filmed, and its dreams measured; `--evaluate` does
+With `--distributed` several processes, each started so, share the environments and the batch: README.md says how. At
+the end of training the agent is evaluated in test episodes, filmed, and its dreams measured; `--evaluate` does
 that for any run, also while it is under way. Without `--steps` a task has the published number of them, 250,000 for the
 control suite: ten times what the committed runs have. What these measured, how long they took and on which machine:
 results/dreamerv3/result.json.
@@ -40,13 +42,14 @@ from dreamjax.reporting.aggregate import aggregate_runs, episode_returns, read_r
 from dreamjax.reporting.films import film_section
 from dreamjax.storage import Begin, Change, RunFolder, load, read_metrics
 from dreamjax.storage.recordings import read_spec
-from dreamjax.training.experiment import Aggregating, Evaluating, command, open_folder, read_command_line
+from dreamjax.training import processes
+from dreamjax.training.experiment import Aggregating, Distributing, Evaluating, command, open_folder, read_command_line
 from dreamjax.training.online import OnlineConfig, train_offline, train_online
 from dreamjax.trust import TrustConfig, trust_section
 
 NAME = "dreamerv3"
 # What a run may go on with: how long it trains, and how it goes about it.
-MAY_CHANGE = dict.fromkeys(("steps", "workers", "on_disk", "checkpoint_every", "log_every"), Change())
+MAY_CHANGE = dict.fromkeys(("steps", "workers", "on_disk", "sharded", "checkpoint_every", "log_every"), Change())
 MAY_CHANGE["capacity"] = Change(before=("train",))
 
 
@@ -70,6 +73,7 @@ class Config:
     on_disk: bool = False  # keep the replay in files of the run folder, where memory does not hold it
     checkpoint_every: int = 1000
     log_every: int = 100
+    sharded: bool = False  # split parameters and optimiser over the devices, for sizes that one cannot hold
 
     @property
     def preset(self) -> str:
@@ -78,7 +82,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class DreamerOptions(Evaluating, Aggregating):
+class DreamerOptions(Evaluating, Aggregating, Distributing):
     """What to do: train, unless one of the others is given."""
 
     episodes: int = 10  # test episodes in which the trained agent is scored; 0 leaves that out
@@ -106,6 +110,7 @@ def train(cfg: Config, folder: Path, options: DreamerOptions) -> RunFolder:
         cfg.on_disk,
         checkpoint_every=cfg.checkpoint_every,
         log_every=cfg.log_every,
+        sharded=cfg.sharded,
     )
     agent = scaled(cfg.agent, cfg.size)
     if options.offline is not None:
@@ -113,7 +118,9 @@ def train(cfg: Config, folder: Path, options: DreamerOptions) -> RunFolder:
         run = open_folder(folder, cfg, options, may_change=MAY_CHANGE)
         train_offline(run, dreamer, online, cfg.seed, options.offline, options.recording, begin=cfg.begin)
         return run
-    with closing(VectorEnvironment(make_env, cfg.envs or suite.envs, suite.max_steps, cfg.workers)) as environment:
+    envs = processes.share(cfg.envs or suite.envs, "envs")
+    first = envs * jax.process_index()
+    with closing(VectorEnvironment(make_env, envs, suite.max_steps, cfg.workers, first=first)) as environment:
         dreamer = Dreamer.of(agent, environment.spec)
         run = open_folder(folder, cfg, options, may_change=MAY_CHANGE)
         train_online(run, dreamer, environment, online, cfg.seed, cfg.begin)
@@ -185,7 +192,8 @@ def main() -> None:
         except (ValueError, RuntimeError, ImportError, gymnasium.error.Error) as error:
             raise SystemExit(str(error)) from None
         run = train(cfg, options.folder or Path("runs") / f"{cfg.task}-{cfg.size}-{cfg.seed}", options)
-        report(run, run, options.episodes if options.offline is None else 0)  # offline there may be no environment
+        if processes.leave():  # the first one reports
+            report(run, run, options.episodes if options.offline is None else 0)  # offline there may be no environment
 
 
 if __name__ == "__main__":

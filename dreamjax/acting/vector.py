@@ -33,7 +33,13 @@ class VectorEnvironment:
         max_steps: int,
         workers: int = 0,
         timeout: float = 120.0,
+        first: int = 0,
     ) -> None:
+        """Make them in so many workers, or in this process.
+
+        Of environments that are shared by several processes, these are the ones from number `first` on: the number is
+        what tells their seeds apart.
+        """
         if workers and envs % min(workers, envs):
             raise ValueError(f"{workers} workers cannot share {envs} environments equally: use a divisor")
         self._pool = Pool(make_env, envs, workers, groups=1, timeout=timeout)
@@ -42,6 +48,7 @@ class VectorEnvironment:
         except ValueError:
             self.close()
             raise
+        self.first = first
         self.failures = 0  # environments that were made anew
         self.info: dict[int, dict[str, float]] = {}  # finite numbers of the episodes that ended in the last step
         self._entropy: tuple[int, ...] = ()
@@ -106,7 +113,7 @@ class VectorEnvironment:
 
     def _seed(self, i: int) -> int:
         """Return the seed to reset an environment with; one that goes on draws its next episode by itself (-1)."""
-        return seeds.training(*self._entropy, i, self.failures) if self._lost[i] else -1
+        return seeds.training(*self._entropy, self.first + i, self.failures) if self._lost[i] else -1
 
     def _exchange(self, orders: list[Order]) -> np.ndarray:
         """Send orders, take in what comes of them, and say which environments failed. Shapes: -> [E] bool."""

@@ -73,7 +73,7 @@ class SequenceReplay:
                 f"{streams} streams cannot share a capacity of {cfg.capacity} steps: each needs the {cfg.length} of a "
                 "sequence"
             )
-        self.cfg, self.streams = cfg, streams
+        self.cfg, self.example, self.streams = cfg, example, streams
         leaves, self._structure = jax.tree.flatten(example)
         self.names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(example)]
         self.kinds = [(leaf.shape, np.dtype(leaf.dtype)) for leaf in leaves]

@@ -5,8 +5,9 @@ because it notices neither a flipped bit nor an empty folder named like a step, 
 newer than the latest one: every leaf carries a CRC-32, `restore` verifies it and falls back to an older step if one is
 damaged, and saving out of order is an error.
 
-Trees are copied to host memory, so that a checkpoint written on one set of devices can be read on any other. One
-process only.
+Trees are copied to host memory, so that a checkpoint written on one set of devices can be read on any other. Where
+several processes train together, all of them save, each has a part of what is spread over them, and the first one
+writes; each of them reads for itself, so that there may then be fewer or more of them.
 """
 
 import logging
@@ -29,6 +30,7 @@ from dreamjax.storage.leaves import (
     check_same,
     describe,
     from_numpy,
+    is_spread,
     named_leaves,
     same_type,
     to_numpy,
@@ -52,7 +54,10 @@ class Checkpoints:
             raise ValueError(f"keep must be at least 1, got {keep}")
         self.folder = Path(folder).absolute()
         # Synchronous, so that an error belongs to the step that caused it and a later kill costs nothing.
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=False, create=False, multiprocessing_options=_alone()
+        )
+        self.folder.mkdir(parents=True, exist_ok=True)
         with _quiet_orbax():
             self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -65,18 +70,23 @@ class Checkpoints:
     def save(self, step: int, tree: PyTree) -> None:
         """Write `tree` (arrays, typed keys, Python numbers) as `step`. If killed halfway, older steps stay valid.
 
+        Processes that train together call it together.
+
         Raises:
             ValueError: `step` is not newer than the latest one, or a leaf is neither an array nor a number.
             CheckpointError: it could not be written, for instance because the disk is full. Older steps stay valid.
         """
+        leaves = named_leaves(tree)
+        writes = jax.process_index() == 0
+        arrays = {name: to_numpy(name, leaf) for name, leaf in leaves.items() if writes or is_spread(leaf)}
+        if not writes:
+            return
         existing = self.steps()
         if existing and step <= existing[-1]:
             raise ValueError(
                 f"step {step} is not newer than step {existing[-1]} in {self.folder}. To continue this training call "
                 "restore() first and go on from the step it returns; for a new one use another folder."
             )
-        leaves = named_leaves(tree)
-        arrays = {name: to_numpy(name, leaf) for name, leaf in leaves.items()}
         records = {name: describe(leaf) | {"crc32": _crc32(arrays[name])} for name, leaf in leaves.items()}
         meta = {"leaves": records, "crc32": _records_crc32(records)}
         stored = {name: array for name, array in arrays.items() if array.size}  # orbax refuses arrays without elements
@@ -162,6 +172,8 @@ class Checkpoints:
             raise _DamageError(f"orbax cannot read its {item} ({repr(error)[:200]})") from error
 
     def _set_aside(self, step: int, damage: _DamageError) -> None:
+        if jax.process_index():  # the first process sees the same damage
+            return
         aside = self.folder / f"damaged-{step}"
         copies = 1
         while aside.exists():
@@ -187,6 +199,14 @@ def newest(folder: str | os.PathLike[str], like: PyTree) -> PyTree:
     """
     found = Checkpoints(folder).restore(like) if Path(folder).exists() else None
     return like if found is None else found[1]
+
+
+def _alone() -> Any:
+    """Options for orbax not to wait for other processes: each reads for itself, and one alone writes."""
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    this = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
 
 
 def _crc32(array: np.ndarray) -> int:

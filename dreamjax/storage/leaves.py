@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 
 from dreamjax.types import PyTree
 
@@ -44,10 +45,21 @@ def describe(leaf: Any) -> Record:
     return record
 
 
+def is_spread(leaf: Any) -> bool:
+    """Whether each of several processes has a part of a leaf only."""
+    return isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated)
+
+
 def to_numpy(name: str, leaf: Any) -> np.ndarray:
-    """Copy a leaf to host memory, a typed key as its data. Raises ValueError if it is not numeric."""
-    is_key = jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key)
-    array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+    """Copy a leaf to host memory, a typed key as its data. Raises ValueError if it is not numeric.
+
+    What is spread over several processes is gathered by all of them together.
+    """
+    if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if is_spread(leaf):
+        leaf = process_allgather(leaf, tiled=True)
+    array = np.asarray(leaf)
     if array.dtype.kind in "OUSMm":
         raise ValueError(f"leaf {name!r} is a {type(leaf).__name__}: only arrays and Python numbers can be stored")
     return array
@@ -61,13 +73,16 @@ def from_numpy(array: np.ndarray, leaf: Any, record: Record) -> Any:
         return array[()]
     if isinstance(leaf, np.ndarray):
         return array
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is not None and not sharding.is_fully_addressable:  # other processes have the rest of it
+        part = jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+        return jax.random.wrap_key_data(part, impl=record["key_impl"]) if "key_impl" in record else part
     if "key_impl" in record:
         value = jax.random.wrap_key_data(jnp.asarray(array), impl=record["key_impl"])
     elif record.get("dtype") in _NUMBER_KINDS and not array.shape:
         value = jnp.asarray(np.asarray(array.item(), leaf.dtype))  # numpy refuses a number that does not fit
     else:
         value = jnp.asarray(array)
-    sharding = getattr(leaf, "sharding", None)
     committed = sharding is not None and getattr(leaf, "committed", True)
     # A different sharding, even over a single device, would cost another compilation.
     return jax.device_put(value, sharding) if committed else value

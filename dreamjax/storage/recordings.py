@@ -92,11 +92,16 @@ def open_recording(folder: str | os.PathLike[str]) -> SequenceReplay:
     return recording
 
 
-def fill(replay: SequenceReplay, recording: SequenceReplay, seen: Callable[[Step], None] = lambda step: None) -> None:
+def fill(
+    replay: SequenceReplay,
+    recording: SequenceReplay,
+    seen: Callable[[Step], None] = lambda step: None,
+    streams: range | None = None,
+) -> None:
     """Add the newest steps of a recording to a replay with the same number of streams, as many as it can hold.
 
     `seen` is called with each of them. Latent states are another agent's and are not copied: they start at zero, and
-    are refreshed when they are drawn.
+    are refreshed when they are drawn. With `streams` only these of the recording are read, as many as the replay has.
 
     Raises: ValueError if the recording is of other spaces or streams.
     """
@@ -104,10 +109,10 @@ def fill(replay: SequenceReplay, recording: SequenceReplay, seen: Callable[[Step
     latent = Latent._make(
         np.zeros((replay.streams, *shape), dtype) for shape, dtype in (kinds[name] for name in LATENT)
     )
-    streams = np.arange(recording.streams)
+    chosen = np.array(streams or range(recording.streams))
     first = recording.written - replay.cfg.capacity // replay.streams
     for time in range(max(recording.oldest, first), recording.written):
-        step = recording.read(Address(streams, np.full_like(streams, time)), 1)
+        step = recording.read(Address(chosen, np.full_like(chosen, time)), 1)
         now = jax.tree.map(lambda x: x[:, 0], step)._replace(latent=latent)
         replay.add(now)
         seen(now.step)

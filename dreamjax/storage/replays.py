@@ -7,6 +7,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,13 @@ class ReplayFolder:
 
         Raises: ReplayError if a file is missing or damaged, ValueError if the replay has another layout.
         """
+        late = self.read(replay, step)
+        for later in [other for other in self.steps() if other > step]:
+            self._list(later).unlink()
+        return late
+
+    def read(self, replay: SequenceReplay, step: int) -> list[np.ndarray]:
+        """Do as `restore`, and leave all files as they are."""
         listed = _read(self._list(step))
         if listed["shape"] != replay.layout:
             raise ValueError(f"the replay in {self.folder} holds {listed['shape']}, this one {replay.layout}")
@@ -132,8 +140,6 @@ class ReplayFolder:
         online = [(stream, time) for stream, time in queue]
         replay.restore(ReplayState(listed["written"], online, blocks, priorities))
         self._files = {number: (replay.versions[number], name) for number, name in files.items()}
-        for later in [other for other in self.steps() if other > step]:
-            self._list(later).unlink()
         return late
 
     def _list(self, step: int) -> Path:
@@ -147,6 +153,42 @@ class ReplayFolder:
         for file in self.folder.glob("*.npz"):
             if file.name not in needed:
                 file.unlink()
+
+
+def read_share(parts: Sequence[ReplayFolder], replay: SequenceReplay, step: int, first: int) -> list[list[np.ndarray]]:
+    """Restore a replay from those of other processes than now, which held equal shares of all streams, in this order.
+
+    The replay takes the streams from number `first` on. Return `late` of each part.
+
+    Raises: as `ReplayFolder.restore` does, where the parts do not belong together as well.
+    """
+    late: list[list[np.ndarray]] = []
+    states: list[ReplayState] = []
+    for number, part in enumerate(parts):
+        shape = part.shape(step)
+        streams, begin = shape["streams"], number * shape["streams"] - first  # as the replay counts
+        held = SequenceReplay(replace(replay.cfg, capacity=shape["capacity"]), replay.example, streams)
+        late.append(part.read(held, step))
+        state, mine = held.state(), slice(max(-begin, 0), max(replay.streams - begin, 0))
+        states.append(
+            ReplayState(
+                state.written,
+                [(begin + stream, time) for stream, time in state.online if 0 <= begin + stream < replay.streams],
+                {block: [leaf[mine] for leaf in leaves] for block, leaves in state.blocks.items()},
+                None if state.priorities is None else state.priorities[mine],
+            )
+        )
+    written = states[0].written
+    if any(state.written != written for state in states):
+        raise ReplayError(f"the replays of step {step} hold {[state.written for state in states]} steps of a stream")
+    online = sorted((pair for state in states for pair in state.online), key=lambda pair: pair[::-1])
+    blocks = {
+        block: [np.concatenate(leaves) for leaves in zip(*(state.blocks[block] for state in states), strict=True)]
+        for block in states[0].blocks
+    }
+    kept = [state.priorities for state in states if state.priorities is not None]
+    replay.restore(ReplayState(written, online, blocks, np.concatenate(kept) if kept else None))
+    return late
 
 
 def _crc32(listed: dict[str, Any]) -> int:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         loop as loop,
         online as online,
         plan as plan,
+        processes as processes,
         recorded as recorded,
         signals as signals,
         stage_plan as stage_plan,

@@ -1,16 +1,27 @@
-"""The machine: several devices at once, programs that stay compiled, and memory that a CPU backend keeps asking for."""
+"""The machine: one mesh of all devices, programs that stay compiled, and memory that a CPU backend keeps asking for.
+
+A mesh has one axis, over the devices of all processes. What is split over it are the sequences of a batch and the
+individuals of a population; everything else is the same on every device, but for what `sharded` splits to save memory.
+"""
 
 import ctypes
 import os
 import platform
 import warnings
 import zlib
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.lib
+import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+
+from dreamjax.types import PyTree
+
+SHARDED = 2**16  # numbers of the smallest array that `sharded` splits: smaller ones cost more to gather than they save
 
 
 def device_mesh(axis: str, n_devices: int | None = None) -> Mesh:
@@ -39,6 +50,61 @@ def splitting_mesh(axis: str, size: int, what: str) -> Mesh:
             f"multiple of {jax.device_count()}, or let it see fewer (CUDA_VISIBLE_DEVICES=0 for one GPU)"
         )
     return device_mesh(axis)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Where every device has all of an array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Where every device has an equal part of an axis, in the order of the mesh."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, *mesh.axis_names))
+
+
+def sharded(mesh: Mesh, tree: PyTree, smallest: int = SHARDED) -> PyTree:
+    """Where every device has an equal part of every large array: the shardings of a tree of parameters and the like.
+
+    Each array of `smallest` numbers or more is split along the longest of its axes that the devices divide. The
+    compiler gathers what it needs, when it does; this is known as fully sharded data parallelism.
+    """
+
+    def place(leaf: Any) -> NamedSharding:
+        fitting = [i for i, size in enumerate(leaf.shape) if size % mesh.size == 0]
+        if leaf.size < smallest or not fitting:
+            return replicated(mesh)
+        return split(mesh, max(fitting, key=lambda i: leaf.shape[i]))
+
+    return jax.tree.map(place, tree)
+
+
+def together(parts: PyTree, sharding: Sharding) -> PyTree:
+    """Make arrays of what each process has of them: its own rows, where they are split, or else all, the same in each.
+
+    Shapes: an axis of n in each of P processes, over whose devices it is split, becomes one of P n.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(parts, sharding)
+    return jax.tree.map(partial(jax.make_array_from_process_local_data, sharding), parts)
+
+
+def own_part(tree: PyTree) -> PyTree:
+    """Wait for arrays, and return as NumPy arrays what this process has of them: the inverse of `together`."""
+
+    def part(array: jax.Array) -> np.ndarray:
+        if array.is_fully_addressable or array.is_fully_replicated:
+            return np.asarray(array)
+        shards = array.addressable_shards
+        axis = next(i for i, size in enumerate(shards[0].data.shape) if size < array.shape[i])
+        rows = {shard.index[axis].start: shard.data for shard in shards}
+        return np.concatenate([np.asarray(rows[begin]) for begin in sorted(rows)], axis)
+
+    return jax.tree.map(part, tree)
+
+
+def near(tree: PyTree) -> PyTree:
+    """Return what is the same on every device as arrays on the first one of this process; nothing is copied."""
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
 def keep_freed_memory() -> None:

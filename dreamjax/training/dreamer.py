@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import jax
 
 from dreamjax.acting.vector import VectorEnvironment
 from dreamjax.dreamerv3.config import SIZES, DreamerConfig
@@ -16,11 +17,12 @@ from dreamjax.envs.adaptation import adapted
 from dreamjax.storage import agents
 from dreamjax.storage.folder import Change, RunFolder
 from dreamjax.storage.transfer import Begin
+from dreamjax.training import processes
 from dreamjax.training.devices import keep_compiled_programs
 from dreamjax.training.online import OnlineConfig, train_online
 from dreamjax.types import Agent, AgentParams
 
-FREE = ("online.steps", "online.checkpoint_every", "online.log_every", "online.on_disk", "workers")
+FREE = ("online.steps", "online.checkpoint_every", "online.log_every", "online.on_disk", "online.sharded", "workers")
 MAY_CHANGE = dict.fromkeys(FREE, Change())
 MAY_CHANGE["online.capacity"] = Change(before=("train",))
 
@@ -59,12 +61,13 @@ def train(
 
     The same call goes on where it stopped, and with more `steps` it trains longer. `make_env` makes an environment of
     Gymnasium; the agent acts in `envs.adapted(make_env, resize)`, which brings its actions to what an actor chooses.
+    Processes that have met by `training.processes.join` train one agent together, each in its share of environments.
 
     Args:
       folder: of the run, with its checkpoints, replay and metrics.
       agent: sizes and settings, such as `dreamerv3.SIZES["12m"]`.
       max_steps: of an episode.
-      envs: environments that step together, in as many processes as `workers`; 0 steps them in this one.
+      envs: environments that step together, of all processes; each steps its own in so many `workers`, or itself.
       weights: run folder or stored agent whose world model, policy and, if it is there, critic to begin with.
       take: names or patterns of what is taken from there, such as "model/*".
       leave: of what begins anew in spite of that, for example because it has to do with other actions.
@@ -79,10 +82,12 @@ def train(
     online = OnlineConfig(steps, **settings)
     begin = Begin(Path(weights) if weights is not None else None, tuple(take), tuple(leave))
     cfg = RunConfig(agent, online, envs, workers, max_steps, seed, begin, resize)
-    environment = VectorEnvironment(partial(adapted, make_env, resize), envs, max_steps, workers)
+    own = processes.share(envs, "envs")
+    make, first = partial(adapted, make_env, resize), own * jax.process_index()
+    environment = VectorEnvironment(make, own, max_steps, workers, first=first)
     try:
         dreamer = Dreamer.of(agent, environment.spec)
-        run = RunFolder(folder, cfg, MAY_CHANGE)
+        run = RunFolder(processes.own_folder(folder), cfg, MAY_CHANGE)
         train_online(run, dreamer, environment, online, seed, begin)
     finally:
         environment.close()

@@ -14,6 +14,7 @@ from dreamjax.storage.agents import load
 from dreamjax.storage.atomic import jsonable
 from dreamjax.storage.configs import command_line, flat
 from dreamjax.storage.folder import Change, ConfigMismatch, FolderInUse, RunFolder
+from dreamjax.training import processes
 from dreamjax.training.devices import keep_compiled_programs, keep_freed_memory
 from dreamjax.training.signals import leave_at_signals
 from dreamjax.types import Agent, AgentParams
@@ -36,6 +37,13 @@ class Evaluating(Options):
     """Train, or evaluate what was trained."""
 
     evaluate: Path | None = None  # evaluate the agent in this folder, instead of training one
+
+
+@dataclass(frozen=True)
+class Distributing(Options):
+    """Train in this process, or together with others that were started with the same command."""
+
+    distributed: bool = False  # together with others: see dreamjax/training/processes.py for how they meet
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,8 @@ def read_command_line(
     _check_spelling(experiment, given, {name.replace("_", "-") for name in known})
     both = make_dataclass("Arguments", parts)
     parsed: Any = tyro.cli(both, args=given, description=description, prog=f"{experiment}.py")
+    if isinstance(parsed.options, Distributing) and parsed.options.distributed:
+        processes.join()
     return parsed.config, parsed.options
 
 
@@ -119,12 +129,13 @@ def run_folder(
 def open_folder(path: Path, cfg: Any, options: Options, *, may_change: Mapping[str, Change]) -> RunFolder:
     """Open a run folder, whose training is tracked and profiled as the options say.
 
-    Exits, with what is wrong, if it belongs to another configuration or another process.
+    Exits, with what is wrong, if it belongs to another configuration or another process. Of processes that train
+    together, each opens a folder of its own within it.
     """
     if options.profile is not None and not 1 <= options.profile[0] <= options.profile[1]:
         raise SystemExit(f"--profile needs the first and the last update, counted from 1, got {options.profile}")
     try:
-        run = RunFolder(path, cfg, may_change)
+        run = RunFolder(processes.own_folder(path), cfg, may_change)
     except (ConfigMismatch, FolderInUse) as error:
         raise SystemExit(str(error)) from None
     run.profile = options.profile

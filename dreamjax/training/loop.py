@@ -11,6 +11,7 @@ from dreamjax.storage.checkpoints import Checkpoints
 from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.metrics import MetricsLog
 from dreamjax.storage.progress import progress
+from dreamjax.training.processes import asked_to_stop, label, meet, run_folder
 from dreamjax.training.signals import stop_request
 from dreamjax.training.trace import tracing
 from dreamjax.types import Metrics, PyTree
@@ -70,19 +71,20 @@ def train(
 
     If the loop depends on nothing but the step and the state, the result is the same however often the training was
     interrupted. `show` names the metric beside the progress bar. What is saved is finite: the metrics of a step are
-    looked at before.
+    looked at before. Several processes call it together, each with its own run folder: see `training.processes`.
 
     Raises: ValueError if the loop ends before that, FloatingPointError as `finite` does, `Stopped` after a signal, when
         the step is done and saved.
     """
-    checkpoints = Checkpoints(run.path / "checkpoints" / name)
+    checkpoints = Checkpoints(run_folder(run.path) / "checkpoints" / name)
     found = checkpoints.restore(jax.eval_shape(lambda: state))
     begin, state = found if found is not None else (0, state)
+    meet(f"the step of stage {name!r} to go on from", begin)
     log.rewind(name, begin)
     if begin >= steps:
         run.finish_stage(name)  # it may have been killed after its last checkpoint
         return state
-    bar = progress(steps, name, initial=begin, unit="step", waits="compiling")
+    bar = progress(steps, label(name), initial=begin, unit="step", waits="compiling")
     with stop_request() as stop, tracing(run, name) as trace, run.stage(name) as stage, bar:
         done = begin
         trace.at(done, state)
@@ -91,7 +93,9 @@ def train(
             trace.at(done, now)
             bar.update()
             is_logged = done % log_every == 0 or done == steps
-            stopping = bool(stop)  # asked once, so that nothing is left unsaved by a signal that comes in between
+            # Asked once, so that nothing is left unsaved by a signal that comes in between; and where other processes
+            # are asked as well, not at every step, as that is to wait for it.
+            stopping = (is_logged or jax.process_count() == 1) and asked_to_stop(stop)
             is_saved = done % checkpoint_every == 0 or done == steps or stopping
             values = finite(name, done, metrics) if is_logged or is_saved else {}
             if is_logged:

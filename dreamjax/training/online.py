@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from dreamjax.storage.recordings import fill, open_recording
 from dreamjax.storage.replays import ReplayError, ReplayFolder
 from dreamjax.storage.transfer import Begin
 from dreamjax.training import plan
+from dreamjax.training.processes import asked_to_stop, folder_of, label, meet, run_folder, share
 from dreamjax.training.signals import StopRequest, stop_request
 from dreamjax.training.trace import Trace, tracing
 from dreamjax.training.trainer import AT_ONCE, OnlineConfig, Training, updates_at_once
@@ -58,29 +60,35 @@ def train_online(
     First of all the plan of the run is printed. Every update is looked at before anything is saved. After a signal the
     step under way is finished and saved.
 
+    Several processes call it together, each with its own environments, and a run folder that is its own: see
+    `training.processes`.
+
     Raises: ValueError if the run was begun in another environment, the machine is too small for it, its devices do not
-        divide the batch, or what it begins with does not fit; ReplayError if the replay of the run is damaged;
-        FloatingPointError if an update was not finite; `Stopped` after a signal; as `VectorEnvironment.step` does.
+        divide the batch, the processes what they share, or what it begins with does not fit; ReplayError if the replay
+        of the run is damaged; FloatingPointError if an update was not finite; `Stopped` after a signal; as
+        `VectorEnvironment.step` does.
     """
     pin(run.path, "environment", environment.name)
     plan.announce(dreamer, cfg, len(environment), run.path)
-    training = Training(run, dreamer, len(environment), cfg, seed, updates_at_once(cfg, len(environment), at_once))
+    streams = len(environment) * jax.process_count()
+    training = Training(run, dreamer, len(environment), cfg, seed, updates_at_once(cfg, streams, at_once))
     if not training.restore() and begin is not None:
         training.begin_with(begin)
-    bar = progress(cfg.steps, "train", initial=training.steps, unit="step", waits="compiling")
+    bar = progress(cfg.steps, label("train"), initial=training.steps, unit="step", waits="compiling")
     failures, begun = 0, training.updates
     with _training(run, bar) as (stop, log, trace, stage):
         training.rewind(log)
         for now in act_and_learn(training, environment):
             trace.at(now.updates, training.state, training.at_once)
             for i, episode in now.episodes.items():
-                log.write("episode", now.steps - len(environment) + i, episode)
+                log.write("episode", now.steps - streams + environment.first + i, episode)
                 bar.set_postfix({"return": f"{episode['return'] + 0.0:.4g}", "updates": now.updates})
             if now.failures > failures:
                 log.write("failures", now.steps, {"environments": now.failures - failures})
                 failures = now.failures
             bar.update(now.steps - bar.n)
-            stopping = bool(stop)  # asked once, so that nothing is left unsaved by a signal that comes in between
+            # Asked once, so that nothing is left unsaved by a signal that comes in between.
+            stopping = asked_to_stop(stop)
             saving = now.updates - training.saved >= cfg.checkpoint_every or stopping
             for number, metrics in (now.metrics | (training.wait() if saving else {})).items():
                 log.write("learn", number, metrics)
@@ -94,6 +102,7 @@ def train_online(
                     f"saved at step {now.steps} of {cfg.steps}; started again, it goes on from there: {run.path}"
                 )
         training.save()
+        meet("the end, after update", training.updates)  # when the agent is written
     return training.state
 
 
@@ -142,21 +151,23 @@ def train_offline(
     Raises: ReplayError if there is neither, or one is damaged; ValueError if the recording is of other spaces, or what
         it begins with does not fit.
     """
-    saved = Checkpoints(run.path / "checkpoints").steps()
+    saved = Checkpoints(run_folder(run.path) / "checkpoints").steps()
     if saved:
-        streams = ReplayFolder(run.path / "replay").shape(saved[-1])["streams"]
+        streams = share(_saved_streams(run_folder(run.path), saved[-1]), "the streams of the replay")
         training = Training(run, dreamer, streams, cfg, seed, at_once)
         training.restore()
     elif recording is not None:
         recorded = open_recording(recording)
-        training = Training(run, dreamer, recorded.streams, cfg, seed, at_once)
-        fill(training.replay, recorded, training.note)
+        streams = share(recorded.streams, "the streams of the recording")
+        training = Training(run, dreamer, streams, cfg, seed, at_once)
+        first = streams * jax.process_index()
+        fill(training.replay, recorded, training.note, range(first, first + streams))
         if begin is not None:
             training.begin_with(begin)
         training.save()
     else:
         raise ReplayError(f"{run.path} holds no agent with a replay to learn from: name a recording")
-    bar = progress(updates, "train", initial=training.updates, unit="update", waits="compiling")
+    bar = progress(updates, label("train"), initial=training.updates, unit="update", waits="compiling")
     with _training(run, bar) as (stop, log, trace, stage):
         training.rewind(log)
         while training.updates < updates:
@@ -164,7 +175,7 @@ def train_offline(
             metrics = training.learn(min(updates, training.updates + at_once, training.saved + cfg.checkpoint_every))
             done = training.updates
             bar.update(done - bar.n)
-            stopping = bool(stop)
+            stopping = asked_to_stop(stop)
             saving = done - training.saved >= cfg.checkpoint_every or done >= updates or stopping
             for number, values in (metrics | (training.wait() if saving else {})).items():
                 log.write("learn", number, values)
@@ -173,6 +184,7 @@ def train_offline(
                 stage.tick()
             if stopping and done < updates:
                 stop.leave(f"saved at update {done} of {updates}; started again, it goes on from there: {run.path}")
+        meet("the end, after update", training.updates)
     return training.state
 
 
@@ -187,3 +199,10 @@ def _training(run: RunFolder, bar: Bar) -> Iterator[tuple[StopRequest, MetricsLo
         bar,
     ):
         yield stop, log, trace, stage
+
+
+def _saved_streams(run: Path, step: int) -> int:
+    """Count the streams of the replays that all processes of a run have saved at a step."""
+    replays = (ReplayFolder(folder_of(run, process) / "replay") for process in count())
+    saved = takewhile(lambda replay: step in replay.steps(), replays)
+    return sum(replay.shape(step)["streams"] for replay in saved)

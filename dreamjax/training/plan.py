@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import numpy as np
 
 from dreamjax.dreamerv3 import experience, learner
 from dreamjax.dreamerv3.model import Dreamer
+from dreamjax.training.processes import is_first
 from dreamjax.training.trainer import OnlineConfig
 from dreamjax.types import PyTree
 
@@ -94,9 +96,15 @@ def check(needs: Plan, has: Machine, folder: Path) -> None:
 
 
 def announce(dreamer: Dreamer, cfg: OnlineConfig, streams: int, folder: Path) -> None:
-    """Print the plan of a run on stderr. Raises ValueError if it cannot fit."""
+    """Print the plan of a run on stderr, or of the share of each process. Raises ValueError if it cannot fit.
+
+    `streams` are the environments of this process.
+    """
+    count = jax.process_count()
+    cfg = replace(cfg, steps=-(-cfg.steps // count), capacity=cfg.capacity // count)
     needs, has = plan(dreamer, cfg, streams), machine(folder)
-    print(f"plan of {folder}\n{table(needs, has)}", file=sys.stderr, flush=True)
+    if is_first():
+        print(f"plan of {folder}\n{table(needs, has)}", file=sys.stderr, flush=True)
     check(needs, has, folder)
 
 

@@ -1,12 +1,14 @@
 """A replay that was saved comes back as it was, whatever happened in between."""
 
+from dataclasses import replace
+
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
 
 from dreamjax.replay.sequences import Address, Allocate, ReplayConfig, SequenceReplay
-from dreamjax.storage.replays import ReplayError, ReplayFolder, mapped
+from dreamjax.storage.replays import ReplayError, ReplayFolder, mapped, read_share
 
 EXAMPLE = {"x": jax.ShapeDtypeStruct((), np.int32), "half": jax.ShapeDtypeStruct((2,), ml_dtypes.bfloat16)}
 CFG = ReplayConfig(capacity=60, length=4, prioritized=0.5, block=8)
@@ -78,6 +80,39 @@ def test_what_is_still_to_be_written_is_kept_beside_it(tmp_path):
         np.testing.assert_array_equal(array, same)
         assert array.dtype == same.dtype
     assert back.restore(replay(), 3) == []
+
+
+def test_streams_are_shared_anew_by_more_or_fewer_processes(tmp_path):
+    """Four streams of one, of two and of four processes: whoever reads them draws the same."""
+
+    def held(first: int, streams: int, written: int) -> SequenceReplay:
+        one = SequenceReplay(replace(CFG, capacity=30 * streams), EXAMPLE, streams)
+        for _ in range(written):
+            time = one.written + 100 * np.arange(first, first + streams)
+            one.add({"x": time.astype(np.int32), "half": np.zeros((streams, 2), ml_dtypes.bfloat16)})
+        one.prioritize(Address(np.arange(streams), np.full(streams, 33)), 0, 1.0 + first + np.zeros((streams, 2)))
+        return one
+
+    for processes in (1, 2, 4):
+        share = 4 // processes
+        parts = [ReplayFolder(tmp_path / f"{number}-of-{processes}") for number in range(processes)]
+        for number, part in enumerate(parts):
+            part.save(held(number * share, share, 45), 7, [np.array([number])])
+        for now in (1, 2, 4):
+            streams = 4 // now
+            for first in range(0, 4, streams):
+                back = SequenceReplay(replace(CFG, capacity=30 * streams), EXAMPLE, streams)
+                assert read_share(parts, back, 7, first) == [[[number]] for number in range(processes)]
+                expected = held(first, streams, 45)
+                assert back.state().online == expected.state().online
+                if processes == now:
+                    np.testing.assert_array_equal(back.state().priorities, expected.state().priorities)
+                every = Address(np.arange(streams), np.full(streams, 20))
+                np.testing.assert_array_equal(back.read(every, 25)["x"], expected.read(every, 25)["x"])
+    parts[1].save(held(1, 1, 46), 8)
+    parts[0].save(held(0, 1, 45), 8)
+    with pytest.raises(ReplayError, match=r"hold \[45, 46\] steps"):
+        read_share(parts[:2], SequenceReplay(replace(CFG, capacity=60), EXAMPLE, 2), 8, 0)
 
 
 def test_going_back_and_on_from_there(tmp_path):

@@ -1,0 +1,129 @@
+"""What training comes to, on the devices that there are: started in one process or in several, by `test_processes`.
+
+Arguments: a folder, into which the first process writes; how many devices, or "all"; a folder of another run of this,
+or "none", whose checkpoints are read as well; and how the state is kept: "whole" or "sharded".
+"""
+
+import os
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from dreamjax.dreamerv3 import experience, learner
+from dreamjax.dreamerv3.config import debug
+from dreamjax.dreamerv3.model import Dreamer
+from dreamjax.evolution import EvolutionConfig, init
+from dreamjax.storage.checkpoints import Checkpoints
+from dreamjax.training import processes
+from dreamjax.training.devices import device_mesh, own_part, replicated, sharded, split, together
+from dreamjax.training.trainer import learning
+from dreamjax.types import AgentParams, EnvSpec, Space
+from dreamjax.worldmodels import controller, memory, model, search
+from dreamjax.worldmodels.memory import MemoryConfig
+from dreamjax.worldmodels.model import WorldModelConfig, WorldModelParams
+from dreamjax.worldmodels.vision import VisionConfig
+
+UPDATES, BATCH = 5, 8
+SPEC = EnvSpec({"vector": Space((5,)), "token": Space((), np.int32, 0, 3)}, {"press": Space((), np.int32, 0, 4)}, 30)
+DREAMER = Dreamer.of(replace(debug(), compute_dtype="float32"), SPEC)
+
+
+def draw(rng: np.random.Generator, like: jax.ShapeDtypeStruct) -> np.ndarray:
+    shape = (UPDATES, BATCH, 6, *like.shape)
+    if like.dtype == bool:
+        return rng.random(shape) < 0.1
+    if np.issubdtype(like.dtype, np.integer):
+        return rng.integers(0, 3, shape).astype(like.dtype)
+    return rng.normal(size=shape).astype(like.dtype)
+
+
+def named(name: str, tree) -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {f"{name}{jax.tree_util.keystr(path)}": np.asarray(leaf) for path, leaf in leaves}
+
+
+def whole(mesh, tree):
+    """Gather what is split, by all processes together."""
+    return jax.device_get(jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree))
+
+
+def check_places(tree, places) -> None:
+    for leaf, place in zip(jax.tree.leaves(tree), jax.tree.leaves(places), strict=True):
+        assert leaf.sharding.is_equivalent_to(place, leaf.ndim), (leaf.sharding, place)
+
+
+def updated(mesh, places, state) -> tuple:
+    """Do an update, then all five in one call, which the second of these is the first of."""
+    rng = np.random.default_rng(0)
+    drawn = jax.tree.map(partial(draw, rng), experience.example(DREAMER))
+    rows = BATCH // jax.process_count()
+    own = jax.tree.map(lambda x: x[:, jax.process_index() * rows :][:, :rows], drawn)
+    batches = together(own, split(mesh, 1))
+    assert jax.tree.leaves(batches)[0].shape[1] == BATCH
+    jax.tree.map(np.testing.assert_array_equal, own_part(batches), own)
+    learn = learning(mesh, places)
+    one, learned = learn(DREAMER, jax.random.key(1), state, batches, np.int32(1))
+    seen = own_part(learned)
+    assert seen.latent.deter.shape[:2] == (UPDATES, rows)
+    first = whole(mesh, (one, learned))
+    five, learned = learn(DREAMER, jax.random.key(1), one, batches, np.int32(UPDATES))
+    check_places(five, places)
+    return five, {**named("one", first), **named("five", whole(mesh, (five, learned)))}
+
+
+def evolved(mesh) -> dict[str, np.ndarray]:
+    """Do two generations in the dreams of a small memory."""
+    observation, action = Space((64, 64, 3), np.uint8, 0, 256), Space((1,), np.float32, -1, 1)
+    world = WorldModelConfig(
+        VisionConfig(4),
+        MemoryConfig(latent_size=4, hidden_size=8, mixtures=2),
+        controller.ControllerConfig(bias=False),
+        step_reward=1.0,
+    )
+    agent = model.make(world, EnvSpec(observation, action, 20))
+    key_memory, key_starts, key = jax.random.split(jax.random.key(0), 3)
+    dreamed = memory.init(world.memory, key_memory)
+    starts = tuple(jax.random.normal(key_starts, (2, 5, 4)))
+    params = AgentParams(WorldModelParams({}, dreamed), (), starts)
+    cfg = EvolutionConfig(16, 0.5)
+    state = init(cfg, agent.policy.init(jax.random.key(3)))
+    found = {}
+    for number in range(2):
+        key, key_generation = jax.random.split(key)
+        state, metrics = search.generation(cfg, agent, params, key_generation, state, 3, 1.2, mesh)
+        found |= named(f"generation {number} ", (state.mean, state.sigma, state.covariance, metrics))
+    return found
+
+
+def main() -> None:
+    folder, count, other, kind = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
+    if processes.COUNT in os.environ:
+        processes.join()
+    mesh = device_mesh("batch", None if count == "all" else int(count))
+    begin = partial(jax.jit, learner.init, static_argnums=0)
+    like = jax.eval_shape(partial(learner.init, DREAMER), jax.random.key(0))
+    places = jax.tree.map(lambda _: replicated(mesh), like)
+    if kind == "sharded":
+        places = sharded(mesh, like, smallest=64)
+    five, found = updated(mesh, places, begin(out_shardings=places)(DREAMER, jax.random.key(0)))
+    Checkpoints(folder / "checkpoints").save(UPDATES, five)
+    processes.meet("what is written")
+    parts = [leaf.size // leaf.addressable_data(0).size for leaf in jax.tree.leaves(five)]
+    assert set(parts) == ({1, mesh.size} if kind == "sharded" else {1})
+    for written in (folder, Path(other)) if other != "none" else (folder,):
+        step, again = Checkpoints(written / "checkpoints").restore(five)
+        assert step == UPDATES
+        check_places(again, places)
+        for x, y in zip(jax.tree.leaves(whole(mesh, again)), jax.tree.leaves(whole(mesh, five)), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+    found |= evolved(mesh)
+    if processes.leave():
+        np.savez(folder / "numbers.npz", **found)
+
+
+if __name__ == "__main__":
+    main()
