@@ -107,9 +107,8 @@ class Training:
     Updates are begun up to K in a call, and up to two calls ahead of the device, which never waits for the host. So an
     update cannot read what the one before it has learned: update u is drawn from a replay that holds the latent states
     and priorities of the updates up to u - 2K. This does not depend on how the updates are divided among calls, and
-    what is not in the replay yet is saved beside it. So the run is the same however often it was interrupted.
-
-    Several processes train one agent, each with so many `streams` of its own, from which it draws its share of batches.
+    what is not in the replay yet is saved beside it. So the run is the same however often it was interrupted. Several
+    processes train one agent, each with so many `streams` of its own, from which it draws its share of batches.
     """
 
     def __init__(
@@ -145,9 +144,8 @@ class Training:
 
     def begin_with(self, begin: Begin) -> None:
         """Take over what another agent has learned, if anything is named. Raises: as `transfer.begun` does."""
-        params = begun(begin, self.state.params)
-        slow = jax.tree.map(jnp.array, params.value)  # a copy, as the state is donated
-        self.state = self.state._replace(params=params, slow=slow)
+        params = begun(begin, self.state.params)  # the slow critic is a copy, as the state is donated
+        self.state = self.state._replace(params=params, slow=jax.tree.map(jnp.array, params.value))
 
     @property
     def streams(self) -> int:
