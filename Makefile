@@ -42,6 +42,7 @@ format: $(VENV)/test.stamp ## rewrite the code in the project's format
 demo: $(VENV)/experiments.stamp ## evolve a controller inside the dream of a world model, then let it play Doom (ten minutes, on a CPU)
 	@echo "==> Doom Take Cover: a controller evolves inside the dream of the world model that this library comes with"
 	@$(BIN)/python experiments/doom_dream.py
+	@echo "(It is installed in $(BIN): $(BIN)/python -m dreamjax.play ...)"
 
 table: $(VENV)/test.stamp ## write what experiments and benchmarks measured into the READMEs
 	@$(BIN)/python -m dreamjax.reporting.tables
@@ -67,7 +68,7 @@ $(VENV)/test.stamp: pyproject.toml | $(BIN)/pip
 
 $(VENV)/experiments.stamp: pyproject.toml | $(BIN)/pip
 	@echo "==> installing dreamjax with what its experiments need (about a minute)"
-	@$(PIP) --editable '.[experiments]'
+	@$(PIP) --editable '.[experiments,play]'
 	@touch $@
 
 $(ADAPTERS)/test.stamp: pyproject.toml | $(ADAPTERS)/bin/pip

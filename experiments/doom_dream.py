@@ -120,7 +120,7 @@ def report(cfg: Config, run: RunFolder, agent: Agent, params: AgentParams, store
     )
     title = "Evolved in a dream, played for real: Doom's Take Cover"
     pages.report(run, NAME, command(NAME, cfg, PRESETS), rows, title, sections, lead=lead)
-    print(lead)
+    print(f"{lead}\nPlay in its dream yourself (pip install '.[play]'): python -m dreamjax.play {run.path}")
 
 
 def main() -> None:
@@ -135,7 +135,7 @@ def main() -> None:
         short = Agent(agent.model._replace(spec=spec), agent.policy)
         with MetricsLog(run.path) as log:
             evolved = stages.evolve_in_dreams(run, log, key, cfg.evolve, short, stored)
-        save_agent(run.path / "agent.npz", DOOM, agent, stored._replace(policy=evolved))
+        save_agent(run.path / "agent.npz", DOOM, agent, stored._replace(policy=evolved), task="take_cover")
     report(cfg, run, agent, load(run.path)[1], stored)
 
 

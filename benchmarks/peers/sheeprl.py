@@ -76,10 +76,9 @@ def invent(task: dict[str, Any], observed: spaces.Dict, cfg: dotdict) -> dict[st
     }
     data["stoch"] = torch.zeros(*size, model.stochastic_size, dtype=torch.uint8)
     for name, space in observed.items():
-        if len(space.shape) == 3:
-            data[name] = torch.randint(0, 256, (*size, *space.shape), dtype=torch.uint8)
-        else:
-            data[name] = torch.randn(*size, *space.shape).clamp(-1, 1)
+        shape = (*size, *(space.shape or ()))
+        is_image = len(shape) == len(size) + 3
+        data[name] = torch.randint(0, 256, shape, dtype=torch.uint8) if is_image else torch.randn(shape).clamp(-1, 1)
     if task["discrete"]:
         chosen = torch.randint(0, task["actions"], size)
         return data | {"actions": torch.nn.functional.one_hot(chosen, task["actions"]).float()}
