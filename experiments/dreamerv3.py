@@ -8,7 +8,6 @@ ratio of replayed to collected steps; one configuration for every domain.
     python experiments/dreamerv3.py --task atari_pong --size 200m --workers 16
     python experiments/dreamerv3.py --task gym_CartPole-v1 --folder runs/cartpole
     python experiments/dreamerv3.py --task gym_CartPole-v1 --folder runs/cartpole --offline 50000
-    python experiments/dreamerv3.py --task gym_CartPole-v1 --size 12m --offline 50000 --recording runs/cartpole
     python experiments/dreamerv3.py --task gym_Acrobot-v1 --begin.weights runs/cartpole --begin.take "model/dyn/*"
     python experiments/dreamerv3.py --task atari_pong --size 200m --distributed
     python experiments/dreamerv3.py --evaluate runs/cartpole --episodes 100
@@ -17,10 +16,9 @@ ratio of replayed to collected steps; one configuration for every domain.
 The command started again resumes where it stopped, with the agent and the replay that it had; with more `--steps` it
 trains longer. With `--offline` it learns from the replay of the folder, or from a recording, and needs no environment.
 With `--distributed` several processes, each started so, share the environments and the batch: README.md says how. At
-the end of training the agent is evaluated in test episodes, filmed, and its dreams measured; `--evaluate` does
-that for any run, also while it is under way. Without `--steps` a task has the published number of them, 250,000 for the
-control suite: ten times what the committed runs have. What these measured, how long they took and on which machine:
-results/dreamerv3/result.json.
+the end of training the agent is evaluated, filmed, and its dreams measured; `--evaluate` does that for any run, also
+while it is under way. Without `--steps` a task has the published number of them, 250,000 for the control suite: ten
+times what the committed runs have. What these measured, and on which machine: results/dreamerv3/result.json.
 """
 
 from contextlib import closing
@@ -38,7 +36,7 @@ from dreamjax.dreamerv3.config import DreamerConfig, Size, scaled
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs import suites
 from dreamjax.reporting import Section, curves, pages, result_row, show_rows
-from dreamjax.reporting.aggregate import aggregate_runs, episode_returns, read_run
+from dreamjax.reporting.aggregate import aggregate_runs, episode_returns, published_scores, read_run
 from dreamjax.reporting.films import film_section
 from dreamjax.storage import Begin, Change, RunFolder, load, read_metrics
 from dreamjax.storage.recordings import read_spec
@@ -47,7 +45,7 @@ from dreamjax.training.experiment import Aggregating, Distributing, Evaluating, 
 from dreamjax.training.online import OnlineConfig, train_offline, train_online
 from dreamjax.trust import TrustConfig, trust_section
 
-NAME = "dreamerv3"
+NAME, RESULTS = "dreamerv3", Path(__file__).parent / "results" / "dreamerv3"
 # What a run may go on with: how long it trains, and how it goes about it.
 MAY_CHANGE = dict.fromkeys(("steps", "workers", "on_disk", "sharded", "checkpoint_every", "log_every"), Change())
 MAY_CHANGE["capacity"] = Change(before=("train",))
@@ -147,16 +145,18 @@ def report(run: RunFolder, into: RunFolder, episodes: int) -> None:
         rows.append(result_row(cfg.task, returns[-5:], "return"))
         if cfg.task == "crafter_reward":
             rows.append(crafter_score(run.path / "metrics.jsonl"))
-        curves.return_curves({cfg.task: {"": (frames, returns)}}, into.path / "returns.png")
-        lead = f"{len(returns)} episodes in {frames[-1]:,} frames."
+        beside = published_scores(RESULTS) if cfg.size == "1m" else {}
+        curves.return_curves({cfg.task: {"this run": (frames, returns)}}, into.path / "returns.png", beside)
+        lead = f"{len(returns)} training episodes in {frames[-1]:,} frames."
         sections.append(Section("Learning", "The return of each training episode, over the frames.", ["returns.png"]))
     if episodes:
         (agent, params), key = load(run.path), jax.random.key(cfg.seed)
         notes = into.path / "evaluation.jsonl"
         scores = evaluate(agent, params, make_env, seeds.test(episodes), key, envs=8, notes=notes)
         rows.append(result_row(f"{cfg.task}, evaluated", scores, "return"))
+        lead += f" A return of {scores.mean():,.4g} in {episodes} test episodes."
         watched = suites.task(cfg.task, resize=cfg.resize, render_mode="rgb_array").make_env
-        sections += film_section(into.path, agent, params, watched, cfg.seed)
+        sections[:0] = film_section(into.path, agent, params, watched, cfg.seed)
         looks = TrustConfig(max(2, min(episodes, 32)), max_steps=1000)
         sections.append(trust_section(into, agent, params, make_env, key, looks))
     losses = read_metrics(run.path / "metrics.jsonl").get("learn", {})

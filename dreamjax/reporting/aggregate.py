@@ -61,7 +61,7 @@ def aggregate_runs(into: Path | None, experiment: str, runs: Iterable[Run]) -> l
     path = into / "curves.jsonl"
     all_runs = _distinct([*map(_run, _lines(path)), *runs], path)
     all_runs.sort(key=lambda run: (run.task, without_seed(run.settings), run.settings["seed"]))
-    published = _published(into / "published.json")
+    published = published_scores(into)
     panels: dict[str, dict[str, curves.Series]] = {}
     rows = []
     for task in unique(run.task for run in all_runs):
@@ -220,7 +220,9 @@ def _run(line: dict[str, Any]) -> Run:
     return Run(**{name: line[name] for name in Run._fields})
 
 
-def _published(path: Path) -> Mapping[str, curves.Series]:
+def published_scores(folder: Path) -> Mapping[str, curves.Series]:
+    """Read `published.json` in a folder of results: frames [N] and scores [N], by task; nothing if it is not there."""
+    path = folder / "published.json"
     if not path.exists():
         return {}
     written = json.loads(path.read_text())
