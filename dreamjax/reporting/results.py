@@ -124,12 +124,13 @@ def shown_number(value: float | str) -> str:
 def shown_measurement(row: dict[str, Any]) -> str:
     """Format mean ± standard deviation of a result row, or its mean and interval if it has one and is of one run.
 
-    The larger of mean and deviation has four digits, the larger end of an interval three.
+    The larger of mean and deviation has four digits, the larger end of an interval three, but at most six decimals.
     """
     interval = None if "iqm" in row else row.get("interval")
     largest = max(map(abs, interval)) if interval else max(abs(row["mean"]), row["std"])
     decimals = max(0, 3 - bool(interval) - math.floor(math.log10(largest))) if largest else 0
     shown = lambda value: f"{round(value, decimals) + 0.0:,.{decimals}f}"  # noqa: E731, never -0
+    decimals = min(decimals, 6) if interval else decimals
     spread = f"[{shown(interval[0])}, {shown(interval[1])}]" if interval else f"± {shown(row['std'])}"
     return f"{shown(row['mean'])} {spread} {row['unit']}".rstrip()
 

@@ -23,13 +23,14 @@ _TITLES = {"goes on": "whether the episode goes on"}
 def draw(measured: Sequence[Measured], path: str | os.PathLike[str], learned: Learned | None = None) -> None:
     """Draw a panel of returns by temperature, perhaps one along training, and one of each error by horizon.
 
-    What is predicted without error by all that predict, such as a reward that never changes, has no panel. Intervals
-    are shaded, or bars.
+    What no dream gets wrong, such as a reward that is always the same, has no panel. Intervals are shaded, or bars.
     """
     quantities = list(dict.fromkeys(one.quantity for one in measured if one.ahead))
-    quantities = [name for name in quantities if any(one.high > 0 for one in measured if one.quantity == name)]
+    wrong = {one.quantity for one in measured if one.by.startswith("dream@") and one.high > 0}
+    quantities = [name for name in quantities if name in wrong]
     drawn, all_axes = grid(1 + (learned is not None) + len(quantities))
-    drawn.set_size_inches(drawn.get_size_inches() * (1, 1.12))
+    width, height = drawn.get_size_inches()
+    drawn.set_size_inches(width, 1.12 * height)  # room for the legend
     _returns(all_axes[0], measured)
     if learned is not None:
         _along_training(all_axes[1], measured, learned)
@@ -37,9 +38,9 @@ def draw(measured: Sequence[Measured], path: str | os.PathLike[str], learned: Le
     for axes, quantity in zip(panels, quantities, strict=True):
         _errors(axes, quantity, [one for one in measured if one.quantity == quantity and one.ahead])
     if panels:
-        drawn.legend(
-            *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False, fontsize=9
-        )
+        handles, labels = panels[0].get_legend_handles_labels()
+        columns = len(labels) if len(labels) <= 7 else 5
+        drawn.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5)
     save(drawn, path)
 
 

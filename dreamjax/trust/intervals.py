@@ -40,7 +40,7 @@ def estimate(values: np.ndarray) -> Estimate:
         std = np.sqrt(np.where(known, (values - mean) ** 2, 0).sum(0) / n)
     drawn[:, n.ravel() < 2] = 0  # a column of NaN would be warned of
     low, high = (np.where(n < 2, np.nan, end.reshape(n.shape)) for end in np.nanpercentile(drawn, PERCENTILES, axis=0))
-    return Estimate(mean, std, low, high, n)
+    return Estimate(mean, std, np.minimum(low, mean), np.maximum(high, mean), n)  # whatever is rounded
 
 
 def ratio(values: np.ndarray, others: np.ndarray) -> Estimate | None:

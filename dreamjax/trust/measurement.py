@@ -37,6 +37,8 @@ class TrustConfig:
             raise ValueError(f"intervals need at least two episodes, got {self.episodes}")
         if not self.temperatures or min(self.temperatures) <= 0:
             raise ValueError(f"temperatures must be some positive numbers, got {self.temperatures}")
+        if len({dream_at(temperature) for temperature in self.temperatures}) < len(self.temperatures):
+            raise ValueError(f"temperatures must differ in their first two decimals, got {self.temperatures}")
         if min(self.samples, self.pieces, self.max_steps) < 1:
             raise ValueError(f"samples, pieces and max_steps must be at least 1, got {self}")
 
@@ -186,11 +188,7 @@ def few(measured: Sequence[Measured]) -> list[Measured]:
     ahead = sorted({one.ahead for one in measured if one.ahead})
     shown = {ahead[0], ahead[len(ahead) // 2], ahead[-1]}
     whole = [one for one in measured if one.quantity in (RETURN, PROMISED)]
-    return whole + [one for one in measured if one.by == nearest and one.ahead in shown and _varies(measured, one)]
-
-
-def _varies(measured: Sequence[Measured], one: Measured) -> bool:
-    return any(other.high > 0 for other in measured if other.quantity == one.quantity)
+    return whole + [one for one in measured if one.by == nearest and one.ahead in shown]
 
 
 def temperature(by: str) -> float:

@@ -45,8 +45,8 @@ FILTERING, LAST, OTHER = "filtering", "last seen", "another episode"
 class Moment(NamedTuple):
     """What there is at a step, of a dream or the game."""
 
-    reward: Array  # [...]
-    goes_on: Array  # [...] bool, whether the episode has not ended so far
+    reward: Array | np.ndarray  # [...]
+    goes_on: Array | np.ndarray  # [...] bool, whether the episode has not ended so far
     latent: dict[str, Array]  # [..., *] the floating parts of a state, by name
     observation: dict[str, Array]  # [..., *]
 
@@ -187,7 +187,7 @@ def pictured(
     rows = piece.at[middle] + np.arange(len(jax.tree.leaves(decoded)[0]))
     seen, dreamt = (leaves_by_name(one, "observation") for one in (recorded.step.observation, decoded))
     return {
-        name: (with_channels(space, seen[name][rows]), with_channels(space, dreamt[name]))
+        name: (np.asarray(with_channels(space, seen[name][rows])), np.asarray(with_channels(space, dreamt[name])))
         for name, space in pictures.items()
         if name in dreamt
     }

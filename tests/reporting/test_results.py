@@ -39,6 +39,10 @@ def test_numbers_are_shown_with_four_digits_and_durations_in_a_fitting_unit():
     assert (
         shown_measurement(interval | {"mean": 0.0123, "interval": [-0.002, 0.0345]}) == "0.0123 [-0.0020, 0.0345] tics"
     )
+    assert (
+        shown_measurement(interval | {"mean": 3e-14, "interval": [2e-14, 4e-14]})
+        == "0.000000 [0.000000, 0.000000] tics"
+    )
     assert [shown_duration(x) for x in (30.04, 90, 7300)] == ["30.0 s", "1.5 min", "2.0 h"]
 
 

@@ -81,7 +81,12 @@ def test_where_the_game_pays_nothing_there_is_no_ratio() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "problem"),
-    [({"episodes": 1}, "two episodes"), ({"temperatures": ()}, "temperatures"), ({"samples": 0}, "samples")],
+    [
+        ({"episodes": 1}, "two episodes"),
+        ({"temperatures": ()}, "temperatures"),
+        ({"temperatures": (1.0, 1.001)}, "differ"),
+        ({"samples": 0}, "samples"),
+    ],
 )
 def test_settings_that_measure_nothing_are_refused(wrong: dict, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
