@@ -18,9 +18,9 @@ test: lint ## install, lint, check the types, run the tests
 	@echo "==> tests"
 	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal --durations=15
 
-test-adapters: $(ADAPTERS)/test.stamp ## try gymnax, Craftax, Brax and EnvPool, in a venv of their own: they hold packages back
+test-adapters: $(ADAPTERS)/test.stamp ## try gymnax, Craftax, Brax, EnvPool and trackio, in a venv of their own: they hold packages back
 	@echo "==> tests of the adapters"
-	@$(ADAPTERS)/bin/python -m pytest -rs tests/envs/test_gymnax.py tests/envs/test_craftax.py tests/envs/test_brax.py tests/envs/test_envpool.py
+	@$(ADAPTERS)/bin/python -m pytest -rs tests/envs/test_gymnax.py tests/envs/test_craftax.py tests/envs/test_brax.py tests/envs/test_envpool.py tests/storage/test_trackio.py
 
 test-page: $(VENV)/test.stamp ## try the page of `python -m dreamjax.play` in Chromium, without a screen
 	@for program in chromium chromedriver; do command -v $$program >/dev/null || { \

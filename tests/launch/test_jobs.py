@@ -124,22 +124,16 @@ def test_a_job_that_gives_up_says_why(script: Path, tmp_path: Path) -> None:
     assert isinstance(error, submitit.core.utils.FailedJobError) and "gave up: it cannot be done" in str(error)
 
 
-def test_a_sweep_here_is_gathered_and_repeats_nothing(
-    script: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_sweep_here_is_gathered(script: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = tmp_path / "sweep"
-    command = ["--vary", "seed=0,1", "rate=1,2", "--folder", str(folder), str(script), "--steps", "5"]
-    assert main(command) == 0
+    assert main(["--vary", "rate=1,2", "--folder", str(folder), str(script), "--steps", "5"]) == 0
     told = capsys.readouterr().out
     assert f"| score, rate 1 | {expected(5):.1f}" in told and "sweep.png" in told
-    rows = {row["name"]: row for row in json.loads((folder / "result.json").read_text())["rows"]}
-    assert {name: (row["mean"], row["n"]) for name, row in rows.items()} == {
-        "score, rate 1": (expected(5), 2),
-        "score, rate 2": (2 * expected(5), 2),
-    }
-    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/checkpoints/count/5/*")}
-    assert main(command) == 0 and before
-    assert before == {path: path.stat().st_mtime_ns for path in folder.glob("*/checkpoints/count/5/*")}
+    rows = json.loads((folder / "result.json").read_text())["rows"]
+    assert [(row["name"], row["mean"]) for row in rows] == [
+        ("score, rate 1", expected(5)),
+        ("score, rate 2", 2 * expected(5)),
+    ]
 
 
 def test_a_sweep_of_local_jobs_names_what_failed(script: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:

@@ -1,5 +1,7 @@
 """Settings become command lines, and folders of their own."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,10 +63,21 @@ def test_what_the_launcher_sets_is_not_set_again(given: str) -> None:
         (["--hours", "0.01", __file__], "more than --warning-s"),
         (["--options", "account", __file__], "name=value"),
         (["--gather", "nowhere"], "no finished run"),
-        (["--where", "slurm", __file__], "srun"),
     ],
 )
 def test_the_command_line_says_what_is_wrong(arguments: list[str], said: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as left:
         main(arguments)
     assert left.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_where_there_is_no_slurm_it_is_said(tmp_path: Path) -> None:
+    """In a process of its own, whose path has no programs."""
+    script = tmp_path / "experiment.py"
+    script.touch()
+    command = [sys.executable, "-m", "dreamjax.launch", "--where", "slurm", str(script)]
+    environment = {"PATH": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2]), "HOME": str(tmp_path)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 2 and "srun" in done.stderr, done.stderr
