@@ -21,13 +21,23 @@ def run(code: str, **environment: str) -> str:
 
 FOUR_DEVICES = """
 import jax
-from dreamjax.training.devices import device_mesh, splitting_mesh
+import numpy as np
+from jax.sharding import PartitionSpec
+from dreamjax.training.devices import device_mesh, near, own_part, sharded, split, splitting_mesh, together
 
 mesh = device_mesh("population")
 assert mesh.axis_names == ("population",) and mesh.axis_types == (jax.sharding.AxisType.Auto,)
 assert mesh.devices.tolist() == jax.devices() and len(jax.devices()) == 4
 assert device_mesh("population", 2).devices.tolist() == jax.devices()[:2]
 assert splitting_mesh("batch", 8, "batch_size").size == 4
+like = {"long": (6, 512, 256), "odd": (5, 99991), "small": (8,)}
+like = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in like.items()}
+specs = {name: place.spec for name, place in sharded(mesh, like).items()}
+assert specs == {"long": PartitionSpec(None, "population"), "odd": PartitionSpec(), "small": PartitionSpec()}
+rows = np.arange(24.0, dtype=np.float32).reshape(3, 8)
+spread = together(rows, split(mesh, 1))
+assert spread.addressable_data(1).shape == (3, 2) and near(spread).shape == (3, 2)
+np.testing.assert_array_equal(own_part(spread), rows)
 try:
     splitting_mesh("batch", 6, "batch_size")
 except ValueError as error:
