@@ -177,7 +177,8 @@ class _Game:
                 if not isinstance(message, dict):
                     raise ValueError(f"expected a dictionary, got {text[:100]!r}")
                 if message.keys() == {"drawn"}:
-                    while self._under_way and self._under_way[0] <= int(message["drawn"]):
+                    drawn = int(message["drawn"])
+                    while self._under_way and self._under_way[0] <= drawn:
                         self._under_way.popleft()
                     await self._send()
                 else:
