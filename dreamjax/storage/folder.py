@@ -89,7 +89,8 @@ class RunFolder:
         self._lock = _locked(self.path)
         wanted = jsonable(config)
         if (self.path / "config.json").exists():
-            self._change(_differences(self.read_json("config.json"), wanted), may_change or {})
+            before = _as_now(type(config), self.read_json("config.json"))
+            self._change(_differences(before, wanted), may_change or {})
         self.write_json("config.json", wanted)
 
     def _change(self, differences: dict[str, str], may_change: Mapping[str, Change]) -> None:
@@ -209,6 +210,14 @@ def _locked(folder: Path) -> FileLock:
         ) from None
     write_json(holder, {"process": os.getpid(), "host": socket.gethostname()})
     return lock
+
+
+def _as_now(kind: type, written: dict[str, Any]) -> dict[str, Any]:
+    """Add the defaults of fields that were not there when a configuration was written."""
+    try:
+        return jsonable(read_config(kind, written))
+    except (TypeError, ValueError):  # one of another kind, whose differences are listed as they are
+        return written
 
 
 def _differences(old: Any, new: Any, name: str = "") -> dict[str, str]:

@@ -66,6 +66,17 @@ def test_a_new_or_removed_field_is_a_difference(tmp_path):
         RunFolder(tmp_path, Config())
 
 
+def test_a_field_that_is_new_was_at_its_default(tmp_path):
+    RunFolder(tmp_path, Config(seed=3))
+    written = json.loads((tmp_path / "config.json").read_text())
+    del written["rate"], written["vision"]["latent"]  # as an older version wrote it
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    with pytest.raises(ConfigMismatch, match=r"rate: the folder has 0.0001, this run 0.1"):
+        RunFolder(tmp_path, Config(seed=3, rate=0.1))
+    RunFolder(tmp_path, Config(seed=3))
+    assert json.loads((tmp_path / "config.json").read_text())["vision"]["latent"] == 32
+
+
 @pytest.mark.parametrize("config", [{"seed": 0}, Config])
 def test_a_configuration_is_a_dataclass_instance(tmp_path, config):
     with pytest.raises(ValueError, match="instance of a dataclass"):
