@@ -56,14 +56,11 @@ def train_online(
 
     First of all the plan of the run is printed. Every update is looked at before anything is saved. After a signal the
     step under way is finished and saved.
-
-    Several processes call it together, each with its own environments, and a run folder that is its own: see
-    `training.processes`.
+    Several processes call it together, each with environments and a run folder of its own: see `training.processes`.
 
     Raises: ValueError if the run was begun in another environment, the machine is too small for it, its devices do not
-        divide the batch, the processes what they share, or the weights of `begin` do not fit; ReplayError if the replay
-        of the run is damaged; FloatingPointError if an update was not finite; `Stopped` after a signal; as
-        `VectorEnvironment.step` does.
+        divide the batch, or the weights of `begin` do not fit; ReplayError if the replay of the run is damaged;
+        FloatingPointError if an update was not finite; `Stopped` after a signal; as `VectorEnvironment.step` does.
     """
     pin(run.path, "environment", environment.name)
     plan.announce(dreamer, cfg, len(environment), run.path)
@@ -84,8 +81,7 @@ def train_online(
                 log.write("failures", now.steps, {"environments": now.failures - failures})
                 failures = now.failures
             bar.update(now.steps - bar.n)
-            # Asked once, so that nothing is left unsaved by a signal that comes in between.
-            stopping = asked_to_stop(stop)
+            stopping = asked_to_stop(stop)  # once, so that nothing is left unsaved by a signal that comes in between
             saving = now.updates - training.saved >= cfg.checkpoint_every or stopping
             for number, metrics in (now.metrics | (training.wait() if saving else {})).items():
                 log.write("learn", number, metrics)
