@@ -27,12 +27,13 @@ from dreamjax.envs.vizdoom import TakeCover
 from dreamjax.evolution import EvolutionConfig
 from dreamjax.reporting import Section, curves, film_dream_and_real, pages, result_row
 from dreamjax.storage import MetricsLog, RunFolder, load, read_metrics, save_agent
+from dreamjax.storage.agents import read_stored
 from dreamjax.storage.identity import fingerprint, pin
 from dreamjax.training import stages
 from dreamjax.training.experiment import Options, command, read_command_line, run_folder, stored_agent
 from dreamjax.training.stages import Evolve
 from dreamjax.types import Agent, AgentParams
-from dreamjax.worldmodels import DOOM, search
+from dreamjax.worldmodels import search
 
 NAME = "doom_dream"
 UNIT = "tics survived"  # 35 a second
@@ -128,14 +129,16 @@ def main() -> None:
     cfg, options = read_command_line(NAME, __doc__, PRESETS, Options)
     may_change = stages.may_change(["evolve"], "episodes", "dreams", "film_steps")
     run = run_folder(NAME, cfg, options, may_change=may_change)
-    agent, stored = stored_agent(cfg.world or COMMITTED, "python experiments/doom_take_cover.py --preset cpu")
+    world = cfg.world or COMMITTED
+    agent, stored = stored_agent(world, "python experiments/doom_take_cover.py --preset cpu")
     pin(run.path, "model", fingerprint(stored.model, stored.starts, code=False))
     if not (run.stage_done("evolve") and (run.path / "agent.npz").exists()):
         spec, key = agent.model.spec._replace(max_steps=cfg.dream_steps), jax.random.key(cfg.seed)
         short = Agent(agent.model._replace(spec=spec), agent.policy)
         with MetricsLog(run.path) as log:
             evolved = stages.evolve_in_dreams(run, log, key, cfg.evolve, short, stored)
-        save_agent(run.path / "agent.npz", DOOM, agent, stored._replace(policy=evolved), task="take_cover")
+        made = read_stored(world).config, agent, stored._replace(policy=evolved)
+        save_agent(run.path / "agent.npz", *made, task="take_cover")
     report(cfg, run, agent, load(run.path)[1], stored)
 
 

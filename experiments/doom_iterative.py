@@ -33,7 +33,7 @@ from dreamjax.storage.identity import fingerprint, pin
 from dreamjax.training import IterativeConfig, learn_memory, stages, train_iteratively
 from dreamjax.training.experiment import Options, command, read_command_line, run_folder
 from dreamjax.training.stages import Collect, TrainMemory
-from dreamjax.trust import TrustConfig, promise, trust_section
+from dreamjax.trust import TrustConfig, beside, promise, trust_section
 from dreamjax.types import Agent, AgentParams, Key
 from dreamjax.worldmodels import DOOM, model, search
 
@@ -120,7 +120,7 @@ def report(cfg: Config, run: RunFolder, rows: list[dict], key: Key, agent: Agent
     axis = "tics that M learned from, beside those of the random policy"
     curves.series_with_bars(panels, axis, run.path / "iterations.png")
     curves.learning_curves({"memory": metrics["memory"]}, run.path / "learning.png")
-    looks = TrustConfig(max(2, min(cfg.episodes, 32)), temperatures=(0.5, 1.0, cfg.iterative.temperature))
+    looks = TrustConfig(max(2, min(cfg.episodes, 32)), temperatures=beside(cfg.iterative.temperature))
     learned = promise.along_training(metrics, "iterated-evolve", "iterated-iteration")
     sections = [
         Section("A dream, and the real game", media=["dream_and_real.mp4"]),

@@ -40,7 +40,7 @@ from dreamjax.training.experiment import (
     stored_agent,
 )
 from dreamjax.training.stages import Collect, Evolve, TrainMemory, TrainVision
-from dreamjax.trust import TrustConfig, promise, trust_section
+from dreamjax.trust import TrustConfig, beside, promise, trust_section
 from dreamjax.types import Agent, AgentParams
 from dreamjax.worldmodels import DOOM, WorldModelParams, model, search, vision
 
@@ -147,7 +147,7 @@ def report(cfg: Config, run: RunFolder, agent: Agent, params: AgentParams) -> No
     curves.reconstruction_sheet(frames, decoded, run.path / "reconstructions.png")
     film = run.path / "dream_and_real.mp4", agent, params, make_env(cfg), jax.random.key(cfg.seed)
     film_dream_and_real(*film, cfg.film_steps, cfg.evolve.temperature)
-    looks = TrustConfig(max(2, min(cfg.episodes, 32)), temperatures=(0.5, 1.0, cfg.evolve.temperature))
+    looks = TrustConfig(max(2, min(cfg.episodes, 32)), temperatures=beside(cfg.evolve.temperature))
     learned = promise.along_training(metrics, "evolve")
     sections = [
         Section("A dream, and the real game", "The agent never met the real game in training.", ["dream_and_real.mp4"]),

@@ -8,7 +8,7 @@ ratio of replayed to collected steps; one configuration for every domain.
     python experiments/dreamerv3.py --task atari_pong --size 200m --workers 16
     python experiments/dreamerv3.py --task gym_CartPole-v1 --folder runs/cartpole
     python experiments/dreamerv3.py --task gym_CartPole-v1 --folder runs/cartpole --offline 50000
-    python experiments/dreamerv3.py --task gym_Acrobot-v1 --begin.weights runs/cartpole --begin.take "model/dyn/*"
+    python experiments/dreamerv3.py --task gym_Acrobot-v1 --begin.weights runs/cartpole --begin.take "model/rew/*"
     python experiments/dreamerv3.py --task atari_pong --size 200m --distributed
     python experiments/dreamerv3.py --evaluate runs/cartpole --episodes 100
     python experiments/dreamerv3.py --aggregate runs/cartpole runs/walker

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return code
         else:
             jobs = submit(launched, chosen.where, resources, logs)
-    except (ValueError, RuntimeError, ModuleNotFoundError) as error:
+    except (ValueError, RuntimeError, ModuleNotFoundError, NameError) as error:  # the last for unknown --options
         parser.error(str(error))
     if chosen.where == "slurm":
         print("\n".join(f"{job.job_id}: {one.command}" for job, one in zip(jobs, launched, strict=True)))

@@ -9,7 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +28,7 @@ class Experiment:
 
     script: Path
     arguments: Sequence[str]
+    visible_gpus: str | None = None  # on this machine: what CUDA_VISIBLE_DEVICES says, which submitit empties
 
     @property
     def command(self) -> str:
@@ -42,6 +43,10 @@ class Experiment:
 
         Raises: RuntimeError if the experiment gave up, with what it said; `Stopped` after other signals.
         """
+        if os.environ.get("SUBMITIT_EXECUTOR") == "local":  # which gives jobs the GPUs that they ask for, and none
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+            if self.visible_gpus is not None:
+                os.environ["CUDA_VISIBLE_DEVICES"] = self.visible_gpus
         queue_again = [handler for handler in map(signal.getsignal, WARNINGS) if callable(handler)]
         sys.argv = [str(self.script), *self.arguments]
         try:
@@ -55,7 +60,7 @@ class Experiment:
             if error.code:
                 raise RuntimeError(f"{self.command} gave up: {error.code}") from None
 
-    def __submitit_checkpoint__(self) -> "submitit.helpers.DelayedSubmission":
+    def checkpoint(self) -> "submitit.helpers.DelayedSubmission":
         """Say to submitit what to queue again: the same, which goes on where it stopped."""
         import submitit
 
@@ -95,7 +100,7 @@ def run_here(experiments: Sequence[Experiment]) -> int:
                 time.sleep(_LOOK_EVERY_S)
             stop.leave("started again, the same command goes on from there")
             if child.returncode:
-                return child.returncode
+                return child.returncode if child.returncode > 0 else 128 - child.returncode  # as shells say it
     return 0
 
 
@@ -118,7 +123,8 @@ def submit(
     if where == "local":
         executor: Any = submitit.LocalExecutor(folder, max_num_timeout=resources.again)
         executor.update_parameters(timeout_min=60 * resources.hours, signal_delay_s=resources.warning_s)
-        return _in_turn(executor.submit, experiments, resources.at_once)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return _in_turn(executor.submit, [replace(one, visible_gpus=visible) for one in experiments], resources.at_once)
     executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=resources.again)
     executor.update_parameters(
         name=experiments[0].script.stem,

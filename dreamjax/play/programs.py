@@ -117,7 +117,7 @@ def compiled(programs: Programs) -> Programs:
     flags = jnp.float32(0), ~no, no, no
     before = programs.start()
     see = programs.see(params, key, 0, before, jax.device_get(Step(zeros, *flags)))
-    imagine = programs.imagine(params, key, 0, see[0], 1.0)
+    imagine = programs.imagine(params, key, 0, see[0], jnp.float32(1))
     begin = programs.begin(params, key, 0) if programs.has_starts else ()
     jax.block_until_ready((see, imagine, begin))
     return programs

@@ -50,6 +50,52 @@ class Film:
             self.path.unlink()
 
 
+class Films:
+    """The films of a game, one after the other. Where one fails, as on a full disk, the game goes on without it."""
+
+    def __init__(self, folder: Path, fps: float) -> None:
+        self._folder, self._fps = folder, fps
+        self._film: Film | None = None
+        self.newest: str | None = None  # name of the last that is whole
+        self.note = ""  # what is to be said of them
+
+    @property
+    def is_on(self) -> bool:
+        """Whether a film is being made."""
+        return self._film is not None
+
+    def toggle(self, pictures: dict[str, np.ndarray]) -> None:
+        """Begin a film, with these pictures, or end the one that is being made."""
+        if self._film:
+            self.end()
+        elif not pictures:
+            self.note = "there is no picture to film"
+        else:
+            try:
+                self._film = Film(self._folder, self._fps)
+            except (ModuleNotFoundError, OSError) as error:
+                self.note = f"no film: {error}"
+            self.add(pictures)
+
+    def add(self, pictures: dict[str, np.ndarray]) -> None:
+        """Add a frame, if there is a film to add it to."""
+        if self._film and pictures:
+            try:
+                self._film.add(pictures)
+            except OSError as error:
+                self.end()
+                self.note = f"the film has ended: {error}"
+
+    def end(self) -> None:
+        """End the film, if there is one."""
+        film, self._film = self._film, None
+        if film:
+            try:
+                self.newest = film.close().name
+            except OSError as error:
+                self.note = f"the film was lost: {error}"
+
+
 def is_film(path: Path) -> bool:
     """Whether a path names a film of a folder: one that was written there, no link to another place."""
     return bool(_NUMBER.fullmatch(path.name)) and path.is_file() and not path.is_symlink()

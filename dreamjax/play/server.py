@@ -171,8 +171,8 @@ class _Game:
     async def _listen(self) -> None:
         """Take in what the browser says; what makes no sense is answered, and changes nothing."""
         while True:
-            text = await self._browser.receive_text()
             try:
+                text = await self._browser.receive_text()
                 message = json.loads(text)
                 if not isinstance(message, dict):
                     raise ValueError(f"expected a dictionary, got {text[:100]!r}")
@@ -183,7 +183,7 @@ class _Game:
                     await self._send()
                 else:
                     self._session.hear(message)
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
                 await self._browser.send_json({"misunderstood": str(error)})
 
     async def _advance(self) -> None:

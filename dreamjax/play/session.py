@@ -14,7 +14,7 @@ from dreamjax.play import settings, shown
 from dreamjax.play.controls import Controls
 from dreamjax.play.environments import Failed, Running
 from dreamjax.play.programs import Belief, Programs
-from dreamjax.play.recording import Film
+from dreamjax.play.recording import Films
 from dreamjax.play.settings import ORDERS, Settings, View
 from dreamjax.play.world import World
 from dreamjax.rollout import AgentState
@@ -65,7 +65,7 @@ class Session:
         self.settings = Settings(self.views[0])
         self.heard: Callable[[], None] = lambda: None  # called when something was heard
         self._programs, self._controls, self._environment = programs, controls, environment
-        self._rate, self._films, self._number = rate, films, number
+        self._rate, self._films, self._number = rate, Films(films, rate), number
         self._orders: deque[tuple[str, int | None]] = deque()
         self._frames = self._draws = 0
         self._at = 0.0  # `settings.at` of the newest step
@@ -73,8 +73,6 @@ class Session:
         self._real: World | None = None
         self._dream: World | None = None
         self._observation: Any = None
-        self._film: Film | None = None
-        self._filmed: str | None = None
 
     @property
     def seconds(self) -> float:
@@ -112,7 +110,7 @@ class Session:
 
     def tick(self, steps: bool = True) -> Frame:
         """Carry out what was ordered, then make a step, unless paused or told not to; return what there is to show."""
-        now, self._note = self.settings, ""
+        now, self._note, self._films.note = self.settings, "", ""
         steps &= not now.paused
         if not self._frames:
             self._begin()
@@ -124,14 +122,13 @@ class Session:
             self._step(now, self._controls.action(now.held, now.entries) if now.actor == "person" else None)
         self._frames += 1
         pictures = self._pictures(now)
-        if self._film and steps:
-            self._add_to_film(pictures)
+        if steps:
+            self._films.add(pictures)
         return Frame(self._tell(now), pictures)
 
     def close(self) -> None:
         """End the environment, and a film if there is one."""
-        if self._film:
-            self._film.close()
+        self._films.end()
         if self._environment:
             self._environment.close()
 
@@ -144,7 +141,7 @@ class Session:
             case "enter":
                 self._enter()
             case "record":
-                self._record(now)
+                self._films.toggle(self._pictures(now))
         return order == "step"
 
     def _begin(self) -> None:
@@ -208,9 +205,14 @@ class Session:
             return None
         if world.over:
             is_beside = now.view == "both" and self._real is not None
-            if self._has_waited(world, now) and not (is_beside and self._real and self._real.over):
-                self._enter() if is_beside or not self._programs.has_starts else self._start_dream()
-            return None
+            if not self._has_waited(world, now) or (is_beside and self._real and self._real.over):
+                return None
+            if not is_beside and self._programs.has_starts:
+                self._start_dream()
+                return None
+            self._enter()  # and on from there at once, as the game goes on
+            if (world := self._dream) is None:
+                return None
         world.taken = world.state.action if by_person is None else by_person
         before, temperature = world.state._replace(action=world.taken), jnp.float32(now.temperature)
         return self._programs.imagine(self._programs.params, self._key, self._draw(), before, temperature)
@@ -242,30 +244,6 @@ class Session:
         """Stop the real environment, and say what happened; a reset makes it anew."""
         self._failure, self._real = f"{error}. Reset to begin anew.", None
 
-    def _record(self, now: Settings) -> None:
-        """Begin a film, or end it."""
-        if self._film:
-            self._filmed, self._film = self._film.close().name, None
-            return
-        pictures = self._pictures(now)
-        if not pictures:
-            self._note = "there is no picture to film"
-            return
-        try:
-            self._film = Film(self._films, self._rate)
-        except (ModuleNotFoundError, OSError) as error:
-            self._note = f"no film: {error}"
-            return
-        self._add_to_film(pictures)
-
-    def _add_to_film(self, pictures: dict[str, np.ndarray]) -> None:
-        """Add a frame; where that fails, as on a full disk, the game goes on without a film."""
-        try:
-            if self._film and pictures:
-                self._film.add(pictures)
-        except OSError as error:
-            self._note, self._film = f"the film has ended: {error}", None
-
     def _draw(self) -> int:
         """Return a number that no other call of this episode has, to fold into the key."""
         self._draws += 1
@@ -290,9 +268,9 @@ class Session:
             "at": self._at,
             "frame": self._frames,
             "number": self._number,
-            "note": self._note or self._failure,
-            "recording": self._film is not None,
-            "film": self._filmed,
+            "note": self._note or self._films.note or self._failure,
+            "recording": self._films.is_on,
+            "film": self._films.newest,
             "numbers": {name: shown.numbers(spec, one) for name, one in self._seen(now).items()},
             **{name: getattr(now, name) for name in ("view", "actor", "temperature", "speed", "paused")},
             **{name: world and world.told() for name, world in (("real", self._real), ("dream", self._dream))},

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import resource
 import tempfile
 import zipfile
 import zlib
@@ -27,9 +28,13 @@ def mapped(folder: str | os.PathLike[str]) -> Allocate:
     """Allocate arrays in files of a folder, for a replay that memory does not hold.
 
     The system keeps in memory what is used most. The files have no names, so that a killed process leaves nothing; all
-    of their space is taken at once. Raises OSError, when it allocates, if the disk is full.
+    of their space is taken at once. Each stays open, for which this process may have as many open as it can.
+
+    Raises: OSError, when it allocates, if the disk is full, or too many files are open.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
     def allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         with tempfile.TemporaryFile(dir=folder) as file:

@@ -3,6 +3,7 @@
 What a run folder says stays: `trackers.json` names its trackers, and how they know the run.
 """
 
+import importlib
 import json
 import os
 import uuid
@@ -30,12 +31,15 @@ class _Tracker(NamedTuple):
 def track(folder: str | os.PathLike[str], names: Iterable[Name]) -> None:
     """Let the metrics of a run folder go to these trackers, from the next time that its log is opened, and no others.
 
-    Raises: ValueError for an unknown name.
+    Raises: ValueError for an unknown name, ModuleNotFoundError for one whose extra is not installed.
     """
     known, path = _read(folder), Path(folder) / _FILE
     chosen = list(dict.fromkeys(names))
     if unknown := [name for name in chosen if name not in _OPEN]:
         raise ValueError(f"there is no tracker {', '.join(unknown)}: use {', '.join(_OPEN)}")
+    for name in chosen:
+        with extra(name, "this tracker"):
+            importlib.import_module(name)
     made = {name: known.get(name, {"id": uuid.uuid4().hex[:8], "begun": False}) for name in chosen}
     if made != known:
         write_json(path, made)
@@ -87,6 +91,8 @@ def _about(folder: Path) -> tuple[str, Any]:
     """Name a run after its folder and the one around it; return its configuration too."""
     config = folder / "config.json"
     whole = folder.resolve()
+    if whole.parent.name == "processes":  # one of several that train together
+        whole = whole.parents[1] / f"{whole.parents[1].name}-{whole.name}"
     return f"{whole.parent.name}-{whole.name}", read_json(config) if config.exists() else {}
 
 

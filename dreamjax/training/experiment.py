@@ -140,7 +140,10 @@ def open_folder(path: Path, cfg: Any, options: Options, *, may_change: Mapping[s
         raise SystemExit(str(error)) from None
     run.profile = options.profile
     if options.track is not None:
-        trackers.track(run.path, options.track)
+        try:
+            trackers.track(run.path, options.track)
+        except ModuleNotFoundError as error:
+            raise SystemExit(str(error)) from None
     return run
 
 

@@ -198,7 +198,9 @@ def _training(run: RunFolder, bar: Bar) -> Iterator[tuple[StopRequest, MetricsLo
 
 
 def _saved_streams(run: Path, step: int) -> int:
-    """Count the streams of the replays that all processes of a run have saved at a step."""
+    """Count the streams of the replays that all processes of a run have saved at a step. Raises ReplayError if none."""
     replays = (ReplayFolder(folder_of(run, process) / "replay") for process in count())
-    saved = takewhile(lambda replay: step in replay.steps(), replays)
+    saved = list(takewhile(lambda replay: step in replay.steps(), replays))
+    if not saved:
+        raise ReplayError(f"{run / 'replay'} holds no replay of update {step}: copy it back, or name a recording")
     return sum(replay.shape(step)["streams"] for replay in saved)

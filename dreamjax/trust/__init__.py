@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         promise as promise,
         section as section,
     )
-    from dreamjax.trust.measurement import TrustConfig as TrustConfig, measure as measure
+    from dreamjax.trust.measurement import TrustConfig as TrustConfig, beside as beside, measure as measure
     from dreamjax.trust.one_step import one_step_error as one_step_error
     from dreamjax.trust.section import trust_section as trust_section
 

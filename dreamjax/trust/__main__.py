@@ -44,6 +44,8 @@ def main() -> None:
         task = chosen.env or stored.task
         if task is None:
             raise ValueError(f"{chosen.agent} does not say which environment it was trained in: name it with --env")
+        if not chosen.env and ":" in task:  # an agent may come from anybody
+            raise ValueError(f"{chosen.agent} names code to run as its environment: if you trust it, add --env {task}")
         measured = measure(stored.agent, stored.params, naming.find(task), jax.random.key(chosen.seed), cfg).measured
     except (FileNotFoundError, ImportError, CheckpointError, ValueError, gymnasium.error.Error) as error:
         parser.error(str(error))

@@ -46,6 +46,11 @@ class TrustConfig:
 DEFAULT = TrustConfig()
 
 
+def beside(temperature: float) -> tuple[float, ...]:
+    """Return temperatures to measure at: that of the dreams in which a policy was trained, and others beside it."""
+    return (*(one for one in (0.5, 1.0) if dream_at(one) != dream_at(temperature)), temperature)
+
+
 class Measured(NamedTuple):
     """A mean over episodes, with its interval."""
 
@@ -86,9 +91,8 @@ def measure(
     Shapes: key [], params.policy not stacked. Raises: as `acting.playing.play` does.
     """
     short = shortened(agent, cfg.max_steps)
-    # Acting folds the seeds of test episodes into the key, which are larger.
-    key_dream, key_predict = (jax.random.fold_in(key, number) for number in (1, 2))
-    episodes = play(short, params, environment, key, cfg.episodes, workers=workers)
+    key_play, key_dream, key_predict = jax.random.split(key, 3)
+    episodes = play(short, params, environment, key_play, cfg.episodes, workers=workers)
     found, films = errors(short, params, key_predict, episodes, cfg)
     return Trust(returns(short, params, key_dream, episodes, cfg) + found, films)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dreamjax.acting import seeds
-from dreamjax.envs import named
+from dreamjax.envs import jitted
 from dreamjax.envs.gymnasium import spec_from_gymnasium
 from dreamjax.envs.suites import task
 from dreamjax.play import environments
@@ -16,7 +16,7 @@ from dreamjax.types import EnvSpec, Space
 from tests.acting.environments import Ragged
 from tests.play.sessions import RESULTS, stored
 
-CATCH = named.make("catch").spec
+CATCH = jitted.make("catch").spec
 
 
 def test_committed_agents_say_what_they_were_trained_in() -> None:

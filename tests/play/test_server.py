@@ -126,7 +126,8 @@ def test_what_makes_no_sense_is_answered_and_the_game_goes_on(client: TestClient
     with client.websocket_connect("/game", headers=OWN) as socket:
         socket.receive_json()
         draw(socket)
-        for text in ("nonsense", "[1]", '{"drawn": "x"}', '{"set": {"temperature": 1e999}}', '{"do": "fly"}'):
+        senseless = "nonsense", "[1]", '{"drawn": "x"}', '{"set": {"temperature": 1e999}}', '{"do": "fly"}'
+        for text in (*senseless, '{"drawn": 1e999}', '{"set": {"speed": 1' + 400 * "0" + "}}", 20_000 * "["):
             socket.send_text(text)
             while "bytes" in (answer := socket.receive()):
                 socket.send_json({"drawn": unpack(answer["bytes"])[0]["frame"]})

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dreamjax import worldmodels
-from dreamjax.envs import named
+from dreamjax.envs import jitted
 from dreamjax.envs.probes import PLAYER_COLOUR
 from dreamjax.play import environments, programs
 from dreamjax.play.controls import Controls
@@ -126,6 +126,19 @@ def test_a_view_lets_the_other_world_stand_still() -> None:
     session.close()
 
 
+def test_after_an_end_the_dream_goes_on_beside_the_game() -> None:
+    session = opened()
+    told = until(session, lambda told: told["number"] == 1 and told["real"]["steps"] == 2)
+    assert told["dream"]["steps"] == 2
+
+
+def test_nothing_is_compiled_at_play() -> None:
+    ready = programs.compiled(programs.make(stored("dreamerv3_jax_catch")))
+    session = Session(ready, Controls(ready.spec.action), None, 2.0)
+    until(session, lambda told: told["dream"]["steps"] == 2)
+    assert [one._cache_size() for one in (ready.begin, ready.imagine)] == [1, 1]  # type: ignore[attr-defined]
+
+
 def test_temperature_acts_at_once_and_all_else_repeats() -> None:
     def third(temperature: float) -> np.ndarray:
         session = opened(DOOM, None)
@@ -169,7 +182,7 @@ def test_a_dream_needs_no_environment_and_begins_again_at_its_end() -> None:
 
 
 def test_vectors_are_told_as_numbers_and_a_critic_says_their_value() -> None:
-    stored_agent = untrained(named.make("dodge_state").spec)
+    stored_agent = untrained(jitted.make("dodge_state").spec)
     spec, made = stored_agent.agent.model.spec, programs.make(stored_agent)
     playable = environments.find("dodge_state", spec)
     assert playable.rate == 15 and programs.compiled(made) is made
@@ -184,7 +197,7 @@ def test_vectors_are_told_as_numbers_and_a_critic_says_their_value() -> None:
 
 
 def test_what_a_model_does_not_know_is_missing_where_it_is_decoded() -> None:
-    spec = named.make("swingup_both").spec  # a picture, which V reads, and numbers, which it does not
+    spec = jitted.make("swingup_both").spec  # a picture, which V reads, and numbers, which it does not
     cfg = WorldModelConfig(VisionConfig(4), MemoryConfig(4, 1, hidden_size=3), ControllerConfig(), "zh")
     agent = worldmodels.model.make(cfg, spec)
     params = AgentParams(agent.model.init(jax.random.key(0)), agent.policy.init(jax.random.key(1)))
@@ -196,7 +209,7 @@ def test_what_a_model_does_not_know_is_missing_where_it_is_decoded() -> None:
 
 
 def test_nothing_to_dream_of_is_said_at_once() -> None:
-    stored_agent = untrained(named.make("dodge_state").spec)
+    stored_agent = untrained(jitted.make("dodge_state").spec)
     with pytest.raises(ValueError, match="brings no starts for its dreams along"):
         Session(programs.make(stored_agent), Controls(stored_agent.agent.model.spec.action), None, 1.0)
 

@@ -80,12 +80,21 @@ def test_wandb_keeps_one_run_over_a_resume(tmp_path: Path) -> None:
 
 
 def test_a_tracker_is_named_once_and_dropped(tmp_path: Path) -> None:
-    track(tmp_path, ["wandb", "trackio"])
-    first = json.loads((tmp_path / "trackers.json").read_text())
     track(tmp_path, ["wandb"])
-    assert json.loads((tmp_path / "trackers.json").read_text()) == {"wandb": first["wandb"]}
+    first = (tmp_path / "trackers.json").read_text()
+    track(tmp_path, ["wandb", "wandb"])
+    assert (tmp_path / "trackers.json").read_text() == first and list(json.loads(first)) == ["wandb"]
     track(tmp_path, [])
     with MetricsLog(tmp_path) as log:  # which opens none
         log.write("vision", 1, {"loss": 1.0})
+
+
+def test_a_tracker_that_is_not_there_is_refused_before_it_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with pytest.raises(ModuleNotFoundError, match=r"dreamjax\[trackio\]"):
+        track(tmp_path, ["trackio"])
+    assert not (tmp_path / "trackers.json").exists()
     with pytest.raises(ValueError, match="there is no tracker neptune: use wandb, trackio"):
         track(tmp_path, ["neptune"])  # type: ignore[list-item]

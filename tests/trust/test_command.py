@@ -1,6 +1,7 @@
 """The command measures a committed agent, and a run's page gets a section; host environments work as pure ones do."""
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -78,6 +79,18 @@ def test_what_cannot_be_measured_is_refused(monkeypatch: pytest.MonkeyPatch, cap
         with pytest.raises(SystemExit) as ended:
             run(monkeypatch, *arguments)
         assert ended.value.code == 2 and problem in capsys.readouterr().err
+
+
+def test_code_that_an_agent_names_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("agent.json", "agent.npz"):
+        shutil.copy(RESULTS / "dreamerv3_jax_catch" / name, tmp_path)
+    written = json.loads((tmp_path / "agent.json").read_text())
+    (tmp_path / "agent.json").write_text(json.dumps(written | {"task": "no_such_module:make"}))
+    with pytest.raises(SystemExit):
+        run(monkeypatch, str(tmp_path))
+    assert "if you trust it, add --env no_such_module:make" in capsys.readouterr().err
 
 
 class Drift(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):

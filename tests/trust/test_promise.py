@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dreamjax.trust import promise
+from dreamjax.trust import beside, promise
 from dreamjax.trust.episodes import shortened
 from dreamjax.trust.measurement import (
     BEST,
@@ -102,3 +102,8 @@ def test_returns_along_training_stand_at_their_generations() -> None:
     learned = promise.along_training(metrics, "x-evolve", "x-iteration")
     assert learned.paid is not None and learned.paid[0].tolist() == [5, 10, 15, 20]
     assert promise.along_training(metrics, "x-evolve").paid is None
+
+
+@pytest.mark.parametrize(("temperature", "others"), [(1.5, (0.5, 1.0)), (1.0, (0.5,)), (0.501, (1.0,))])
+def test_the_temperature_of_training_is_measured_once(temperature: float, others: tuple[float, ...]) -> None:
+    assert TrustConfig(temperatures=beside(temperature)).temperatures == (*others, temperature)
