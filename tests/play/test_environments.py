@@ -91,7 +91,7 @@ def test_actions_of_an_actor_are_brought_to_the_bounds_of_the_environment() -> N
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("chess", "unknown environment 'chess'; there are take_cover, car_racing, counter, .* name package.module:F"),
+        ("chess", "unknown environment 'chess'; there are take_cover, car_racing, counter, .* name package.module:f"),
         ("dodge_state", "the observation of 'dodge_state' is .*, and the agent was trained with"),
         ("dodge", "the action of 'dodge' is"),
         ("doom_defend", "cannot be made: the task of Doom is doom_takecover"),
@@ -121,7 +121,7 @@ def test_an_environment_that_raises_has_failed_and_goes_on_after_a_reset(
                 raise LookupError("the simulator is gone")
             return super().step(action)
 
-    monkeypatch.setattr(environments, "_make", lambda name: Broken)
+    monkeypatch.setattr(environments.naming, "find", lambda name: Broken)
     running = find("broken", stored("doom_take_cover").agent.model.spec).open()
     running.reset(0)
     running.step(np.float32(0))
