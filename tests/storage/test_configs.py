@@ -34,14 +34,15 @@ def test_what_a_run_folder_holds_is_read_back(config: Config, tmp_path: Path) ->
     assert read_config(Config, RunFolder(tmp_path, config).read_json("config.json")) == config
 
 
-def test_a_run_of_an_older_version_can_be_opened_but_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_run_of_an_older_version_can_be_opened_and_gone_on_with(tmp_path: Path) -> None:
     written = json.loads(json.dumps(asdict(Config(steps=3))))
     del written["processes"]
     (tmp_path / "config.json").write_text(json.dumps(written))
     opened = RunFolder.opened(tmp_path, Config)
     assert opened.config == Config(steps=3) and opened.path == tmp_path and opened.stage_records() == []
-    with pytest.raises(ConfigMismatch, match="processes"):
-        RunFolder(tmp_path, opened.config)
+    with pytest.raises(ConfigMismatch, match="processes"):  # which is new, and was not so
+        RunFolder(tmp_path, replace(opened.config, processes=not opened.config.processes))
+    assert RunFolder(tmp_path, opened.config).config == Config(steps=3)
     with pytest.raises(FileNotFoundError):
         RunFolder.opened(tmp_path / "other", Config)
 
