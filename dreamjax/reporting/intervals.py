@@ -1,19 +1,21 @@
-"""How sure a score over few runs is: interquartile means, and intervals by the bootstrap.
+"""How sure a mean is: intervals by the bootstrap, over runs or over episodes, and interquartile means of runs.
 
-Source: Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice".
+Source: Efron 1979, percentiles; for runs Agarwal et al. 2021, "Deep reinforcement learning at the edge of the
+statistical precipice".
 """
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from dreamjax._extras import extra
+from dreamjax.reporting import figures
 from dreamjax.reporting.results import result_row
-from dreamjax.storage.atomic import replacing
 
 LEVEL = 0.95  # of the intervals in results
+_PERCENTILES = 50 * (1 - LEVEL), 50 * (1 + LEVEL)
+_RESAMPLES = 2000  # of episodes
 
 Statistic = Callable[[np.ndarray], np.ndarray]  # of the last axis
 
@@ -58,6 +60,60 @@ def runs_row(name: str, scores: np.ndarray, unit: str, published: float | str | 
     }
 
 
+class Estimate(NamedTuple):
+    """A mean over episodes, or several."""
+
+    mean: np.ndarray  # [...]
+    std: np.ndarray  # [...] of what was averaged
+    low: np.ndarray  # [...] end of the interval of the mean
+    high: np.ndarray  # [...]
+    n: np.ndarray  # [...] episodes that tell something
+
+
+def estimate(values: np.ndarray) -> Estimate:
+    """Average over episodes, of which those count that tell something, where a value is not NaN.
+
+    Steps and pieces of one episode have much in common, so that only whole episodes are drawn anew. The intervals are a
+    little too narrow where there are few: with 10 they hold the true mean in some 90 % of cases.
+
+    Where fewer than two do, all but `n` is NaN. Shapes: values [E, ...] -> [...]. Raises: ValueError if E < 2.
+    """
+    values = np.asarray(values, np.float64)
+    weights, known = _draws(len(values)), ~np.isnan(values)
+    flat, counted = np.where(known, values, 0).reshape(len(values), -1), known.reshape(len(values), -1)
+    n = known.sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        drawn = (weights @ flat) / (weights @ counted)  # [_RESAMPLES, ...], NaN where a draw has none that tells
+        mean = np.where(n < 2, np.nan, flat.sum(0).reshape(n.shape) / n)
+        std = np.sqrt(np.where(known, (values - mean) ** 2, 0).sum(0) / n)
+    drawn[:, n.ravel() < 2] = 0  # a column of NaN would be warned of
+    low, high = (np.where(n < 2, np.nan, end.reshape(n.shape)) for end in np.nanpercentile(drawn, _PERCENTILES, axis=0))
+    return Estimate(mean, std, np.minimum(low, mean), np.maximum(high, mean), n)  # whatever is rounded
+
+
+def ratio(values: np.ndarray, others: np.ndarray) -> Estimate | None:
+    """Divide the mean of values by that of others, where both are known of every episode.
+
+    `std` is that of the draws. None where a draw of others has a mean of 0 or less, beside which nothing is so many
+    times as much. Shapes: [E] and [E] -> []. Raises: ValueError if E < 2.
+    """
+    weights = _draws(len(values))
+    below = weights @ np.asarray(others, np.float64)
+    if (below <= 0).any():
+        return None
+    drawn = (weights @ np.asarray(values, np.float64)) / below
+    low, high = np.percentile(drawn, _PERCENTILES)
+    return Estimate(np.mean(values) / np.mean(others), drawn.std(), low, high, np.array(len(values)))
+
+
+def _draws(episodes: int) -> np.ndarray:
+    """How often each episode is drawn, in each of the resamples. Shapes: -> [_RESAMPLES, episodes]."""
+    if episodes < 2:
+        raise ValueError(f"an interval of a mean needs at least two episodes, got {episodes}")
+    rng = np.random.default_rng(0)
+    return rng.multinomial(episodes, np.full(episodes, 1 / episodes), _RESAMPLES).astype(np.float64)
+
+
 def chart(panels: Mapping[str, Sequence[dict[str, Any]]], path: str | os.PathLike[str]) -> None:
     """Draw a panel for each quantity: a line for each row, with the mean, its interval, and the interquartile mean.
 
@@ -65,19 +121,18 @@ def chart(panels: Mapping[str, Sequence[dict[str, Any]]], path: str | os.PathLik
     """
     if not any(panels.values()):
         raise ValueError("there are no rows to draw")
-    with extra("experiments", "a plot"):
-        from matplotlib.figure import Figure
-    most = max(map(len, panels.values()))
-    figure = Figure(figsize=(4.6 * len(panels) + 1.5, 1.3 + 0.4 * most), layout="constrained")
+    figure = figures.figure(4.6 * len(panels) + 1.5, 1.3 + 0.4 * max(map(len, panels.values())))
     for axes, (title, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         at = np.arange(len(rows))[::-1]
         means = np.array([row["mean"] for row in rows])
         ends = np.array([row.get("interval", (row["mean"], row["mean"])) for row in rows])
-        axes.hlines(at, *ends.T, color="#0072B2", linewidth=5, alpha=0.35, label=f"{LEVEL:.0%} interval of the mean")
-        axes.plot(means, at, "o", color="#0072B2", markersize=5, label="mean over runs")
+        axes.hlines(at, *ends.T, color=figures.BLUE, linewidth=5, alpha=0.35, label=f"{LEVEL:.0%} interval of the mean")
+        axes.plot(means, at, "o", color=figures.BLUE, markersize=5, label="mean over runs")
         middle = [row.get("iqm", np.nan) for row in rows]
         if np.isfinite(middle).any():
-            axes.plot(middle, at, "|", color="#D55E00", markersize=13, markeredgewidth=2, label="interquartile mean")
+            axes.plot(
+                middle, at, "|", color=figures.ORANGE, markersize=13, markeredgewidth=2, label="interquartile mean"
+            )
         axes.set_yticks(at, [row["name"] for row in rows])
         axes.set_ylim(-0.7, len(rows) - 0.3)
         axes.set_title(title, fontsize=10, loc="left")
@@ -85,5 +140,4 @@ def chart(panels: Mapping[str, Sequence[dict[str, Any]]], path: str | os.PathLik
         axes.grid(axis="x", color="#dddddd", linewidth=0.6)
         axes.tick_params(labelsize=8)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=130)
+    figures.save(figure, path)

@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from dreamjax.trust import (
         chart as chart,
         episodes as episodes,
-        intervals as intervals,
         measurement as measurement,
         one_step as one_step,
         open_loop as open_loop,

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dreamjax.reporting.intervals import Estimate, estimate, ratio
 from dreamjax.rollout import Transition
 from dreamjax.storage.progress import progress
 from dreamjax.trust import open_loop, promise
 from dreamjax.trust.episodes import AnyEnvironment, play, shortened
-from dreamjax.trust.intervals import Estimate, estimate, ratio
 from dreamjax.trust.open_loop import Piece, dream_at
 from dreamjax.types import Agent, AgentParams, Key
 

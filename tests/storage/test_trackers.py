@@ -1,9 +1,7 @@
 """Trackers get the numbers of a run, once each, in one run of theirs however often ours was resumed."""
 
 import json
-import os
 import struct
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,26 +13,7 @@ from wandb.proto import wandb_internal_pb2
 from dreamjax.storage.atomic import write_json
 from dreamjax.storage.metrics import MetricsLog
 from dreamjax.storage.trackers import track
-
-WRITE = """
-import sys
-from dreamjax.storage.metrics import MetricsLog
-folder, first, last = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-with MetricsLog(folder) as log:
-    log.rewind("vision", first - 1)
-    for step in range(first, last + 1):
-        log.write("vision", step, {"loss": step / 2})
-    log.write("memory", last, {"loss": -1.0})
-"""
-
-
-def write(folder: Path, first: int, last: int, **environment: str) -> None:
-    """Write steps in a process of its own, as a run or a resumed one does."""
-    command = [sys.executable, "-c", WRITE, str(folder), str(first), str(last)]
-    done = subprocess.run(
-        command, env=os.environ | environment, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.returncode == 0, done.stderr
+from tests.storage.tracked import write
 
 
 def records(data: bytes) -> Iterator[bytes]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dreamjax.trust.intervals import estimate, ratio
+from dreamjax.reporting.intervals import estimate, ratio
 
 RNG = np.random.default_rng(3)
 
