@@ -42,7 +42,7 @@ format: $(VENV)/test.stamp ## rewrite the code in the project's format
 demo: $(VENV)/experiments.stamp ## evolve a controller inside the dream of a world model, then let it play Doom (ten minutes, on a CPU)
 	@echo "==> Doom Take Cover: a controller evolves inside the dream of the world model that this library comes with"
 	@$(BIN)/python experiments/doom_dream.py
-	@echo "(It is installed in $(BIN): $(BIN)/python -m dreamjax.play ...)"
+	@echo "Play in its dream yourself: $(BIN)/python -m dreamjax.play runs/doom_dream/demo-0"
 
 table: $(VENV)/test.stamp ## write what experiments and benchmarks measured into the READMEs
 	@$(BIN)/python -m dreamjax.reporting.tables

@@ -12,7 +12,7 @@ new one begins at zero.
     python experiments/doom_dream.py --world runs/doom            # in the dream of your own agent
     python experiments/doom_dream.py --evolve.temperature 1.0     # in a dream that is easier to cheat
 
-The same command resumes where it stopped.
+The same command resumes where it stopped. In the new agent's dream you play by `python -m dreamjax.play` and its folder.
 """
 
 from dataclasses import dataclass, replace
@@ -121,7 +121,7 @@ def report(cfg: Config, run: RunFolder, agent: Agent, params: AgentParams, store
     )
     title = "Evolved in a dream, played for real: Doom's Take Cover"
     pages.report(run, NAME, command(NAME, cfg, PRESETS), rows, title, sections, lead=lead)
-    print(f"{lead}\nPlay in its dream yourself (pip install '.[play]'): python -m dreamjax.play {run.path}")
+    print(lead)
 
 
 def main() -> None:
