@@ -12,7 +12,7 @@ new one begins at zero.
     python experiments/doom_dream.py --world runs/doom            # in the dream of your own agent
     python experiments/doom_dream.py --evolve.temperature 1.0     # in a dream that is easier to cheat
 
-The same command resumes where it stopped. In the new agent's dream you play by `python -m dreamjax.play` and its folder.
+The same command resumes where it stopped. `python -m dreamjax.play` with its folder lets you play in the new dream.
 """
 
 from dataclasses import dataclass, replace
