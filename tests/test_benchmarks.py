@@ -12,7 +12,7 @@ REPO = Path(__file__).resolve().parents[1]
 @pytest.mark.parametrize(
     "name",
     [
-        *("accelerator_programs", "car_racing", "dream_throughput", "dreamerv3_loops", "dreamerv3_update"),
+        *("accelerator_programs", "car_racing", "cluster", "dream_throughput", "dreamerv3_loops", "dreamerv3_update"),
         *("evaluation", "training_throughput"),
         pytest.param("play", marks=pytest.mark.page),
     ],

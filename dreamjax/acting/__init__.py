@@ -6,6 +6,7 @@ from dreamjax._exports import exports
 
 if TYPE_CHECKING:
     from dreamjax.acting import (
+        cluster as cluster,
         collection as collection,
         evaluation as evaluation,
         playing as playing,

@@ -1,4 +1,4 @@
-"""One pool of host environments for everything that acts: in worker processes that share memory, or in this process.
+"""One pool of host environments for everything that acts: in worker processes, on a cluster, or in this process.
 
 Workers only step environments. Those of a worker are divided into groups, so that the device acts for one group while
 the worker steps another. A worker that dies or does not answer in time is replaced; what becomes of the episodes it
@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import gymnasium
 import numpy as np
 
-from dreamjax.acting.process import Here, Process, WorkerLost
+from dreamjax.acting import cluster
+from dreamjax.acting.process import Here, Worker, WorkerLost
 from dreamjax.acting.worker import Order, Reply
 from dreamjax.envs.gymnasium import spec_from_spaces
 from dreamjax.envs.host import InvalidStep, unflatten
@@ -39,7 +39,8 @@ class Pool:
     Args:
       make_env: makes an environment; anything that cloudpickle can send, so lambdas and functions of a script will do.
       envs: how many environments; rounded up to fill all groups equally.
-      workers: processes; 0 steps in this process. As many as there are cores, where environments are slow.
+      workers: processes, or actors of a Ray cluster (`acting.cluster`); 0 steps in this process. As many as there are
+        cores, where environments are slow.
       groups: of each worker. With 2 the device acts for one while the worker steps the other; 1 steps all together. If
         not given, 2 where each has a whole batch for the device.
       timeout: seconds after which a worker that has not answered counts as hung, and is killed and replaced.
@@ -68,8 +69,8 @@ class Pool:
         self.use = 0  # how often `begin` took the pool over
         self._groups_each = min(groups, -(-envs // workers)) if workers else 1
         self.size = -(-envs // (max(workers, 1) * self._groups_each))  # environments of a group
-        kinds: Any = partial(Process, timeout=timeout) if workers else Here
-        self._workers: list[Process | Here] = []
+        kinds: Any = partial(cluster.worker, timeout=timeout) if workers else Here
+        self._workers: list[Worker | Here] = []
         try:
             for _ in range(max(workers, 1)):
                 self._workers.append(kinds(make_env, self._groups_each, self.size))
@@ -134,14 +135,14 @@ class Pool:
             raise RuntimeError("no group has orders: send some first")
         answers: list[Answer] = []
         while not answers:
-            processes = [worker for _, worker in asked if isinstance(worker, Process)]
-            remaining = min((worker.deadline for worker in processes), default=0.0) - time.monotonic()
-            ready = wait([worker.connection for worker in processes], max(0.0, remaining)) if processes else ()
+            watched = [worker for _, worker in asked if isinstance(worker, Worker)]
+            remaining = min((worker.deadline for worker in watched), default=0.0) - time.monotonic()
+            ready = type(watched[0]).ready(watched, max(0.0, remaining)) if watched else ()  # all are of one kind
             for number, worker in asked:
                 if isinstance(worker, Here):
                     answers.append(Answer(*worker.receive()))
                 else:
-                    answers += self._of(number, worker, worker.connection in ready)
+                    answers += self._of(number, worker, worker in ready)
         return answers
 
     def close(self) -> None:
@@ -153,7 +154,7 @@ class Pool:
             worker.join(deadline)
         self._workers = []
 
-    def _of(self, number: int, worker: Process, is_ready: bool) -> list[Answer]:
+    def _of(self, number: int, worker: Worker, is_ready: bool) -> list[Answer]:
         first = number * self._groups_each
         try:
             if not is_ready:

@@ -6,19 +6,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from mmap import mmap
-from multiprocessing.connection import Connection
-from typing import Any
+from multiprocessing.connection import Connection, wait
+from typing import Any, Self
 
 import cloudpickle
 import gymnasium
+import numpy as np
 
 from dreamjax.acting.worker import Environments, Order, Reply, memory_layout, views
 from dreamjax.envs.host import InvalidStep
 
-_START_TIMEOUT_S = 300.0  # for a worker to import what it needs and to make its first environment
+START_TIMEOUT_S = 300.0  # for a worker to import what it needs and to make its first environment
 
 
 class WorkerLost(RuntimeError):
@@ -56,20 +58,101 @@ class Here:
         """There is nothing to wait for."""
 
 
-class Process:
-    """A worker process and the memory that its observations arrive in."""
+class Worker(ABC):
+    """What steps environments somewhere else, and is watched."""
+
+    about: tuple[gymnasium.Space, gymnasium.Space, str]  # the spaces of observations and actions, and the name
+    arrays: list[list[np.ndarray]]  # of each group, [K, ...] each, where its observations arrive
 
     def __init__(self, make_env: Callable[[], gymnasium.Env], groups: int, size: int, timeout: float) -> None:
         self._start, self._groups, self._size = cloudpickle.dumps((make_env, groups, size)), groups, size
         self._timeout = timeout
-        self._memory = os.memfd_create("dreamjax") if hasattr(os, "memfd_create") else _unlinked_file()
         self.waiting: deque[int] = deque()  # groups that have orders, in the order in which they are obeyed
+        self._is_ready = False
+        self._since = time.monotonic()
+
+    @classmethod
+    @abstractmethod
+    def ready(cls, workers: Sequence[Self], seconds: float) -> list[Self]:
+        """Wait until some of these have something to say, at most so long."""
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Wait for the first environment. Raises what `make_env` does, RuntimeError if the worker dies."""
+
+    @abstractmethod
+    def receive(self) -> tuple[int, Reply] | None:
+        """Read what the worker says: the reply of a group, or, from a replacement, that it is ready.
+
+        Raises: WorkerLost if it has died, or is a replacement that cannot make an environment; InvalidStep from an
+            environment.
+        """
+
+    @abstractmethod
+    def replace(self) -> list[int]:
+        """End the worker and start another; return the groups whose orders are lost."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Ask it to end after what it is at."""
+
+    @abstractmethod
+    def join(self, deadline: float) -> None:
+        """Wait for its end until the deadline; then kill it."""
+
+    @abstractmethod
+    def _order(self, group: int, orders: Sequence[Order]) -> None: ...
+
+    @property
+    def deadline(self) -> float:
+        """When it counts as hung, on the monotonic clock."""
+        return self._since + self._patience
+
+    def send(self, group: int, orders: Sequence[Order]) -> None:
+        if not self.waiting:
+            self._since = time.monotonic()
+        self.waiting.append(group)
+        self._order(group, orders)
+
+    def check(self) -> None:
+        """Raise WorkerLost if the worker has not answered in time."""
+        if time.monotonic() >= self.deadline:
+            raise WorkerLost(f"a worker did not answer within {self._patience:g} s, and was replaced")
+
+    def _heard(self, told: Any) -> Any:
+        """Take note that the worker has said something. Returns and raises as `receive` does."""
+        self._since = time.monotonic()
+        was_ready, self._is_ready = self._is_ready, True
+        if was_ready:
+            self.waiting.popleft()
+        if isinstance(told, InvalidStep):
+            raise told
+        if isinstance(told, Exception):
+            raise WorkerLost(f"a worker could not make an environment ({told!r}), and was replaced") from told
+        return told if was_ready else None
+
+    @property
+    def _patience(self) -> float:
+        """Seconds that the next answer may take."""
+        return self._timeout if self._is_ready else max(self._timeout, START_TIMEOUT_S)
+
+
+class Process(Worker):
+    """A worker process and the memory that its observations arrive in."""
+
+    def __init__(self, make_env: Callable[[], gymnasium.Env], groups: int, size: int, timeout: float) -> None:
+        super().__init__(make_env, groups, size, timeout)
+        self._memory = os.memfd_create("dreamjax") if hasattr(os, "memfd_create") else _unlinked_file()
         self._launch()
 
+    @classmethod
+    def ready(cls, workers: Sequence[Self], seconds: float) -> list[Self]:
+        speaking = wait([worker.connection for worker in workers], seconds)
+        return [worker for worker in workers if worker.connection in speaking]
+
     def begin(self) -> None:
-        """Wait for the first environment; lay out the memory. Raises what `make_env` does, RuntimeError if it dies."""
-        if not self.connection.poll(_START_TIMEOUT_S):
-            raise RuntimeError(f"a worker did not make an environment within {_START_TIMEOUT_S:.0f} s")
+        if not self.connection.poll(START_TIMEOUT_S):
+            raise RuntimeError(f"a worker did not make an environment within {START_TIMEOUT_S:.0f} s")
         try:
             told = self.connection.recv()
         except (EOFError, OSError) as error:
@@ -83,44 +166,14 @@ class Process:
         self._is_ready = True
         self._tell(None)
 
-    @property
-    def deadline(self) -> float:
-        """When it counts as hung, on the monotonic clock."""
-        return self._since + self._patience
-
-    def send(self, group: int, orders: Sequence[Order]) -> None:
-        if not self.waiting:
-            self._since = time.monotonic()
-        self.waiting.append(group)
-        self._tell((group, orders))
-
     def receive(self) -> tuple[int, Reply] | None:
-        """Read what the worker says: the reply of a group, or, from a replacement, that it is ready.
-
-        Raises: WorkerLost if it has died, or is a replacement that cannot make an environment; InvalidStep from an
-            environment.
-        """
         try:
             told = self.connection.recv()
         except (EOFError, OSError) as error:
             raise WorkerLost(f"a worker died ({self._status()}), and was replaced") from error
-        self._since = time.monotonic()
-        was_ready, self._is_ready = self._is_ready, True
-        if was_ready:
-            self.waiting.popleft()
-        if isinstance(told, InvalidStep):
-            raise told
-        if isinstance(told, Exception):
-            raise WorkerLost(f"a worker could not make an environment ({told!r}), and was replaced") from told
-        return told if was_ready else None
-
-    def check(self) -> None:
-        """Raise WorkerLost if the worker has not answered in time."""
-        if time.monotonic() >= self.deadline:
-            raise WorkerLost(f"a worker did not answer within {self._patience:g} s, and was replaced")
+        return self._heard(told)
 
     def replace(self) -> list[int]:
-        """Kill the process and start another, which has the same memory; return the groups whose orders are lost."""
         lost = list(self.waiting)
         self._process.kill()
         self._process.wait()
@@ -135,7 +188,6 @@ class Process:
         self.connection.close()  # which ends it after what it is at
 
     def join(self, deadline: float) -> None:
-        """Wait for its end until the deadline; then kill it."""
         try:
             self._process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:  # it hangs
@@ -144,10 +196,8 @@ class Process:
         os.close(self._lifeline)
         os.close(self._memory)
 
-    @property
-    def _patience(self) -> float:
-        """Seconds that the next answer may take."""
-        return self._timeout if self._is_ready else max(self._timeout, _START_TIMEOUT_S)
+    def _order(self, group: int, orders: Sequence[Order]) -> None:
+        self._tell((group, orders))
 
     def _status(self) -> str:
         """Say how the process ended."""

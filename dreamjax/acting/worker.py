@@ -119,6 +119,36 @@ class Environments:
                 env.close()
 
 
+class Served:
+    """The environments of a worker, for who calls it from elsewhere: what `main` does, as methods."""
+
+    def __init__(self, start: bytes) -> None:
+        self.about: Any
+        try:
+            make_env, groups, size = pickle.loads(start)
+            self._environments = Environments(make_env, groups, size)
+            layout, length = memory_layout(self._environments.observation_space, groups, size)
+            self._arrays = views(bytearray(length), layout, size)
+            made = self._environments
+            self.about = made.observation_space, made.action_space, made.name
+        except Exception as error:  # it is told to who asks for the spaces
+            self.about = _portable(error)
+
+    def describe(self) -> tuple[spaces.Space, spaces.Space, str] | Exception:
+        """Return the spaces and the name of the environments, or why there are none."""
+        return self.about
+
+    def obey(self, group: int, orders: Sequence[Order]) -> tuple[int, Reply, list[np.ndarray]] | InvalidStep:
+        """Carry out the orders to a group: its number, its reply, and its observations [K, ...]."""
+        try:
+            return group, self._environments.obey(group, orders, self._arrays[group]), self._arrays[group]
+        except InvalidStep as error:
+            return error
+
+    def close(self) -> None:
+        self._environments.close()
+
+
 def _returned(result: Any) -> str:
     return f"{len(result)} results" if isinstance(result, tuple) else f"one {type(result).__name__}"
 

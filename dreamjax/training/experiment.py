@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from dreamjax._extras import extra
+from dreamjax.acting import cluster
 from dreamjax.storage import trackers
 from dreamjax.storage.agents import load
 from dreamjax.storage.atomic import jsonable
@@ -30,6 +31,7 @@ class Options:
     folder: Path | None = None  # of the run; otherwise one in runs/, named after the experiment or its task
     track: tuple[trackers.Name, ...] | None = None  # where its metrics go as well; as before if not given
     profile: tuple[int, int] | None = None  # first and last update, of each stage, that jax's profiler looks at
+    ray: str | None = None  # address of a Ray cluster where the workers of host environments run: "auto", or host:port
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,11 @@ def read_command_line(
     _check_spelling(experiment, given, {name.replace("_", "-") for name in known})
     both = make_dataclass("Arguments", parts)
     parsed: Any = tyro.cli(both, args=given, description=description, prog=f"{experiment}.py")
+    if parsed.options.ray is not None:
+        try:
+            cluster.connect(parsed.options.ray)
+        except (ModuleNotFoundError, ConnectionError, ValueError) as error:
+            raise SystemExit(str(error)) from None
     if isinstance(parsed.options, Distributing) and parsed.options.distributed:
         processes.join()
     return parsed.config, parsed.options

@@ -43,6 +43,15 @@ class Ragged(gymnasium.Env):
         return picture
 
 
+class Placed(Ragged):
+    """Is named after the node of a cluster that it is on."""
+
+    def __str__(self) -> str:
+        import ray
+
+        return ray.get_runtime_context().get_node_id()
+
+
 def misbehave(how: str) -> None:
     """Raise an error, be killed, or hang: as environments do."""
     if how == "raise":

@@ -84,7 +84,7 @@ def test_spaces_of_every_kind_are_the_same_in_this_process_and_in_workers() -> N
 def test_environments_are_shared_out_equally(
     envs: int, workers: int, groups: int | None, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dreamjax.acting.pool.Process", Unstarted)
+    monkeypatch.setattr("dreamjax.acting.cluster.Process", Unstarted)
     pool = Pool(Scripted, envs, workers, groups=groups)
     assert (pool.groups, pool.size) == expected and len(pool) >= envs
 
@@ -271,7 +271,7 @@ def test_a_replacement_that_cannot_make_its_environment_is_replaced_as_well(tmp_
 
 
 def test_an_environment_that_takes_for_ever_to_make_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dreamjax.acting.process._START_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("dreamjax.acting.process.START_TIMEOUT_S", 1.0)
     monkeypatch.setattr("dreamjax.acting.pool._END_TIMEOUT_S", 0.5)
     before = running_workers()
     with pytest.raises(RuntimeError, match="did not make an environment within 1 s"):
