@@ -3,8 +3,8 @@
     python benchmarks/cluster.py            three minutes on two cores
     python benchmarks/cluster.py --smoke    half a minute, to see that it runs; writes nothing
 
-The pool of `dreamjax.acting` steps environments at random, 8 in a group and two groups in a worker, as where a policy
-acts for one group while the worker steps the other. `pictures` costs nothing but to hand over a picture of 64 x 64, so
+The pool of `dreamjax.acting` steps environments at random, two groups in a worker, as where a policy acts for one group
+while the worker steps the other. `pictures` costs nothing but to hand over a picture of 64 x 64, so
 that what is seen is the pool; Doom is Take Cover. Processes and actors take turns; the cluster has one node, this one,
 so that the network is not in it. The driver's own time is the processor time of all threads of the process that holds
 the pool: what one machine in front of many workers has least of.
@@ -75,12 +75,14 @@ class Stepper:
         self.pool.send(group, orders)
 
 
-def rows_of(name: str, make_env: Callable[[], gymnasium.Env], workers: int, rounds: int, repeats: int) -> list[dict]:
+def rows_of(
+    name: str, make_env: Callable[[], gymnasium.Env], workers: int, size: int, rounds: int, repeats: int
+) -> list[dict]:
     """Let both kinds of workers step the same environments in turn."""
     seconds: dict[str, list[float]] = {"processes": [], "actors": []}
     driver: dict[str, list[float]] = {"processes": [], "actors": []}
     with ExitStack() as open_pools:
-        made = partial(Pool, make_env, 2 * BATCH * workers, workers, groups=2)
+        made = partial(Pool, make_env, 2 * size * workers, workers, groups=2)
         steppers = {"processes": Stepper(open_pools.enter_context(made()))}
         with cluster.on_ray("local", 1 / workers):
             steppers["actors"] = Stepper(open_pools.enter_context(made()))
@@ -90,7 +92,7 @@ def rows_of(name: str, make_env: Callable[[], gymnasium.Env], workers: int, roun
                 if repeat:  # the first makes the environments
                     seconds[kind].append(taken)
                     driver[kind].append(used)
-    name = f"{name}, {workers} workers"
+    name = f"{name}, {workers} workers, groups of {size}"
     rates = {kind: 1 / np.array(taken) for kind, taken in seconds.items()}
     return [
         *(result_row(f"{name}: {kind}", rate, "steps/s") for kind, rate in rates.items()),
@@ -106,10 +108,11 @@ def main(smoke: bool) -> None:
     """Measure and write."""
     begun = time.monotonic()
     rounds, repeats = (3, 1) if smoke else (400, 7)
-    rows = rows_of("pictures", Pictures, 2, rounds, repeats)
+    rows = rows_of("pictures", Pictures, 2, BATCH, rounds, repeats)
     if not smoke:
-        rows += rows_of("pictures", Pictures, 8, rounds // 4, repeats)
-    rows += rows_of("Doom", TakeCover, 2, rounds // 4 + 1, repeats)
+        rows += rows_of("pictures", Pictures, 8, BATCH, rounds // 4, repeats)
+        rows += rows_of("pictures", Pictures, 2, 16 * BATCH, rounds // 8, repeats)
+    rows += rows_of("Doom", TakeCover, 2, BATCH, rounds // 4 + 1, repeats)
     print("\n".join(f"{row['name']}: {row['mean']:.4g} +- {row['std']:.2g} {row['unit']}" for row in rows))
     if not smoke:
         command = "python benchmarks/cluster.py"

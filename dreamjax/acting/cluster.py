@@ -10,8 +10,10 @@ and whatever the environments need, has to be installed on every node. Ray start
 `ray start --help`, or a cluster launcher.
 """
 
+import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -53,7 +55,10 @@ def connect(address: str, cpus: float = 1.0) -> None:
             if ":" in address:  # Ray itself waits for minutes, and then ends the process
                 host, _, port = address.removeprefix("ray://").rpartition(":")
                 socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_S).close()
-            ray.init(address, log_to_driver=True)
+            found = os.pathsep.join(
+                path or os.getcwd() for path in sys.path
+            )  # as processes find what is beside a script
+            ray.init(address, runtime_env={"env_vars": {"PYTHONPATH": found}})
         except (OSError, ValueError) as error:  # a ConnectionError is an OSError
             raise ConnectionError(
                 f"no Ray cluster at {address}: {_line(error)}. `ray start --head` starts one; on other machines, `ray "

@@ -36,7 +36,6 @@ MEMORY = 2**27  # bytes of a node's object store
 def nodes() -> Iterator[Cluster]:
     """A node for the driver, without a CPU for workers; tests add those that they need."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(REPO))  # the nodes find what this process finds
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         before = signal.getsignal(signal.SIGTERM)
         made = Cluster(True, head_node_args={"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False})
