@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dreamjax.launch.jobs import Resources, run_here, submit
+from dreamjax.launch.jobs import Resources, run_here, submit, wait
 from dreamjax.launch.sweep import experiments
 from dreamjax.reporting.sweeps import gather
 
@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 0
     if chosen.where == "local":
+        wait(jobs)
         failed = [job for job in jobs if job.exception() is not None]
         for job in failed:
             print(f"job {job.job_id} failed: {job.paths.stderr}", file=sys.stderr)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dreamjax._extras import extra
-from dreamjax.training.signals import WARNINGS, Stopped, stop_request
+from dreamjax.training.signals import WARNINGS, Stopped, StopRequest, stop_request
 
 if TYPE_CHECKING:
     import submitit
@@ -141,16 +141,40 @@ def submit(
         return [executor.submit(one) for one in experiments]
 
 
+def wait(jobs: "Sequence[submitit.Job[None]]") -> None:
+    """Wait until jobs of this machine have ended. Signals are passed on, and end it. Raises: `Stopped`."""
+    with stop_request() as stop:
+        while not stop and not all(job.done() for job in jobs):
+            time.sleep(_LOOK_EVERY_S)
+        _leave(stop, jobs)
+
+
 def _in_turn(
     begin: Callable[[Experiment], "submitit.Job[None]"], experiments: Sequence[Experiment], at_once: int
 ) -> "list[submitit.Job[None]]":
-    """Begin as many as may run at once, and another one whenever one has ended."""
+    """Begin as many as may run at once, and another one whenever one has ended. Signals are as for `wait`."""
     left = deque(experiments)
     jobs: list[submitit.Job[None]] = []
-    while left:
-        while left and sum(not job.done() for job in jobs) < at_once:
-            print(left[0].command, flush=True)
-            jobs.append(begin(left.popleft()))
-        if left:
-            time.sleep(_LOOK_EVERY_S)
+    with stop_request() as stop:
+        while left and not stop:
+            while left and sum(not job.done() for job in jobs) < at_once:
+                print(left[0].command, flush=True)
+                # A terminal sends Ctrl-C to all of its processes, and submitit would end what is to save first.
+                heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
+                try:
+                    jobs.append(begin(left.popleft()))
+                finally:
+                    signal.signal(signal.SIGINT, heard)
+            if left:
+                time.sleep(_LOOK_EVERY_S)
+        _leave(stop, jobs)
     return jobs
+
+
+def _leave(stop: StopRequest, jobs: "Sequence[submitit.Job[Any]]") -> None:
+    """After a signal, let jobs of this machine save and stop, then leave."""
+    while stop and (running := [job for job in jobs if not job.done()]):
+        for job in running:
+            job._process.send_signal(signal.SIGTERM)  # type: ignore[attr-defined]  # again, if it was still starting
+        time.sleep(10 * _LOOK_EVERY_S)
+    stop.leave("started again, the same command goes on from there")

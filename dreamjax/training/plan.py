@@ -1,6 +1,7 @@
 """What a run of DreamerV3 will need, worked out before it begins, and refused if the machine does not have it."""
 
 import os
+import resource
 import shutil
 import sys
 from dataclasses import replace
@@ -18,6 +19,7 @@ from dreamjax.training.trainer import OnlineConfig
 from dreamjax.types import PyTree
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_FILES = 256  # that a process has open beside its replay
 
 
 class Plan(NamedTuple):
@@ -30,6 +32,7 @@ class Plan(NamedTuple):
     replay: int  # memory of the process, or files that are mapped into it
     disk: int  # two checkpoints with their replays, and a third one while it is written; and the mapped files
     on_disk: bool  # the replay
+    files: int  # that are open at once: one of each array in each block of a replay on disk
 
 
 class Machine(NamedTuple):
@@ -37,6 +40,7 @@ class Machine(NamedTuple):
 
     memory: int  # that the process may have
     disk: int  # free, or taken by earlier checkpoints of the run
+    files: int  # that a process may have open
 
 
 def plan(dreamer: Dreamer, cfg: OnlineConfig, streams: int) -> Plan:
@@ -44,12 +48,12 @@ def plan(dreamer: Dreamer, cfg: OnlineConfig, streams: int) -> Plan:
     state = jax.eval_shape(partial(learner.init, dreamer), jax.random.key(0))
     step, kept = _bytes(experience.example(dreamer)), -(-min(cfg.capacity, cfg.steps) // streams)
     block = cfg.replay(dreamer.cfg.context).block
-    allocated = (-(-kept // block) + (cfg.steps > cfg.capacity)) * block * streams  # a full one holds parts of two
-    agent, replay = _bytes(state), allocated * step
+    blocks = -(-kept // block) + (cfg.steps > cfg.capacity)  # a full one holds parts of two
+    agent, replay = _bytes(state), blocks * block * streams * step
+    files = blocks * len(jax.tree.leaves(experience.example(dreamer))) * cfg.on_disk
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    return Plan(
-        parameters, agent, step, kept * streams, replay, 3 * (agent + replay) + cfg.on_disk * replay, cfg.on_disk
-    )
+    disk = 3 * (agent + replay) + cfg.on_disk * replay
+    return Plan(parameters, agent, step, kept * streams, replay, disk, cfg.on_disk, files)
 
 
 def machine(folder: Path) -> Machine:
@@ -57,7 +61,8 @@ def machine(folder: Path) -> Machine:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     mine = [path for name in ("checkpoints", "replay") for path in (folder / name).rglob("*") if path.is_file()]
     free = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in mine)
-    return Machine(min([memory, *_limits()]), free)
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return Machine(min([memory, *_limits()]), free, sys.maxsize if files == resource.RLIM_INFINITY else files)
 
 
 def table(needs: Plan, has: Machine) -> str:
@@ -85,6 +90,12 @@ def check(needs: Plan, has: Machine, folder: Path) -> None:
             f"the replay of {needs.steps:,} steps takes {shown_bytes(needs.replay)} of memory when it is full, and "
             f"this machine has {shown_bytes(has.memory)}: set capacity to {fits:,} steps or fewer, or on_disk to keep "
             "them in files"
+        )
+    if (room := has.files - _FILES) < needs.files:
+        raise ValueError(
+            f"on_disk keeps {needs.files:,} files open when the replay of {needs.steps:,} steps is full, and a process "
+            f"may have {has.files:,} here: raise that limit (ulimit -Hn, or LimitNOFILE of systemd), or set capacity "
+            f"to {max(0, int(0.8 * room * needs.steps / needs.files)):,} steps or fewer"
         )
     if needs.disk > has.disk:
         fits = int(0.8 * max(0, has.disk - 3 * needs.agent) / (3 + needs.on_disk)) // needs.step

@@ -29,6 +29,7 @@ from dreamjax.replay.sequences import SequenceReplay
 from dreamjax.storage.checkpoints import Checkpoints
 from dreamjax.storage.folder import ConfigMismatch, FolderInUse, RunFolder
 from dreamjax.storage.metrics import MetricsLog
+from dreamjax.storage.replays import mapped
 from dreamjax.training import plan
 from dreamjax.training.devices import keep_compiled_programs
 from dreamjax.training.loop import generations, train, updates
@@ -286,7 +287,7 @@ def test_more_episodes_are_collected_in_the_same_folder(tmp_path: Path) -> None:
 
 PIXELS = Dreamer.of(SIZES["12m"], EnvSpec(Space((64, 64, 3), np.uint8, 0, 256), Space((), np.int32, 0, 3), 100))
 GIB = 2**30
-LAPTOP = plan.Machine(memory=16 * GIB, disk=200 * GIB)
+LAPTOP = plan.Machine(memory=16 * GIB, disk=200 * GIB, files=2**20)
 
 
 def test_the_plan_says_what_will_be_needed(tmp_path: Path) -> None:
@@ -300,7 +301,12 @@ def test_the_plan_says_what_will_be_needed(tmp_path: Path) -> None:
     for _ in range(1500):
         replay.add(step)
         largest = max(largest, replay.nbytes)
-    assert largest <= needs.replay <= 1.6 * largest and needs.steps == 2500
+    assert largest <= needs.replay <= 1.6 * largest and needs.steps == 2500 and needs.files == 0
+    kept = SequenceReplay(replay.cfg, experience.example(dreamer), 2, mapped(tmp_path))
+    for _ in range(1500):
+        kept.add(step)
+    held = len([fd for fd in os.listdir("/proc/self/fd") if str(tmp_path) in os.path.realpath(f"/proc/self/fd/{fd}")])
+    assert held <= plan.plan(dreamer, replace(cfg, on_disk=True), 2).files <= 1.6 * held
     table = plan.table(needs, LAPTOP)
     assert f"{needs.parameters:,}" in table and "2,500 steps in memory" in table and "16 GiB" in table
 
@@ -310,9 +316,11 @@ def test_a_run_that_cannot_fit_is_refused_with_what_to_change(tmp_path: Path) ->
     plan.check(plan.plan(PIXELS, short, 4), LAPTOP, tmp_path)
     with pytest.raises(ValueError, match=r"replay of 5,000,000 steps takes 7\d.*GiB.*16 GiB: set capacity to \d+,"):
         plan.check(plan.plan(PIXELS, long, 4), LAPTOP, tmp_path)
-    mapped = plan.plan(PIXELS, replace(long, on_disk=True), 4)
-    plan.check(mapped, LAPTOP._replace(disk=400 * GIB), tmp_path)
-    assert mapped.disk - plan.plan(PIXELS, long, 4).disk == mapped.replay and "in files" in plan.table(mapped, LAPTOP)
+    filed = plan.plan(PIXELS, replace(long, on_disk=True), 4)
+    plan.check(filed, LAPTOP._replace(disk=400 * GIB), tmp_path)
+    assert filed.disk - plan.plan(PIXELS, long, 4).disk == filed.replay and "in files" in plan.table(filed, LAPTOP)
+    with pytest.raises(ValueError, match=rf"keeps {filed.files:,} files open .* have 1,024 here: .*capacity to \d+"):
+        plan.check(filed, LAPTOP._replace(disk=400 * GIB, files=1024), tmp_path)
     with pytest.raises(ValueError, match=r"checkpoints .* are free in .*: make room"):
         plan.check(plan.plan(PIXELS, short, 4), LAPTOP._replace(disk=GIB), tmp_path)
     with pytest.raises(ValueError, match="set capacity"):

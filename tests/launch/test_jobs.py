@@ -167,6 +167,25 @@ def test_a_signal_to_the_launcher_reaches_the_experiment(script: Path, tmp_path:
     assert "count is saved at step" in told.read_text() and not second.exists()
 
 
+def test_ctrl_c_lets_local_jobs_save(script: Path, tmp_path: Path) -> None:
+    """A terminal sends it to the launcher, to submitit, and to the experiment."""
+    folder, told = tmp_path / "sweep", tmp_path / "told"
+    sweep = ["--vary", "rate=1", "--folder", str(folder), str(script)]
+    command = [sys.executable, "-m", "dreamjax.launch", "--where", "local", *sweep]
+    with open(told, "w") as file:
+        child = subprocess.Popen(command, stderr=file, start_new_session=True, cwd=REPO)
+    working(folder / "rate=1")
+    os.killpg(child.pid, signal.SIGINT)
+    (errors,) = (folder / "jobs").glob("*/*_log.err")
+    wait_until_warned(errors)
+    (folder / "rate=1" / "go on").touch()
+    assert child.wait(LIMIT) == 128 + signal.SIGINT, told.read_text()
+    assert "count is saved at step" in errors.read_text() and "Traceback" not in told.read_text()
+    assert not (folder / "rate=1" / "result.json").exists()
+    assert main(["--where", "local", *sweep]) == 0
+    assert score(folder / "rate=1") == expected()
+
+
 def test_the_first_experiment_that_fails_ends_a_sweep_here(script: Path, tmp_path: Path) -> None:
     assert run_here([Experiment(script, ["--fails"]), Experiment(script, ["--folder", str(tmp_path / "run")])]) == 1
     assert not (tmp_path / "run").exists()

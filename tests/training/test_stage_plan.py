@@ -36,7 +36,7 @@ def test_the_published_run_is_counted() -> None:
 
 
 def test_only_what_surely_does_not_fit_is_refused() -> None:
-    small = Machine(memory=GIB // 4, disk=100 * GIB)
+    small = Machine(memory=GIB // 4, disk=100 * GIB, files=2**20)
     stage_plan.check(PAPER, small, Collect())  # episodes may be short
     known = stage_plan.plan(Collect(), Evolve(), DOOM, AGENT, collected=2_000_000)
     stage_plan.check(known, small._replace(memory=8 * GIB), Collect())
