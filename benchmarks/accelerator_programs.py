@@ -20,7 +20,7 @@ import argparse
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ import jax
 import numpy as np
 from jax._src import xla_bridge
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import AxisType, Mesh
 
 from dreamjax import dream
 from dreamjax.dreamerv3 import experience, learner, loop
@@ -43,6 +43,8 @@ from dreamjax.reporting.results import read_result, result_row, write_result
 from dreamjax.reporting.timing import matrix_flops
 from dreamjax.storage.agents import load
 from dreamjax.storage.provenance import commit, machine
+from dreamjax.training.devices import replicated, sharded, split
+from dreamjax.training.trainer import learning
 from dreamjax.types import EnvSpec, PyTree, Space
 from dreamjax.worldmodels import learner as worldmodels
 from dreamjax.worldmodels.learner import MemoryLearner, VisionLearner
@@ -94,6 +96,7 @@ class Case(NamedTuple):
     function: Any  # as `jax.jit` makes it
     static: tuple[Any, ...]  # first arguments, compiled into the program
     arguments: PyTree  # the others, as `jax.ShapeDtypeStruct`s
+    places: PyTree = None  # their shardings, where they are divided among chips; otherwise all is on one
 
 
 def shaped(lead: tuple[int, ...], like: PyTree) -> PyTree:
@@ -114,11 +117,24 @@ def update(size: str, kind: str) -> Case:
     return Case(experience.learn, (dreamer,), (KEY, state, drawn))
 
 
+def shared_update(devices: Sequence[jax.Device]) -> Case:
+    """Update 400m, whose sequences, parameters and optimiser are split over chips that could not hold it each."""
+    one = update("400m", "images")
+    key, state, drawn = one.arguments
+    mesh = Mesh(np.array(devices), ("batch",), axis_types=(AxisType.Auto,))
+    places = sharded(mesh, state)
+    arguments = key, state, shaped((1,), drawn), jax.ShapeDtypeStruct((), np.int32)
+    whole, rows = replicated(mesh), split(mesh, 1)
+    each = whole, places, jax.tree.map(lambda _: rows, arguments[2]), whole
+    return Case(learning(mesh, places), one.static, arguments, each)
+
+
 def several(size: str, kind: str) -> Case:
     """Update on up to 8 batches in one call; the count is data, so that the program is counted with one update."""
-    _, static, (key, state, drawn) = update(size, kind)
+    one = update(size, kind)
+    key, state, drawn = one.arguments
     arguments = (key, state, shaped((8,), drawn), jax.ShapeDtypeStruct((), np.int32))
-    return Case(experience.learn_several, static, arguments)
+    return Case(experience.learn_several, one.static, arguments)
 
 
 def act(size: str, kind: str) -> Case:
@@ -175,16 +191,17 @@ CASES: dict[str, Callable[[], Case]] = {
     "train step of M": train_memory,
     "dream of a population": population,
 }
+SHARED = {"v5e": {"DreamerV3 update, 400m, images, over 4 chips": shared_update}}  # of programs for several chips
 SMOKE: dict[str, Callable[[], Case]] = {
     "DreamerV3 act, debug, vectors": partial(act, "debug", "vectors"),
     "train step of M": train_memory,
 }
 
 
-def placing(chip: str) -> Sharding:
-    """Set this process up to compile for a chip, and return where the arrays of its programs are: all on that one."""
+def chips(chip: str) -> list[jax.Device]:
+    """Set this process up to compile for a chip, and return those that are pretended to be here."""
     if chip == "cpu":
-        return SingleDeviceSharding(jax.devices()[0])
+        return jax.devices()
     os.environ.update(ENVIRONMENT[chip])
     jax.config.update("jax_platforms", "cpu")  # what there is
     if chip == "h100":
@@ -193,12 +210,17 @@ def placing(chip: str) -> Sharding:
         topology = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=H100)
     else:
         topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
-    return NamedSharding(Mesh(np.array(topology.devices[:1]), ("chip",)), PartitionSpec())
+    return list(topology.devices)
 
 
-def rows_of(case: Case, placed: Sharding) -> Iterator[tuple[str, float, str]]:
-    """Compile a program and count it: what, how much, and the unit."""
-    arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), case.arguments)
+def rows_of(case: Case, device: jax.Device) -> Iterator[tuple[str, float, str]]:
+    """Compile a program and count what each chip does: what, how much, and the unit."""
+    places = case.places
+    if places is None:
+        whole = replicated(Mesh(np.array([device]), ("chip",)))
+        places = jax.tree.map(lambda _: whole, case.arguments)
+    place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)  # noqa: E731
+    arguments = jax.tree.map(place, case.arguments, places)
     begun = time.process_time()
     try:
         compiled = case.function.lower(*case.static, *arguments).compile()
@@ -230,15 +252,15 @@ def rows_of(case: Case, placed: Sharding) -> Iterator[tuple[str, float, str]]:
 
 def write(path: Path, old: dict[str, Any] | None, done: dict[str, Rows], made_by: str, seconds: float) -> None:
     """Write the rows of the programs that are done; those of the others stay as they are in the old result."""
-    rows = dict(done)
+    rows, names = dict(done), [*CASES, *(name for those in SHARED.values() for name in those)]
     for row in old["rows"] if old else []:
         name = row["name"].partition(":")[0]
-        if name in CASES and name not in done:
+        if name in names and name not in done:
             rows.setdefault(name, []).append(row)
     if old and len(rows) > len(done):
         made_by = ", ".join(dict.fromkeys([*old["commit"].split(", "), made_by]))
         seconds += old["wall_s"]
-    ordered = [row for name in CASES for row in rows.get(name, [])]
+    ordered = [row for name in names for row in rows.get(name, [])]
     write_result(path, path.stem, "full", "make accelerators", [0], seconds, ordered, origin=(made_by, machine()))
 
 
@@ -252,18 +274,20 @@ def main() -> None:
     if chosen.smoke == bool(chosen.chip):
         parser.error("name a chip, or --smoke")
     chip = chosen.chip or "cpu"
-    cases = {name: case for name, case in (CASES if chosen.chip else SMOKE).items() if re.search(chosen.only, name)}
-    if not cases:
-        parser.error(f"no program has {chosen.only!r} in its name: {', '.join(CASES)}")
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is a row
-    begun, made_by, placed = time.monotonic(), commit(), placing(chip)
+    begun, made_by, devices = time.monotonic(), commit(), chips(chip)
+    shared = {name: partial(case, devices) for name, case in SHARED.get(chip, {}).items()}
+    known = (CASES if chosen.chip else SMOKE) | shared
+    cases = {name: case for name, case in known.items() if re.search(chosen.only, name)}
+    if not cases:
+        parser.error(f"no program has {chosen.only!r} in its name: {', '.join(known)}")
     path = RESULTS / f"accelerator_programs_{chip}.json"
     old = read_result(path) if path.exists() else None
     done: dict[str, Rows] = {}
     for name, case in cases.items():
         print(f"{name}, {chip}:", end=" ", flush=True)
         done[name] = []
-        for what, value, unit in rows_of(case(), placed):
+        for what, value, unit in rows_of(case(), devices[0]):
             label = f"{name}: {what}"
             done[name].append(result_row(label, np.array([value]), unit, PUBLISHED.get((chip, label))))
             print(f"{what} {value:.6g} {unit}".rstrip(), end="; ", flush=True)

@@ -43,7 +43,9 @@ def write_summary(
     """
     rows = list(rows)
     columns = ["published"] if any(row["published"] is not None for row in rows) else []
+    plan = folder.path / "plan.txt"
     page = _template("summary.html").render(
+        plan=plan.read_text(encoding="utf-8") if plan.exists() else "",
         title=title,
         lead=lead,
         header=["", "measured", "n", *columns],

@@ -1,4 +1,7 @@
-"""What a run of DreamerV3 will need, worked out before it begins, and refused if the machine does not have it."""
+"""What a run of DreamerV3 will need, worked out before it begins, and refused if the machine does not have it.
+
+A plan is printed, and kept in the run folder, whose page shows it.
+"""
 
 import os
 import resource
@@ -14,6 +17,7 @@ import numpy as np
 
 from dreamjax.dreamerv3 import experience, learner
 from dreamjax.dreamerv3.model import Dreamer
+from dreamjax.storage.atomic import replacing
 from dreamjax.training.processes import is_first
 from dreamjax.training.trainer import OnlineConfig
 from dreamjax.types import PyTree
@@ -106,6 +110,12 @@ def check(needs: Plan, has: Machine, folder: Path) -> None:
         )
 
 
+def keep(folder: Path, text: str) -> None:
+    """Write a plan into a run folder, for the page of the run."""
+    with replacing(folder / "plan.txt") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
 def announce(dreamer: Dreamer, cfg: OnlineConfig, streams: int, folder: Path) -> None:
     """Print the plan of a run on stderr, or of the share of each process. Raises ValueError if it cannot fit.
 
@@ -116,6 +126,7 @@ def announce(dreamer: Dreamer, cfg: OnlineConfig, streams: int, folder: Path) ->
     needs, has = plan(dreamer, cfg, streams), machine(folder)
     if is_first():
         print(f"plan of {folder}\n{table(needs, has)}", file=sys.stderr, flush=True)
+        keep(folder, table(needs, has))
     check(needs, has, folder)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from dreamjax.replay.latents import Chunk
 from dreamjax.storage.folder import RunFolder
-from dreamjax.training.plan import Machine, machine, shown_bytes
+from dreamjax.training.plan import Machine, keep, machine, shown_bytes
 from dreamjax.training.stages import Collect, Evolve, TrainMemory, TrainVision
 from dreamjax.types import Agent, PyTree
 from dreamjax.worldmodels import learner
@@ -104,7 +104,15 @@ def announce(
         ("memory", f"{bound}{shown_bytes(needs.memory[1])}; this machine has {shown_bytes(has.memory)}"),
         ("disk", f"{shown_bytes(has.disk)} are free"),
     ]
-    print(f"plan of {run.path}", *map(_line, rows), sep="\n", file=sys.stderr, flush=True)
+    print(f"plan of {run.path}", file=sys.stderr)
+    told: list[str] = []
+
+    def tell(row: tuple[str, str]) -> None:
+        told.append(_line(row))
+        print(told[-1], file=sys.stderr, flush=True)
+
+    for row in rows:
+        tell(row)
     check(needs, has, collect)
     frames = np.zeros((vision.batch, *agent.model.spec.observation.shape), np.uint8)
     learn_vision = VisionLearner(world.vision, vision.optimizer)
@@ -115,8 +123,10 @@ def announce(
     ]
     for name, learns, batch, updates in timed:
         if not run.stage_done(name):
-            print(_line((name, _duration(updates, seconds_per_update(learns, batch)))), file=sys.stderr, flush=True)
-    print(_line(("evolve", f"up to {needs.dreamed:,} steps of dreams")), file=sys.stderr, flush=True)
+            tell((name, _duration(updates, seconds_per_update(learns, batch))))
+    tell(("evolve", f"up to {needs.dreamed:,} steps of dreams"))
+    if not run.stage_done("vision"):  # afterwards it is no longer a plan
+        keep(run.path, "\n".join(told))
 
 
 def _chunk(world: WorldModelConfig, memory: TrainMemory) -> Chunk:

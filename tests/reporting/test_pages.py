@@ -98,6 +98,13 @@ def test_a_run_without_results_or_sections_has_a_page_too(tmp_path):
     assert "Results" not in page.text and "Stages" not in page.text and "Configuration" in page.text
 
 
+def test_the_plan_of_a_run_is_on_its_page(folder):
+    assert "What was planned" not in write_summary(folder, "run", ROWS).read_text()
+    (folder.path / "plan.txt").write_text("  replay    1 < 2 GiB\n")
+    page = Page(write_summary(folder, "run", ROWS).read_text())
+    assert "  replay    1 < 2 GiB\n" in page.text and "What was planned" in page.text
+
+
 def test_a_report_is_the_result_and_the_page(tmp_path, capsys):
     run = RunFolder(tmp_path, Config())
     with run.stage("evolve"):

@@ -1,6 +1,7 @@
 """The plan of World Models' stages: what is counted, what is refused, and that its probe compiles nothing twice."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -49,9 +50,14 @@ def test_the_probe_compiles_what_training_uses(tmp_path: Path, capsys: pytest.Ca
     collect, evolve = Collect(4, min_steps=3), Evolve(EvolutionConfig(8), 2, 1)
     cfg = TrainMemory(2, streams=2, length=3)
     run = RunFolder(tmp_path, Config())
+    planned = partial(stage_plan.announce, run, collect, TrainVision(2, 2), cfg, evolve, world)
+    planned(model.make(world, take_cover_spec(9)))
+    told, kept = capsys.readouterr().err, (tmp_path / "plan.txt").read_text()
+    assert told == f"plan of {tmp_path}\n{kept}" and "vision     2 updates of " in kept
     run.finish_stage("vision")  # so that only M is timed
-    stage_plan.announce(run, collect, TrainVision(2, 2), cfg, evolve, world, model.make(world, take_cover_spec(9)))
+    planned(model.make(world, take_cover_spec(9)))
     told = capsys.readouterr().err
+    assert (tmp_path / "plan.txt").read_text() == kept
     assert "memory     2 updates of " in told and "vision " not in told and "up to 40 frames" in told
     compiled = learner.train_step._cache_size()
     mean, flags = np.zeros((12, 64), np.float16), np.zeros(12, bool)
