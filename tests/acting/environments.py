@@ -1,5 +1,6 @@
 """Small environments for the tests of this folder, some of which misbehave. Imports no JAX, for quick workers."""
 
+import contextlib
 import os
 import signal
 import time
@@ -201,7 +202,8 @@ def running_children() -> set[int]:
     """The processes that this one started and that still run."""
     found = set()
     for thread in Path("/proc/self/task").iterdir():
-        found |= {int(child) for child in (thread / "children").read_text().split()}
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile, and has none
+            found |= {int(child) for child in (thread / "children").read_text().split()}
     return {child for child in found if is_running(child)}
 
 

@@ -87,7 +87,7 @@ def test_episodes_are_those_of_this_process_by_workers_on_both_nodes(two: set[An
 def test_an_environment_that_fails_costs_its_episodes_a_repetition(
     how: str, lost: int, two: set[Any], tmp_path: Path
 ) -> None:
-    got, restarts = played(partial(Faulty, tmp_path, how, 5), 2, timeout=30.0 if how != "hang" else 3.0)
+    got, restarts = played(partial(Faulty, tmp_path, how, 5), 2, timeout=30.0 if how != "hang" else 6.0)
     same(got, played(Ragged, 0)[0])
     assert restarts == lost
 

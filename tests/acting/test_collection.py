@@ -99,7 +99,7 @@ def test_what_dies_or_hangs_changes_nothing(reference: Path, tmp_path: Path, how
     folder, count = tmp_path / "episodes", tmp_path / "count"
     count.mkdir()
     bad = episodes.read(episodes.open_store(reference).paths[2]).seed
-    fill(folder, make_env=partial(Faulty, count, how, bad, times=2), envs=4, workers=2, timeout=2)
+    fill(folder, make_env=partial(Faulty, count, how, bad, times=2), envs=4, workers=2, timeout=6)
     assert len(list(count.iterdir())) == 2
     assert_same(folder, reference)
 

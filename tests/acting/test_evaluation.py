@@ -55,7 +55,7 @@ def test_returns_come_in_the_order_of_the_seeds(returns: np.ndarray) -> None:
 def test_workers_that_die_or_hang_change_nothing(
     tmp_path: Path, how: str, returns: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "Pool", partial(evaluation.Pool, timeout=2))
+    monkeypatch.setattr(evaluation, "Pool", partial(evaluation.Pool, timeout=6))
     found = evaluate(AGENT, ONE, partial(Faulty, tmp_path, how, 9), SEEDS, KEY, workers=2)
     np.testing.assert_array_equal(found, returns)
     assert len(list(tmp_path.iterdir())) == 1

@@ -100,7 +100,7 @@ def test_an_episode_does_not_depend_on_those_beside_it_or_on_the_workers(envs: i
 )
 def test_what_dies_or_hangs_changes_nothing(tmp_path: Path, how: str, at: int, workers: int) -> None:
     """Twice in one episode, in its middle, at its reset and in its last step."""
-    with Pool(partial(Faulty, tmp_path, how, BAD, at, times=2), 6, workers, groups=2, timeout=2) as pool:
+    with Pool(partial(Faulty, tmp_path, how, BAD, at, times=2), 6, workers, groups=2, timeout=6) as pool:
         assert_same(played(pool), expected())
         assert pool.restarts == (0 if how == "raise" else 2)
     assert len(list(tmp_path.iterdir())) == 2
@@ -144,7 +144,7 @@ def test_a_population_is_played_row_by_row(tmp_path: Path) -> None:
     for how in ("kill", "hang"):
         folder = tmp_path / how
         folder.mkdir()
-        with Pool(partial(Faulty, folder, how, BAD), 4, 2, timeout=2) as pool:
+        with Pool(partial(Faulty, folder, how, BAD), 4, 2, timeout=6) as pool:
             found = evaluate_population(pool, AGENT, PARAMS, KEY, seeds)
             assert pool.restarts == 1
         jax.tree.map(np.testing.assert_array_equal, found, wanted)

@@ -201,9 +201,9 @@ def test_an_error_that_cannot_be_sent_comes_as_its_text() -> None:
         assert isinstance(reply.errors[0], RuntimeError) and "Unpicklable: 1 and 2" in str(reply.errors[0])
 
 
-@pytest.mark.parametrize(("how", "message"), [(2, "died .killed by signal 9"), (3, "did not answer within 2 s")])
+@pytest.mark.parametrize(("how", "message"), [(2, "died .killed by signal 9"), (3, "did not answer within 6 s")])
 def test_a_worker_that_dies_or_hangs_is_replaced_and_the_others_go_on(how: int, message: str) -> None:
-    with Pool(Scripted, 4, 2, groups=2, timeout=2) as pool:
+    with Pool(Scripted, 4, 2, groups=2, timeout=6) as pool:
         before = running_workers()
         assert len(before) == 2
         ask(pool, [1, 2, 3, 4])
@@ -291,7 +291,7 @@ def test_workers_are_gone_after_close_even_those_that_hang(monkeypatch: pytest.M
     pool.close()
     pool.close()
     assert not workers & running_workers() and time.monotonic() - begun < 60
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
 
 
 def test_workers_start_without_jax() -> None:

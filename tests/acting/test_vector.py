@@ -111,7 +111,7 @@ def test_seeds_repeat_and_differ_between_environments(workers: int) -> None:
 def test_a_failure_closes_the_episodes_of_its_worker_and_everything_goes_on(how: int, workers: int) -> None:
     """One that raises ends alone; one whose process dies or hangs takes the other of its worker along."""
     before = running_children()
-    vector = VectorEnvironment(Scripted, 4, 6, workers, timeout=2)
+    vector = VectorEnvironment(Scripted, 4, 6, workers, timeout=6)
     opened = vector.reset((5,))
     vector.step(act(0, 0, 0, 0))
     bad = [2] if how == 1 else [2, 3]

@@ -5,6 +5,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -44,8 +45,9 @@ def engines(pid: int) -> list[int]:
     """The game processes of process `pid`."""
     found = []
     for thread in Path(f"/proc/{pid}/task").iterdir():
-        pids = [int(child) for child in (thread / "children").read_text().split()]
-        found += [child for child in pids if Path(f"/proc/{child}/comm").read_text().strip() == "vizdoom"]
+        with suppress(FileNotFoundError, ProcessLookupError):  # the thread or the child has ended meanwhile
+            pids = [int(child) for child in (thread / "children").read_text().split()]
+            found += [child for child in pids if Path(f"/proc/{child}/comm").read_text().strip() == "vizdoom"]
     return found
 
 

@@ -274,7 +274,7 @@ def brittle(folder: Path, how: str) -> Any:
 @pytest.mark.filterwarnings("ignore:environment . is made anew")
 @pytest.mark.parametrize(("how", "workers"), [("raise", 0), ("kill", 2), ("hang", 2)])
 def test_a_failing_environment_costs_its_episode_alone(tmp_path: Path, how: str, workers: int) -> None:
-    environment = VectorEnvironment(brittle(tmp_path, how), 2, 9, workers, timeout=3.0)
+    environment = VectorEnvironment(brittle(tmp_path, how), 2, 9, workers, timeout=6.0)
     state = run(tmp_path / "run", CFG, environment)
     assert int(state.step) == updates_due(CFG, 9, 2, 160)
     assert (environment.failures, environment.restarts) == (1, int(how != "raise"))
