@@ -51,10 +51,11 @@ class Config:
     seed: int = 0
     environment: Literal["doom", "swingup"] = "doom"
     agent: Path | None = None  # the agent in whose model to plan, a file or folder; for Doom the committed one
-    plan: PlanConfig = planning.icem(horizon=40, candidates=64, iterations=2, elites=8)
+    # Each plan is tried in several dreams: in a single one, luck decides which plan is the best.
+    plan: PlanConfig = planning.icem(horizon=40, candidates=24, iterations=2, elites=4, dreams=4)
     temperature: float = 1.0  # of the dreams that are scored and filmed
-    episodes: int = 16  # test episodes
-    dreams: int = 8  # that are scored
+    episodes: int = 8  # test episodes
+    dreams: int = 4  # that are scored
     film_steps: int = 700
     max_steps: int = 2100  # of an episode of Doom
 
