@@ -3,11 +3,11 @@
     python benchmarks/cluster.py            three minutes on two cores
     python benchmarks/cluster.py --smoke    half a minute, to see that it runs; writes nothing
 
-The pool of `dreamjax.acting` steps environments at random, two groups in a worker, as where a policy acts for one group
-while the worker steps the other. `pictures` costs nothing but to hand over a picture of 64 x 64, so
-that what is seen is the pool; Doom is Take Cover. Processes and actors take turns; the cluster has one node, this one,
-so that the network is not in it. The driver's own time is the processor time of all threads of the process that holds
-the pool: what one machine in front of many workers has least of.
+The pool of `dreamjax.acting` steps environments with one action, two groups in a worker, as where a policy acts for one
+group while the worker steps the other; the reset of an episode counts as a step. `pictures` costs nothing but to hand
+over a picture of 64 x 64, so that what is seen is the pool; Doom is Take Cover. Processes and actors take turns; the
+cluster has one node, this one, so that the network is not in it. The driver's own time is the processor time of all
+threads of the process that holds the pool: what one machine in front of many workers has least of.
 """
 
 import sys
@@ -45,7 +45,7 @@ class Pictures(gymnasium.Env[np.ndarray, np.ndarray]):
 
 
 class Stepper:
-    """Steps all environments of a pool at random."""
+    """Steps all environments of a pool, always with the same action."""
 
     def __init__(self, pool: Pool) -> None:
         self.pool, self.action = pool, [np.array(0.5, np.float32)]

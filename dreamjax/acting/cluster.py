@@ -38,6 +38,8 @@ _CPUS: ContextVar[float | None] = ContextVar("cpus", default=None)  # of each wo
 def connect(address: str, cpus: float = 1.0) -> None:
     """Let the workers of all pools that this thread makes from now on run on a Ray cluster.
 
+    A process belongs to one cluster: where Ray is initialized already, `address` is not looked at.
+
     Args:
       address: of the cluster, as `ray.init` takes it: "auto" for the one that this machine belongs to, or "local" for
         one of this machine alone, which is started.
@@ -55,9 +57,8 @@ def connect(address: str, cpus: float = 1.0) -> None:
             if ":" in address:  # Ray itself waits for minutes, and then ends the process
                 host, _, port = address.removeprefix("ray://").rpartition(":")
                 socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_S).close()
-            found = os.pathsep.join(
-                path or os.getcwd() for path in sys.path
-            )  # as processes find what is beside a script
+            # Modules beside a script are found as they are in processes of this machine.
+            found = os.pathsep.join(path or os.getcwd() for path in sys.path)
             ray.init(address, runtime_env={"env_vars": {"PYTHONPATH": found}})
         except (OSError, ValueError) as error:  # a ConnectionError is an OSError
             raise ConnectionError(
@@ -143,8 +144,6 @@ class Actor(Worker):
         lost = list(self.waiting)
         self.waiting.clear()
         self._kill()
-        self._is_ready = False
-        self._since = time.monotonic()
         self._launch()
         return lost
 
@@ -164,6 +163,8 @@ class Actor(Worker):
         kind: Any = ray.remote(Served)
         self._actor = kind.options(num_cpus=self._cpus, scheduling_strategy="SPREAD").remote(self._start)
         self._calls: deque[Any] = deque([self._actor.describe.remote()])  # in the order in which they are answered
+        self._is_ready = False
+        self._since = time.monotonic()
 
     def _kill(self) -> None:
         ray = _ray()
