@@ -1,6 +1,10 @@
+from itertools import count
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from dreamjax.reporting.timing import Timing, matrix_flops, measure
 
@@ -28,3 +32,12 @@ def test_flops_of_products_convolutions_and_scans():
     image, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((5, 5, 3, 7))
     convolve = lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", None, None, ("NHWC", "HWIO", "NHWC"))  # noqa: E731
     assert matrix_flops(convolve, image, kernel) == 2 * 2 * 8 * 8 * 7 * 5 * 5 * 3
+
+
+def test_a_turn_of_several_calls_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on by six seconds whenever it is read; the first call is alone, as it compiles."""
+    clock, made = count(0.0, 6.0), list[str]()
+    monkeypatch.setattr("dreamjax.reporting.timing.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    timing = measure({"one": lambda: made.append("one"), "two": lambda: made.append("two")}, 2, calls=3)
+    assert made == ["one", "two", *(["one"] * 3 + ["two"] * 3) * 2]
+    assert timing["one"].first_s == 6 and timing["two"].seconds.tolist() == [2, 2]
