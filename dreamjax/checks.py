@@ -62,6 +62,28 @@ def arguments(function: Callable[P, R]) -> Callable[P, R]:
     return checked
 
 
+def same_spaces(wanted: EnvSpec, found: EnvSpec, hint: str = "") -> None:
+    """Raise ValueError, naming the part, where an environment emits or takes other than what an agent was made for.
+
+    What is observed must have the same shape and dtype, actions the same bounds as well. The error ends with `hint`.
+    """
+    for kind, of_agent, of_environment in (
+        ("observation", wanted.observation, found.observation),
+        ("action", wanted.action, found.action),
+    ):
+        ours, theirs = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (of_agent, of_environment))
+        for path in {**ours, **theirs}:
+            a, b = ours.get(path), theirs.get(path)
+            if a and b and (a == b if kind == "action" else (a.shape, a.dtype) == (b.shape, b.dtype)):
+                continue
+            named = jax.tree_util.keystr(path, simple=True, separator="/")
+            part, none = (f"{kind} {named!r}", "missing") if named else (kind, None)
+            raise ValueError(
+                f"the agent was made for another environment: {part} is {b or none or of_environment}, and "
+                f"{a or none or of_agent} for the agent{hint}"
+            )
+
+
 def _classes(annotation: Any) -> tuple[type, ...]:
     """List the classes that an annotation allows, where all of them can be told from arrays and trees."""
     kinds = get_args(annotation) or (annotation,)

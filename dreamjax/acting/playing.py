@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamjax import rollout
+from dreamjax import checks, rollout
 from dreamjax.acting.pool import BATCH, Pool
 from dreamjax.acting.worker import Order, Reply
 from dreamjax.envs.host import flatten
 from dreamjax.rollout import Returns, Transition
-from dreamjax.types import Action, Agent, AgentParams, EnvSpec, Key, PyTree, Space, State, Step
+from dreamjax.types import Action, Agent, AgentParams, Key, PyTree, Space, State, Step
 
+_ADAPT = ". Make it as in training; with its `resize`: functools.partial(dreamjax.envs.adapted, make_env, resize=...)"
 ATTEMPTS = 3  # at an episode whose environment raises, or whose worker dies or hangs, before giving up
 
 
@@ -65,7 +66,8 @@ def play(
     Raises: ValueError if the agent was made for other spaces; RuntimeError if an episode fails three times, or if
         another play has begun in the pool; InvalidStep for observations other than declared.
     """
-    _check_spaces(agent.model.spec, pool)
+    spec = agent.model.spec
+    checks.same_spaces(spec, pool.spec(spec.max_steps), _ADAPT)
     use = pool.begin()
     params = AgentParams(params.model, params.policy)
     first = AgentParams(params.model, jax.tree.map(lambda leaf: leaf[0], params.policy))
@@ -97,25 +99,6 @@ def evaluate_population(
     for played in play(pool, agent, params, key, requests, max_steps=max_steps):
         total[played.request], steps[played.request] = played.total, played.steps
     return Returns(jnp.array(total.reshape(seeds.shape)), jnp.array(steps.reshape(seeds.shape)))
-
-
-def _check_spaces(spec: EnvSpec, pool: Pool) -> None:
-    """Raise ValueError, naming the part, where environments emit or take something else than an agent was made for."""
-    found = pool.spec(spec.max_steps)
-    for kind, of_agent, of_pool in (
-        ("observation", spec.observation, found.observation),
-        ("action", spec.action, found.action),
-    ):
-        wanted, got = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (of_agent, of_pool))
-        for path in {**wanted, **got}:
-            a, b = wanted.get(path), got.get(path)
-            if a is None or b is None or (a.shape, a.dtype) != (b.shape, b.dtype) or (kind == "action" and a != b):
-                name = jax.tree_util.keystr(path, simple=True, separator="/")
-                raise ValueError(
-                    f"the agent was made for another environment: {kind} {name!r} is {b or 'missing'}, and "
-                    f"{a or 'missing'} for the agent. Make it as in training; if that had `resize`, with "
-                    "functools.partial(dreamjax.envs.adapted, make_env, resize=...)"
-                )
 
 
 class _Rows(NamedTuple):

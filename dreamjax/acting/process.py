@@ -23,6 +23,12 @@ from dreamjax.envs.host import InvalidStep
 START_TIMEOUT_S = 300.0  # for a worker to import what it needs and to make its first environment
 
 
+def draw_without_screen() -> None:
+    """Let pygame draw where there is no screen; else it prints that it finds none."""
+    if not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+
+
 class WorkerLost(RuntimeError):
     """A worker process died or did not answer in time. Another one has taken its place."""
 

@@ -77,8 +77,7 @@ def init(
     fill = max(dreamer.cfg.context + cfg.batch_length, -(-cfg.batch_size * cfg.batch_length // cfg.envs))
     if size < fill:
         raise ValueError(f"a capacity of {cfg.capacity} steps holds {size} of each environment, but {fill} are needed")
-    if (dreamer.spec.observation, dreamer.spec.action) != (environment.spec.observation, environment.spec.action):
-        raise ValueError(f"the agent was made for {dreamer.spec}, but the environment has {environment.spec}")
+    checks.same_spaces(dreamer.spec, environment.spec)
     environments, step = jax.vmap(checks.contract(environment).reset)(jax.random.split(key_environment, cfg.envs))
     replay = ring.init(experience.example(dreamer), cfg.envs, size)
     trained, agent = learner.init(dreamer, key_learner, hyper), experience.start(dreamer, cfg.envs)

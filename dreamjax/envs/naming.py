@@ -1,12 +1,18 @@
 """Environments by what a command line calls them: a name of `jitted` or `suites`, or "package.module:factory"."""
 
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 
 import gymnasium
+import jax
+import numpy as np
 
+from dreamjax.checks import same_spaces
 from dreamjax.envs import jitted, suites
-from dreamjax.types import Environment
+from dreamjax.envs.adaptation import adapted
+from dreamjax.envs.gymnasium import spec_from_gymnasium
+from dreamjax.types import Environment, EnvSpec
 
 WORLD_MODELS = ("take_cover", "car_racing")  # as Ha & Schmidhuber 2018 have them; those of `suites` are DreamerV3's
 
@@ -37,6 +43,39 @@ def find(name: str) -> Environment | Callable[[], gymnasium.Env]:
         return _imported(name)
     known = [*WORLD_MODELS, *jitted.OWN, *(f"{suite}_..." for suite in (*jitted.SUITES, *suites.SUITES))]
     raise ValueError(f"unknown environment {name!r}; there are {', '.join(known)}, or name package.module:factory")
+
+
+def find_for(spec: EnvSpec, name: str) -> Environment | Callable[[], gymnasium.Env]:
+    """Find an environment by its name, as `find` does, for an agent whose world model is of `spec`.
+
+    What has other actions, or pictures of another size, is adapted as for training: see `envs.adapted`.
+
+    Raises: as `find`; ValueError if it has other spaces than the agent was made for.
+    """
+    made = find(name)
+    hint = f". Is {name!r} the environment that it was trained in?"
+    if isinstance(made, Environment):
+        same_spaces(spec, made.spec, hint)
+        return made
+    make_env = _fitting(made, spec)
+    with make_env() as env:
+        same_spaces(spec, spec_from_gymnasium(env, spec.max_steps), hint)
+    return make_env
+
+
+def _fitting(make_env: Callable[[], gymnasium.Env], spec: EnvSpec) -> Callable[[], gymnasium.Env]:
+    """Adapt an environment as it was for training, to pictures of the size that the agent has seen.
+
+    What is returned is made of functions that need no JAX, for quick workers.
+    """
+    actions = jax.tree.leaves(spec.action)
+    if not all(space.is_discrete or (space.low, space.high) == (-1, 1) for space in actions):
+        return make_env
+    with adapted(make_env) as env:
+        found = spec_from_gymnasium(env, spec.max_steps).observation
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(spec.observation), strict=False)
+    sizes = {b.shape[:2] for a, b in pairs if a.dtype == b.dtype == np.uint8 and a.shape != b.shape}
+    return partial(adapted, make_env, sizes.pop()) if len(sizes) == 1 else partial(adapted, make_env)
 
 
 def _imported(name: str) -> Environment | Callable[[], gymnasium.Env]:

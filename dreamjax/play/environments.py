@@ -1,6 +1,5 @@
 """The environment that an agent was trained in, by name, opened once for every person who plays in it."""
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -11,11 +10,9 @@ import numpy as np
 
 from dreamjax.acting import seeds
 from dreamjax.acting.pool import Pool
+from dreamjax.acting.process import draw_without_screen
 from dreamjax.acting.worker import Order
-from dreamjax.dreamerv3.codec import is_image
 from dreamjax.envs import naming
-from dreamjax.envs.adaptation import adapted
-from dreamjax.envs.gymnasium import spec_from_gymnasium
 from dreamjax.envs.host import flatten
 from dreamjax.types import Action, Environment, EnvSpec, Key, PyTree, State, Step
 
@@ -58,63 +55,22 @@ class Playable(NamedTuple):
 def find(name: str, spec: EnvSpec, rate: float | None = None) -> Playable:
     """Find an environment by its name, for an agent whose world model is of `spec`.
 
-    Names are those of `envs.naming`. Pictures are resized, and actions adapted, as the spec demands.
+    Names, and how environments are adapted, are those of `envs.naming.find_for`.
 
     Raises: Unplayable for an unknown name, or if the spaces are other than those of `spec`; ModuleNotFoundError, with
         what to install, if a suite is missing.
     """
+    draw_without_screen()
     try:
-        made = naming.find(name)
-    except ValueError as error:
-        raise Unplayable(str(error)) from error
-    if isinstance(made, Environment):
-        _check_same(name, made.spec, spec)
-        return Playable(name, rate or RATES.get(name, RATE), (), _pure(made, spec.max_steps))
-    if not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # else pygame prints that it finds no screen
-    try:
-        make_env = _fitting(made, spec)
-        env = make_env()
+        made = naming.find_for(spec, name)
+        if isinstance(made, Environment):
+            return Playable(name, rate or RATES.get(name, RATE), (), _pure(made, spec.max_steps))
+        with made() as env:
+            labels: Sequence[str] = getattr(env.unwrapped, "get_action_meanings", tuple)()
+            own_rate = env.metadata.get("render_fps")
     except (ValueError, gymnasium.error.Error) as error:
-        raise Unplayable(f"the environment {name!r} cannot be made: {error}") from error
-    with env:
-        _check_same(name, spec_from_gymnasium(env, spec.max_steps), spec)
-        labels: Sequence[str] = getattr(env.unwrapped, "get_action_meanings", tuple)()
-        own_rate = env.metadata.get("render_fps")
-    return Playable(name, rate or own_rate or RATE, tuple(labels), partial(_Host, make_env, spec))
-
-
-def _fitting(make_env: Callable[[], gymnasium.Env], spec: EnvSpec) -> Callable[[], gymnasium.Env]:
-    """Adapt an environment as it was for training, to pictures of the size that the agent has seen.
-
-    What is returned is made of functions that need no JAX, for quick workers.
-    """
-    leaves = jax.tree.leaves(spec.action)
-    if not all(space.is_discrete or (space.low, space.high) == (-1, 1) for space in leaves):
-        return make_env
-    fitting = partial(adapted, make_env)
-    with fitting() as env:
-        observed = jax.tree.leaves(spec_from_gymnasium(env, spec.max_steps).observation)
-    theirs, ours = (
-        {s.shape[:2] for s in spaces if is_image(s)} for spaces in (observed, jax.tree.leaves(spec.observation))
-    )
-    return fitting if theirs == ours or len(ours) != 1 else partial(adapted, make_env, ours.pop())
-
-
-def _check_same(name: str, found: EnvSpec, wanted: EnvSpec) -> None:
-    """Raise Unplayable where the spaces of an environment are not those that an agent was trained with."""
-
-    def shapes(space: PyTree) -> PyTree:
-        return jax.tree.map(lambda one: (one.shape, str(one.dtype)), space)
-
-    for kind in ("observation", "action"):
-        theirs, ours = getattr(found, kind), getattr(wanted, kind)
-        is_same = theirs == ours if kind == "action" else shapes(theirs) == shapes(ours)
-        if not is_same:
-            raise Unplayable(
-                f"the {kind} of {name!r} is {theirs}, and the agent was trained with {ours}: name the environment that "
-                "it was trained in"
-            )
+        raise Unplayable(str(error)) from error
+    return Playable(name, rate or own_rate or RATE, tuple(labels), partial(_Host, made, spec))
 
 
 def _numpy(tree: PyTree) -> PyTree:

@@ -20,11 +20,13 @@ from urllib.parse import urlsplit
 from dreamjax._extras import extra
 from dreamjax.play.recording import is_film
 from dreamjax.play.session import Frame, Session
+from dreamjax.reporting.videos import write_gif
 
 with extra("play", "the page"):
     import uvicorn
     import websockets as websockets  # without it uvicorn serves no sockets, and says so only when one is asked for
     from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.requests import HTTPConnection, Request
@@ -55,6 +57,7 @@ class Offer(NamedTuple):
 def app(offer: Offer, token: str | None = None) -> Starlette:
     """Make the web application. Without a token it answers to loopback names only."""
     games: set[_Game] = set()
+    writing = asyncio.Lock()  # held while a film is turned into a GIF
 
     def is_known(connection: HTTPConnection) -> bool:
         given = connection.query_params.get("token", "")
@@ -67,8 +70,12 @@ def app(offer: Offer, token: str | None = None) -> Starlette:
 
     async def film(request: Request) -> Response:
         path = offer.films / request.path_params["name"]
-        if not is_known(request) or not is_film(path):
+        recorded = path.with_suffix(".mp4") if path.suffix == ".gif" else path
+        if not is_known(request) or not is_film(recorded):
             return PlainTextResponse("There is no such film.", 404)
+        if path != recorded:
+            async with writing:
+                await run_in_threadpool(write_gif, path, recorded)
         return FileResponse(path, headers=HEADERS)
 
     async def meet(browser: WebSocket) -> None:

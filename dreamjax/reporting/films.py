@@ -13,6 +13,7 @@ import numpy as np
 from dreamjax import dream
 from dreamjax.acting import seeds
 from dreamjax.acting.evaluation import play_all, record_episode
+from dreamjax.acting.process import draw_without_screen
 from dreamjax.envs.host import InvalidStep
 from dreamjax.reporting import videos
 from dreamjax.reporting.pages import Section
@@ -50,8 +51,7 @@ def film(
     spec = agent.model.spec
     short = spec._replace(max_steps=min(max_steps or spec.max_steps, spec.max_steps))
     agent = Agent(agent.model._replace(spec=short), agent.policy)
-    if not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # else pygame prints that it finds no screen
+    draw_without_screen()
     with make_env() as env:
         rate = fps or env.metadata.get("render_fps") or 30
         _picture(env, env.reset(seed=seeds.TEST[0])[0])

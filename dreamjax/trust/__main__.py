@@ -46,7 +46,8 @@ def main() -> None:
             raise ValueError(f"{chosen.agent} does not say which environment it was trained in: name it with --env")
         if not chosen.env and ":" in task:  # an agent may come from anybody
             raise ValueError(f"{chosen.agent} names code to run as its environment: if you trust it, add --env {task}")
-        measured = measure(stored.agent, stored.params, naming.find(task), jax.random.key(chosen.seed), cfg).measured
+        environment = naming.find_for(stored.agent.model.spec, task)
+        measured = measure(stored.agent, stored.params, environment, jax.random.key(chosen.seed), cfg).measured
     except (FileNotFoundError, ImportError, CheckpointError, ValueError, gymnasium.error.Error) as error:
         parser.error(str(error))
     into.mkdir(parents=True, exist_ok=True)

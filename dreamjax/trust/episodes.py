@@ -7,12 +7,13 @@ import gymnasium
 import jax
 import numpy as np
 
+from dreamjax import checks
 from dreamjax.acting import seeds
 from dreamjax.acting.evaluation import play_all
 from dreamjax.rollout import Transition
 from dreamjax.storage.progress import progress
 from dreamjax.training import recorded
-from dreamjax.types import Agent, AgentParams, Environment, EnvSpec, Key
+from dreamjax.types import Agent, AgentParams, Environment, Key
 
 AnyEnvironment = Environment | Callable[[], gymnasium.Env]  # pure, or what makes one for the host
 
@@ -43,7 +44,7 @@ def play(
     `acting.playing.play` does.
     """
     if isinstance(environment, Environment):
-        _check_spaces(agent.model.spec, environment.spec)
+        checks.same_spaces(agent.model.spec, environment.spec)
         limit = agent.model.spec.max_steps
         act = jax.jit(partial(recorded.act, environment), static_argnums=(0, 3, 4))
         acted = jax.device_get(act(agent, params, key, count, limit + 1))
@@ -58,16 +59,3 @@ def play(
             found[one.seed] = one.recorded
             bar.update()
     return [episode for _, episode in sorted(found.items()) if episode is not None]
-
-
-def _check_spaces(wanted: EnvSpec, found: EnvSpec) -> None:
-    """Raise ValueError where an environment emits or takes something else than an agent was made for."""
-    kinds = lambda tree: jax.tree.map(lambda space: (space.shape, space.dtype.name), tree)  # noqa: E731
-    for kind, of_agent, of_environment in (
-        ("observes", kinds(wanted.observation), kinds(found.observation)),
-        ("acts in", wanted.action, found.action),
-    ):
-        if of_agent != of_environment:
-            raise ValueError(
-                f"the agent was made for another environment: it {kind} {of_agent}, and here that is {of_environment}"
-            )

@@ -3,9 +3,12 @@
 from functools import partial
 
 import gymnasium
+import numpy as np
 import pytest
 
 from dreamjax.envs import naming
+from dreamjax.envs.adaptation import adapted
+from dreamjax.envs.gymnasium import spec_from_gymnasium
 from dreamjax.envs.vizdoom import TakeCover
 from dreamjax.types import Environment
 
@@ -38,3 +41,42 @@ def test_what_is_no_environment_is_refused(name: str, problem: str) -> None:
 def test_a_module_that_is_not_there_is_named() -> None:
     with pytest.raises(ImportError, match="no_such_module"):
         naming.find("no_such_module:make")
+
+
+class Sights(gymnasium.Env):
+    """Two pictures of different sizes, and a force in other bounds than an actor chooses in."""
+
+    def __init__(self) -> None:
+        picture = {name: gymnasium.spaces.Box(0, 255, (side, 96, 3), np.uint8) for name, side in (("a", 64), ("b", 80))}
+        self.observation_space = gymnasium.spaces.Dict(picture)
+        self.action_space = gymnasium.spaces.Box(-2.0, 2.0, (1,), np.float32)
+
+
+def squares() -> gymnasium.Env:
+    return adapted(Sights, 64)
+
+
+@pytest.mark.parametrize("resize", [None, 48, (32, 64)])
+def test_an_environment_is_found_as_its_agent_was_trained_in_it(resize: int | tuple[int, int] | None) -> None:
+    with adapted(Sights, resize) as env:
+        spec = spec_from_gymnasium(env, 10)
+    make = naming.find_for(spec, "tests.envs.test_naming:Sights")
+    assert not isinstance(make, Environment)
+    with make() as env:
+        assert spec_from_gymnasium(env, 10) == spec
+
+
+def test_an_agent_of_world_models_gets_the_environment_as_it_is() -> None:
+    with Sights() as env:
+        spec = spec_from_gymnasium(env, 10)
+    assert naming.find_for(spec, "tests.envs.test_naming:Sights") is Sights
+
+
+def test_the_environment_of_another_agent_is_refused() -> None:
+    spec = naming.find("catch").spec
+    with pytest.raises(ValueError, match=r"observation is \{'a': Space.* for the agent. Is .tests.envs.test_naming:"):
+        naming.find_for(spec, "tests.envs.test_naming:Sights")
+    with pytest.raises(ValueError, match=r"observation 'c' is missing, and Space.* for the agent"):
+        naming.find_for(spec._replace(observation=dict.fromkeys("abc", spec.observation)), f"{__name__}:squares")
+    with pytest.raises(ValueError, match=r"action is .*Is 'dodge' the environment that it was trained in"):
+        naming.find_for(spec._replace(observation=naming.find("dodge").spec.observation), "dodge")

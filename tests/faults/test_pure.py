@@ -309,7 +309,7 @@ def test_a_shape_that_does_not_fit_the_agent_is_named() -> None:
 
     with pytest.raises(ValueError, match=r"what an agent acts on must be the observation .*float32 \[4\], got .*\[6\]"):
         jax.eval_shape(act, params, KEY)
-    with pytest.raises(ValueError, match=r"the agent was made for .*\(4,\).*, but the environment has .*\(6,\)"):
+    with pytest.raises(ValueError, match=r"another environment: observation is .*\(6,\).*, and .*\(4,\).*"):
         jax.eval_shape(partial(loop.init, DREAMER, wrong, LoopConfig()), KEY)
     with pytest.raises(
         ValueError, match=r"`state` of dream.imagine must be a latent state, as LatentModel.start returns"

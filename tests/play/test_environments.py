@@ -92,9 +92,9 @@ def test_actions_of_an_actor_are_brought_to_the_bounds_of_the_environment() -> N
     ("name", "why"),
     [
         ("chess", "unknown environment 'chess'; there are take_cover, car_racing, counter, .* name package.module:f"),
-        ("dodge_state", "the observation of 'dodge_state' is .*, and the agent was trained with"),
-        ("dodge", "the action of 'dodge' is"),
-        ("doom_defend", "cannot be made: the task of Doom is doom_takecover"),
+        ("dodge_state", "another environment: observation is .* for the agent. Is 'dodge_state' the environment"),
+        ("dodge", "another environment: .* Is 'dodge' the env"),
+        ("doom_defend", "the task of Doom is doom_takecover"),
         ("dreamjax.envs.probes:chess", "dreamjax.envs.probes has no 'chess'"),
     ],
 )

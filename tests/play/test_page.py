@@ -243,9 +243,10 @@ def test_numbers_step_seed_and_films(served: Callable[[Path], str], tab: Callabl
     page.press("x")
     assert page.until("told => told.film")["film"] == "play-001.mp4"
     assert (tmp_path / "films" / "play-001.mp4").stat().st_size > 1000
-    link = page.driver.find_element(By.ID, "film").get_attribute("href")
     size = "const done = arguments[1]; fetch(arguments[0]).then((x) => x.arrayBuffer()).then((x) => done(x.byteLength))"
-    assert page.driver.execute_async_script(size, link) == (tmp_path / "films" / "play-001.mp4").stat().st_size
+    for shown, name in (("film", "play-001.mp4"), ("gif", "play-001.gif")):
+        link = page.driver.find_element(By.ID, shown).get_attribute("href")
+        assert page.driver.execute_async_script(size, link) == (tmp_path / "films" / name).stat().st_size > 1000
 
 
 def test_vectors_are_drawn_as_traces(served: Callable[[Path], str], tab: Callable[[str], Page], tmp_path: Path) -> None:

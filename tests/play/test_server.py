@@ -19,6 +19,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from dreamjax.play import __main__ as command, server
 from dreamjax.play.session import Session
+from dreamjax.reporting.videos import write_video
 from dreamjax.storage.agents import save_agent
 from tests.play.sessions import RESULTS, opened, stored
 
@@ -100,12 +101,23 @@ def test_the_page_is_served_and_nothing_else(client: TestClient, tmp_path: Path)
     (tmp_path / "films" / "play-002.mp4").symlink_to(tmp_path / "secret.mp4")
     (tmp_path / "films" / "play-001.mp4").write_bytes(b"film")
     assert client.get("/films/play-001.mp4").content == b"film"
+    (tmp_path / "films" / "play-001.gif").symlink_to(tmp_path / "secret.mp4")
     for path in (
+        *("/films/other.gif", "/films/play-002.gif", "/films/play-003.gif", "/films/play-001.png"),
         *("/films/other.mp4", "/films/play-002.mp4", "/films/play-003.mp4", "/films/..%2Fsecret.mp4", "/films/"),
         *("/films/%2e%2e/secret.mp4", "/page/../server.py", "/page/..%2Fserver.py", "/page/%2e%2e/server.py"),
         *("/server.py", "/agent.npz", "/game"),
     ):
         assert client.get(path).status_code == 404, path
+
+
+def test_a_film_is_served_as_a_gif_as_well(client: TestClient, tmp_path: Path) -> None:
+    write_video(tmp_path / "films" / "play-001.mp4", np.zeros((4, 32, 32, 3), np.uint8), 20)
+    (tmp_path / "secret").write_bytes(b"secret")
+    (tmp_path / "films" / "play-001.gif").symlink_to(tmp_path / "secret")
+    gif = client.get("/films/play-001.gif")
+    assert gif.headers["content-type"] == "image/gif" and gif.content.startswith(b"GIF89a")
+    assert (tmp_path / "secret").read_bytes() == b"secret"
 
 
 def test_a_person_plays_over_the_socket(client: TestClient) -> None:
@@ -244,7 +256,7 @@ def test_with_a_token_only_who_knows_it_comes_in(offer: server.Offer) -> None:
         ([CATCH, "--dream", "--env", "catch"], "--dream plays without an environment"),
         ([CATCH / "nothing"], "there is no agent at"),
         ([CATCH, "--env", "chess"], "unknown environment 'chess'"),
-        ([CATCH, "--env", "dodge"], "the action of 'dodge'"),
+        ([CATCH, "--env", "dodge"], "Is 'dodge' the environment that it was trained in?"),
     ],
 )
 def test_the_command_line_says_what_is_wrong(

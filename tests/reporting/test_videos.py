@@ -5,9 +5,9 @@ import os
 import imageio.v3 as iio
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
-from dreamjax.reporting.videos import contact_sheet, side_by_side, upscale, write_image, write_video
+from dreamjax.reporting.videos import contact_sheet, side_by_side, upscale, write_gif, write_image, write_video
 
 # JAX warns of every fork, here that of the ffmpeg which reads the video back.
 reads_with_ffmpeg = pytest.mark.filterwarnings("ignore:os.fork")
@@ -37,6 +37,23 @@ def test_an_mp4_of_odd_size_grows_by_one(tmp_path):
     shown = iio.imread(tmp_path / "a.mp4", plugin="FFMPEG")
     assert shown.shape == (6, 16, 24, 3)
     np.testing.assert_allclose(shown[:, :15, :23].astype(int), frames.astype(int), atol=6)
+
+
+@reads_with_ffmpeg
+def test_a_gif_plays_at_its_rate_in_the_colours_of_the_film(tmp_path):
+    frames = np.zeros((10, 32, 48, 3), np.uint8)
+    frames[5:] = (0, 128, 255)
+    write_video(tmp_path / "film.mp4", frames, fps=10)
+    write_gif(tmp_path / "film.gif", tmp_path / "film.mp4", fps=20)
+    with Image.open(tmp_path / "film.gif") as gif:
+        played = [(one.info["duration"], np.asarray(one.convert("RGB"))) for one in ImageSequence.Iterator(gif)]
+    assert sum(duration for duration, _ in played) == 1000  # milliseconds
+    np.testing.assert_allclose(played[0][1], frames[0], atol=8)
+    np.testing.assert_allclose(played[-1][1], frames[-1], atol=8)
+    (tmp_path / "broken.mp4").write_bytes(b"film")
+    with pytest.raises(ValueError, match=r"broken\.mp4 is no film that can be read"):
+        write_gif(tmp_path / "film.gif", tmp_path / "broken.mp4")
+    assert (tmp_path / "film.gif").read_bytes().startswith(b"GIF89a")
 
 
 def test_an_image_is_written_exactly(tmp_path):

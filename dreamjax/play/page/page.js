@@ -171,7 +171,9 @@ function write() {
   follow("speed", Math.log2(told.speed), `${told.speed.toFixed(1)} ×`);
   note(told.note);
   if (told.film && byId("film").dataset.name !== told.film) {
-    Object.assign(byId("film"), { hidden: false, href: `films/${told.film}${location.search}`, textContent: told.film });
+    const address = (name) => ({ hidden: false, href: `films/${name}${location.search}` });
+    Object.assign(byId("film"), address(told.film), { textContent: told.film });
+    Object.assign(byId("gif"), address(told.film.replace(".mp4", ".gif")));
     byId("film").dataset.name = told.film;
   }
   const rate = `${fps.toFixed(0)} of ${(about.rate * told.speed).toFixed(0)} steps/s`;
