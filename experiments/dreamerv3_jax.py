@@ -86,10 +86,11 @@ PRESETS = {"cpu": Config(), "smoke": SMOKE}
 def save(run: RunFolder, environment: Environment, params: DreamerParams) -> None:
     """Store the first agent, with the observations that some episodes open with, where its dreams begin."""
     _, cfg = next(iter(run.config.agents.values()))
-    agent, learned = model.make(cfg, environment.spec), agent_params(jax.tree.map(lambda leaf: leaf[0], params))
+    first = jax.tree.map(lambda leaf: leaf[0], params)
+    agent = model.make(cfg, environment.spec)
     _, step = jax.vmap(environment.reset)(jax.random.split(jax.random.key(run.config.seed), 64))
-    starts = jax.jit(jax.vmap(agent.model.encode, (None, 0)))(learned.model, step.observation)
-    save_agent(run.path / "agent.npz", cfg, agent, learned._replace(starts=starts), task=run.config.task)
+    starts = jax.jit(jax.vmap(agent.model.encode, (None, 0)))(first.model, step.observation)
+    save_agent(run.path / "agent.npz", cfg, agent, agent_params(first, starts), value=first.value, task=run.config.task)
 
 
 def train_agents(cfg: Config, run: RunFolder, dreamer: Dreamer, environment: Environment) -> DreamerParams:

@@ -30,6 +30,7 @@ Config = WorldModelConfig | DreamerConfig
 _SYSTEMS: dict[str, type[Any]] = {"worldmodels": WorldModelConfig, "dreamerv3": DreamerConfig}
 _NAME = "agent"  # of the files in a folder
 _STARTS = "starts.npz"  # beside the checkpoints of a run
+_VALUE = "value"  # what names of the critic's parameters begin with
 
 
 class _FormerParams(NamedTuple):
@@ -46,7 +47,7 @@ class Stored(NamedTuple):
     config: Config
     agent: Agent
     params: AgentParams
-    value: Params | None  # of the critic, which only the checkpoints of a DreamerV3 run hold
+    value: Params | None  # of the critic of DreamerV3, where it was stored
     task: str | None  # name of the environment that it was trained in, where that is known
 
 
@@ -73,12 +74,19 @@ def read_starts(folder: str | os.PathLike[str], spec: EnvSpec) -> PyTree | None:
 
 
 def save_agent(
-    path: str | os.PathLike[str], cfg: Config, agent: Agent, params: AgentParams, *, task: str | None = None
+    path: str | os.PathLike[str],
+    cfg: Config,
+    agent: Agent,
+    params: AgentParams,
+    *,
+    value: Params | None = None,
+    task: str | None = None,
 ) -> None:
     """Write the parameters of an agent in float16, half their size, and beside them, in JSON, what it is.
 
-    `agent` is what `make(cfg, spec)` returned. `task` names its environment for `python -m dreamjax.play`. Equal agents
-    make equal bytes.
+    `agent` is what `make(cfg, spec)` returned. `value` is the critic of DreamerV3, `DreamerParams.value`, which those
+    who act with the agent do not need. `task` names its environment for `python -m dreamjax.play`. Equal agents make
+    equal bytes.
 
     Raises: ValueError if `path` ends in neither .npz nor .safetensors, if the same name is there in the other format,
         or a parameter is too large for float16.
@@ -91,7 +99,8 @@ def save_agent(
         raise ValueError(f"{path.parent} holds {existing[0]}, whose description {path.name} would replace: rename one")
     starts = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params.starts)  # no file holds bfloat16
     _describe(path.with_suffix(".json"), cfg, agent.model.spec, task)
-    save_weights(path, params._replace(starts=starts), np.float16)  # last: what is there can be loaded
+    tree = params._replace(starts=starts)._asdict() | ({} if value is None else {_VALUE: value})
+    save_weights(path, tree, np.float16)  # last: what is there can be loaded
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Agent, AgentParams]:
@@ -112,7 +121,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Agent, AgentParams]:
 
 
 def load_learned(path: str | os.PathLike[str]) -> dict[str, PyTree]:
-    """Read what `load` reads as trees by name: "model" and "policy", and "value" of the checkpoints of a DreamerV3 run.
+    """Read what `load` reads as trees by name: "model" and "policy", and "value", where there is a critic.
 
     Raises: as `load` does.
     """
@@ -124,7 +133,7 @@ def load_learned(path: str | os.PathLike[str]) -> dict[str, PyTree]:
 def copy_agent(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Write what `load` reads at `source` to another file, in the format of its suffix. Raises: as both do."""
     found = read_stored(source)
-    save_agent(target, found.config, found.agent, found.params, task=found.task)
+    save_agent(target, found.config, found.agent, found.params, value=found.value, task=found.task)
 
 
 def read_stored(path: str | os.PathLike[str]) -> Stored:
@@ -139,7 +148,14 @@ def read_stored(path: str | os.PathLike[str]) -> Stored:
     if not path.exists():
         raise FileNotFoundError(f"there is no agent at {path}: {_hint(path.parent)}")
     cfg, agent, task = _described(path.with_suffix(".json"))
-    return Stored(cfg, agent, _load_params(path, agent), None, task)
+    arrays = read_arrays(path)
+    critic = {name: array for name, array in arrays.items() if name.startswith(f"{_VALUE}/")}
+    rest = {name: array for name, array in arrays.items() if name not in critic}
+    value = None
+    if critic and isinstance(cfg, DreamerConfig):
+        like = jax.eval_shape(partial(dreamer.init, dreamer.Dreamer.of(cfg, agent.model.spec)), jax.random.key(0))
+        value = fit_arrays(critic, {_VALUE: like.value}, os.fspath(path))[_VALUE]
+    return Stored(cfg, agent, _fit_params(rest, agent, os.fspath(path)), value, task)
 
 
 def _hint(folder: Path) -> str:
@@ -199,10 +215,9 @@ def _described(path: Path) -> tuple[Config, Agent, str | None]:
     return cfg, agent, task if isinstance(task, str) else None
 
 
-def _load_params(path: Path, agent: Agent) -> AgentParams:
+def _fit_params(arrays: dict[str, np.ndarray], agent: Agent, where: str) -> AgentParams:
     key = jax.random.key(0)
     model, policy = jax.eval_shape(agent.model.init, key), jax.eval_shape(agent.policy.init, key)
-    arrays = read_arrays(path)
     count = _count_starts(arrays)
     embedding: PyTree = ()
     if count:
@@ -211,7 +226,7 @@ def _load_params(path: Path, agent: Agent) -> AgentParams:
     starts = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), jnp.float32), embedding)
     is_former = any(name.startswith("controller") for name in arrays)
     like = (_FormerParams if is_former else AgentParams)(model, policy, starts)
-    found = AgentParams(*fit_arrays(arrays, like, os.fspath(path)))
+    found = AgentParams(*fit_arrays(arrays, like, where))
     return found._replace(starts=jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), found.starts, embedding))
 
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -177,6 +178,13 @@ def test_a_dreamer_is_stored_in_a_file_and_dreams(tmp_path: Path) -> None:
     assert back[0] is agent and back[1].starts.dtype == start.dtype == jnp.bfloat16
     dreamed = dream.imagine(*back, jax.random.key(1), agent.model.start(params.model), 3)
     assert dreamed.actions.shape == (3,) and set(dreamed.actions.tolist()) <= {0, 1}
+    assert read_stored(tmp_path).value is None
+    save_agent(tmp_path / "whole.npz", DREAMER, *back, value=params.value, task="counter")
+    copy_agent(tmp_path / "whole.npz", tmp_path / "copy.npz")
+    found = read_stored(tmp_path / "copy.npz")
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), found.value, params.value)  # as float16
+    assert found.task == "counter" and (tmp_path / "copy.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
+    jax.tree.map(np.testing.assert_array_equal, found.params, back[1])
 
 
 # The committed agents
