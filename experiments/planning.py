@@ -2,7 +2,7 @@
 
 Neither paper plans. What it takes is there in both: a model that says what follows from actions, what it pays, and
 whether the episode goes on (`dreamjax.planning`; iCEM is that of Pinneri et al. 2020). At every step the agent imagines
-several thousand steps, and takes the first action of the best plan.
+more than a thousand, and takes the first action of the best plan.
 
     game     test episodes of the real environment: the planner, the evolved agent, random play
     dream    the same two in dreams, and what one decision costs
@@ -51,10 +51,11 @@ class Config:
     seed: int = 0
     environment: Literal["doom", "swingup"] = "doom"
     agent: Path | None = None  # the agent in whose model to plan, a file or folder; for Doom the committed one
-    # Each plan is tried in several dreams: in a single one, luck decides which plan is the best.
-    plan: PlanConfig = planning.icem(horizon=40, candidates=24, iterations=2, elites=4, dreams=4)
+    # One action, held for a second: those that change all the time go nowhere. Each plan is tried in several dreams: in
+    # a single one, luck decides which is the best.
+    plan: PlanConfig = planning.icem(horizon=40, candidates=8, iterations=1, elites=2, held=40, dreams=4)
     temperature: float = 1.0  # of the dreams that are scored and filmed
-    episodes: int = 8  # test episodes
+    episodes: int = 24  # test episodes
     dreams: int = 4  # that are scored
     film_steps: int = 700
     max_steps: int = 2100  # of an episode of Doom

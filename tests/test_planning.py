@@ -130,6 +130,10 @@ def test_the_best_of_all_paths_is_found() -> None:
         plan, action = search(Planner(PATH, cfg), PlannerParams(()), 1, jnp.int32(0))
         best = max(wanted, key=lambda actions: wanted[actions])
         assert (int(action), float(plan.promised)) == (best[0], pytest.approx(wanted[best], abs=1e-6))
+    for held, lasting in ((2, [path for path in wanted if path[0] == path[1]]), (3, [(a, a, a) for a in (1, 2, 3)])):
+        plan, action = search(Planner(PATH, replace(planner.cfg, held=held)), PlannerParams(()), 1, jnp.int32(0))
+        best = max(lasting, key=lambda actions: wanted[actions])
+        assert (int(action), float(plan.promised)) == (best[0], pytest.approx(wanted[best], abs=1e-6))
 
 
 def test_a_value_counts_what_follows() -> None:
@@ -251,8 +255,18 @@ def test_luck_is_shared_and_averaged_over_dreams() -> None:
 
 def test_bad_settings_are_refused() -> None:
     crowded = {"candidates": 20, "kept": 16, "from_prior": 5}
-    for wrong in ({"horizon": 0}, {"elites": 200}, {"kept": 20}, crowded, {"from_prior": -1}, {"momentum": 1.5}):
-        with pytest.raises(ValueError, match="a planner needs a horizon, iterations, elites and dreams of 1 or more"):
+    for wrong in (
+        {"horizon": 0},
+        {"elites": 200},
+        {"kept": 20},
+        crowded,
+        {"from_prior": -1},
+        {"momentum": 1.5},
+        {"held": 0},
+    ):
+        with pytest.raises(
+            ValueError, match="a planner needs a horizon, iterations, elites, held and dreams of 1 or more"
+        ):
             PlanConfig(**wrong)
     unbounded = POINT._replace(spec=POINT.spec._replace(action=Space((2,))))
     with pytest.raises(ValueError, match="only what has bounds can be drawn uniformly"):

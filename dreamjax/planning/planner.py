@@ -53,6 +53,7 @@ class PlanConfig:
     spread: float = 0.5  # of the first distribution: standard deviation, as a share of the range of the action
     least_spread: float = 0.02  # to which it narrows; of a discrete action, the share that is drawn evenly
     exponent: float = 0.0  # of the noise, whose spectrum is f^-exponent: 0 is white; above, actions last longer
+    held: int = 1  # steps for which the noise lasts, and so the actions that are drawn, where one alone hardly matters
     kept: int = 0  # elites that compete again, in the next iteration and at the next step, and with them the mean
     from_prior: int = 0  # candidates that a policy chooses
     takes_best: bool = False  # act as the best plan of the last iteration says, instead of the mean of what it made
@@ -62,12 +63,12 @@ class PlanConfig:
     temperature: float = 1.0  # of the dreams
 
     def __post_init__(self) -> None:
-        counts = min(self.horizon, self.iterations, self.elites, self.dreams) >= 1
+        counts = min(self.horizon, self.iterations, self.elites, self.held, self.dreams) >= 1
         ordered = 0 <= self.kept <= self.elites <= self.candidates and min(self.from_prior, self.drawn) >= 0
         shares = all(0 <= share <= 1 for share in (self.momentum, self.least_spread, self.discount))
         if not (counts and ordered and shares and self.spread >= 0 and self.temperature > 0):
             raise ValueError(
-                "a planner needs a horizon, iterations, elites and dreams of 1 or more, 0 <= kept <= elites <= "
+                "a planner needs a horizon, iterations, elites, held and dreams of 1 or more, 0 <= kept <= elites <= "
                 "candidates, at least from_prior + kept + 1 (the mean) candidates where any are kept, momentum, "
                 f"least_spread and discount in [0, 1], and a temperature above 0, got {self}"
             )
@@ -262,12 +263,14 @@ def _proposed(planner: Planner, params: PlannerParams, key: Key, state: State) -
 def _candidates(planner: Planner, key: Key, plan: Plan, proposed: list[Array]) -> list[Array]:
     """Plans to compare. Shapes: -> [candidates, H, *shape] of each part."""
     cfg, spaces = planner.cfg, planner.spaces
+    coloured = coloured_by(cfg.exponent, -(-cfg.horizon // cfg.held))
     found = []
     for space, belief, kept, others, key_one in zip(
         spaces, plan.beliefs, plan.kept, proposed, jax.random.split(key, len(spaces)), strict=True
     ):
-        white = jax.random.normal(key_one, (cfg.horizon, cfg.drawn, *space.shape))
-        noise = jnp.moveaxis(jnp.tensordot(coloured_by(cfg.exponent, cfg.horizon), white, 1), 0, 1)
+        white = jax.random.normal(key_one, (len(coloured), cfg.drawn, *space.shape))
+        lasting = jnp.repeat(jnp.tensordot(coloured, white, 1), cfg.held, 0)[: cfg.horizon]
+        noise = jnp.moveaxis(lasting, 0, 1)
         again = [likeliest(space, belief)[None], kept] if cfg.kept else []
         drawing = partial(draw_evenly, space) if cfg.is_uniform else partial(draw, space, belief)
         found.append(jnp.concatenate([*again, others, jax.vmap(drawing)(noise)]))
