@@ -157,7 +157,8 @@ def declared(*extras: str) -> frozenset[str]:
     wanted = {canonical(re.split(r"[\[<>=!~; ]", requirement)[0]) for requirement in requirements}
     installed = importlib.metadata.packages_distributions()
     # What is not installed is taken to be imported by the name of its package.
-    return frozenset(name for name, packages in installed.items() if wanted & set(map(canonical, packages))) | wanted
+    missing = {package.replace("-", "_") for package in wanted}
+    return frozenset(name for name, packages in installed.items() if wanted & set(map(canonical, packages))) | missing
 
 
 def canonical(package: str) -> str:
