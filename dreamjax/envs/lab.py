@@ -84,7 +84,7 @@ class Lab(gymnasium.Env[dict[str, np.ndarray], np.integer]):
         controls = [[action.get(name, 0) for name in names] for action in ACTIONS.values()]
         self._controls = np.array(controls, np.intc)
         self._seen: dict[str, np.ndarray] = {}
-        space = {"image": gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)}
+        space: dict[str, gymnasium.Space] = {"image": gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)}
         if self._speaks:
             space["instruction"] = gymnasium.spaces.Box(-np.inf, np.inf, (TOKENS * WIDTH,), np.float32)
         self.observation_space: Any = gymnasium.spaces.Dict(space)
