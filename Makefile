@@ -18,9 +18,9 @@ test: lint ## install, lint, check the types, run the tests
 	@echo "==> tests"
 	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal --durations=15
 
-test-adapters: $(ADAPTERS)/test.stamp ## try gymnax, Craftax, Brax, EnvPool and trackio, in a venv of their own: they hold packages back
+test-adapters: $(ADAPTERS)/test.stamp ## try gymnax, Craftax, Brax, EnvPool, Procgen, Memory Maze and trackio, in a venv of their own: they hold packages back
 	@echo "==> tests of the adapters"
-	@$(ADAPTERS)/bin/python -m pytest -rs tests/envs/test_gymnax.py tests/envs/test_craftax.py tests/envs/test_brax.py tests/envs/test_envpool.py tests/storage/test_trackio.py
+	@$(ADAPTERS)/bin/python -m pytest -rs tests/envs/test_gymnax.py tests/envs/test_craftax.py tests/envs/test_brax.py tests/envs/test_envpool.py tests/envs/test_memory_maze.py tests/envs/test_procgen.py tests/storage/test_trackio.py
 
 test-page: $(VENV)/test.stamp ## try the page of `python -m dreamjax.play` in Chromium, without a screen
 	@for program in chromium chromedriver; do command -v $$program >/dev/null || { \
@@ -72,8 +72,9 @@ $(VENV)/experiments.stamp: pyproject.toml | $(BIN)/pip
 	@touch $@
 
 $(ADAPTERS)/test.stamp: pyproject.toml | $(ADAPTERS)/bin/pip
-	@echo "==> installing dreamjax with gymnax, Craftax, Brax and EnvPool (1 to 3 minutes, about 3 GB)"
+	@echo "==> installing dreamjax with gymnax, Craftax, Brax, EnvPool, Procgen and Memory Maze (1 to 3 minutes, about 3 GB)"
 	@$(ADAPTERS)/bin/python -m pip --disable-pip-version-check install --editable '.[adapters]'
+	@$(ADAPTERS)/bin/python -c 'import procgen_gym' 2>/dev/null || $(ADAPTERS)/bin/python -m pip --disable-pip-version-check install --no-deps gym3 procgen-mirror  # before 3.13
 	@touch $@
 
 $(CHIPS:%=.venv-%/benchmark.stamp): .venv-%/benchmark.stamp: pyproject.toml | .venv-%/bin/pip

@@ -17,6 +17,20 @@ def extra(name: str, what: str, note: str = "") -> Iterator[None]:
         raise ModuleNotFoundError(without(name, what, module) + note, name=module) from None
 
 
+@contextmanager
+def by_hand(what: str, how: str) -> Iterator[None]:
+    """Import packages that no extra can install; `how` is what to do for them.
+
+    Raises: ModuleNotFoundError if one of them is not installed, with what to do.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        module = str(error.name).partition(".")[0]
+        message = f"{what} needs {module}, which is not installed and which no extra can install: {how}"
+        raise ModuleNotFoundError(message, name=module) from None
+
+
 def without(name: str, what: str, module: str) -> str:
     """Say that something needs a module of an extra, and how to install it."""
     return f"{what} needs {module}, which is not installed: in a checkout of dreamjax, run pip install '.[{name}]'"

@@ -15,7 +15,13 @@ import dreamjax
 
 PACKAGES = ["dreamjax", *(f"dreamjax.{name}" for name in ("acting", "dreamerv3", "envs", "nets", "replay"))]
 PACKAGES += [f"dreamjax.{name}" for name in ("launch", "reporting", "storage", "training", "trust", "worldmodels")]
-OWN_EXTRA = {"brax", "craftax", "gymnax"}  # modules whose packages are not among those of the tests
+OWN_EXTRA = {
+    "brax",
+    "craftax",
+    "gymnax",
+    "memory_maze",
+    "procgen",
+}  # modules whose packages are not among those of the tests
 MATHEMATICS = re.compile(r"dreamjax\.(worldmodels|dreamerv3|returns|distributions|optim|dream|evolution)\b")
 ARRAYS = ("Array", "ndarray", "Latents", "Step")
 

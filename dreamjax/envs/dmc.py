@@ -36,7 +36,8 @@ def _cannot_draw(why: object) -> CannotDraw:
 
 
 @contextmanager
-def _without_opengl() -> Iterator[None]:
+def without_opengl() -> Iterator[None]:
+    """Import what draws with MuJoCo: OpenGL is then opened with the first picture, and not with the package."""
     before = os.environ.pop(_GL, None)
     os.environ[_GL] = "disabled"
     try:
@@ -57,7 +58,7 @@ with extra("suites", "the Control Suite", _NOTE if sys.version_info >= (3, 13) e
     except Exception as error:  # without its library, OpenGL fails as ImportError, AttributeError, OSError
         raise (_cannot_draw(error) if _GL in os.environ else error) from None
     # dm_control would open OpenGL here, in every process, and for vectors too. It is opened with the first picture.
-    with _without_opengl():
+    with without_opengl():
         from dm_control import _render as opengl, suite
 
 

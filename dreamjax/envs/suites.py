@@ -77,6 +77,44 @@ def _doom(task: str, render_mode: str | None) -> gymnasium.Env:
     return gymnasium.wrappers.TransformAction(game, (-1.0, 0.0, 1.0).__getitem__, actions)
 
 
+def _procgen(task: str, render_mode: str | None) -> gymnasium.Env:
+    from dreamjax.envs.procgen import Procgen
+
+    return Procgen(task, render_mode=render_mode)
+
+
+def _bsuite(task: str, render_mode: str | None) -> gymnasium.Env:
+    from dreamjax.envs.bsuite import Bsuite
+
+    return Bsuite(task)
+
+
+def _memory_maze(task: str, render_mode: str | None) -> gymnasium.Env:
+    from dreamjax.envs.memory_maze import MemoryMaze
+
+    return MemoryMaze(task, render_mode=render_mode)
+
+
+def _popgym(task: str, render_mode: str | None) -> gymnasium.Env:
+    from dreamjax.envs import popgym
+
+    return popgym.make(task)
+
+
+def _lab(task: str, render_mode: str | None) -> gymnasium.Env:
+    from dreamjax.envs.lab import Lab
+
+    return Lab(task, render_mode=render_mode)
+
+
+def _minecraft(task: str, render_mode: str | None) -> gymnasium.Env:
+    from dreamjax.envs.minecraft import Minecraft
+
+    if task != "diamond":
+        raise ValueError(f"the task of Minecraft is minecraft_diamond, got {task!r}")
+    return Minecraft(render_mode=render_mode)
+
+
 def _gymnasium(task: str, render_mode: str | None) -> gymnasium.Env:
     env = gymnasium.make(task)
     if render_mode not in env.metadata.get("render_modes", ()):
@@ -89,9 +127,11 @@ _ATARI_100K: dict[str, Any] = {"size": 64, "grey": False, "sticky": False, "all_
 
 # Both control suites as in the paper: 500k and 1M frames, with the size 12m. "dmc1" is the one from vectors as in the
 # configuration of the published code, with the size 1m: an action every frame, and four times the updates a frame.
-# Atari, Atari 100k and Crafter as in that configuration, with the size 200m; for Atari 100k the paper writes a train
-# ratio of 128. Doom and Gymnasium are not among what was published. A task of Gymnasium is its id, with a module before
-# it if need be: "gym_my_package:MyEnv-v0".
+# Those from Atari to Minecraft as in that configuration, with the size 200m; for Atari 100k the paper writes a train
+# ratio of 128. That configuration sets no end for Minecraft and BSuite: the steps of the first are the paper's, those
+# of the second 1,000 of its longest episodes, though it counts episodes. Memory Maze and POPGym have the steps of their
+# own papers, and else what the configuration has by default. Doom and Gymnasium are not among what was published. A
+# task of Gymnasium is its id, with a module before it if need be: "gym_my_package:MyEnv-v0".
 SUITES = {
     "dmc": Suite(partial(_control, observation="vectors"), 500, 250_000, 512, 16, 2),
     "dmc1": Suite(partial(_control, observation="vectors", repeat=1), 1000, 1_100_000, 1024, 16),
@@ -99,6 +139,12 @@ SUITES = {
     "atari": Suite(_atari, 27_000, 51_000_000, 32, 16, 4),
     "atari100k": Suite(partial(_atari, **_ATARI_100K), 27_000, 110_000, 256, 1, 4),
     "crafter": Suite(_crafter, 10_000, 1_100_000, 512, 1),
+    "procgen": Suite(_procgen, 6000, 110_000_000, 64, 16),
+    "bsuite": Suite(_bsuite, 1000, 1_000_000, 1024, 1),
+    "dmlab": Suite(_lab, 9000, 26_000_000, 32, 16, 4),
+    "minecraft": Suite(_minecraft, 36_000, 100_000_000, 32, 16),
+    "memmaze": Suite(_memory_maze, 4000, 100_000_000, 32, 16),
+    "popgym": Suite(_popgym, 1000, 15_000_000, 32, 16),
     "doom": Suite(_doom, 2100, 1_000_000, 32, 8),
     "gym": Suite(_gymnasium, 1000, 100_000, 512, 4),
 }

@@ -8,10 +8,13 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[2]
 OPTIONAL = [
     *("ale_py", "Box2D", "crafter", "dm_control", "mujoco", "pygame", "brax", "craftax", "envpool", "gymnax"),
+    *("bsuite", "memory_maze", "popgym", "procgen", "procgen_gym"),
     *("imageio", "jinja2", "matplotlib", "submitit", "tensorboardX", "torch", "tqdm", "trackio", "tyro", "wandb"),
 ]
 BARE = f"import sys; sys.modules.update(dict.fromkeys({OPTIONAL}))\n"  # None: importing them raises
-SUITES = {"atari": "ale_py", "car_racing": "Box2D", "crafter": "crafter", "dmc": "mujoco"}
+SUITES = {"atari": "ale_py", "car_racing": "Box2D", "crafter": "crafter", "dmc": "mujoco", "popgym": "popgym"}
+SUITES["memory_maze"] = "mujoco"  # asked for first
+OWN = {"bsuite": "bsuite", "procgen": "procgen_gym" if sys.version_info >= (3, 13) else "procgen"}
 
 WALK = """
 import importlib, json, pydoc
@@ -83,9 +86,9 @@ def test_every_public_name_is_there_but_for_the_suites_and_help_works() -> None:
     done = python(WALK)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
-    assert set(told) == set(SUITES)
-    for name, module in SUITES.items():
-        assert f" needs {module}{command('suites')}" in told[name]
+    assert set(told) == {*SUITES, *OWN}
+    for name, module in (SUITES | OWN).items():
+        assert f" needs {module}{command('suites' if name in SUITES else name)}" in told[name]
 
 
 def test_training_logs_without_extras_and_the_rest_says_which_it_needs(tmp_path: Path) -> None:
