@@ -328,16 +328,16 @@ def test_ablations_killed_within_a_pair_train_each_pair_once(tmp_path: Path) -> 
     metrics, rows = outcome(folder)
     switches = ["DreamerV3", "no gradient of reward and value", "no gradient of reconstruction"]
     assert list(rows) == switches
-    assert all((row["n"], len(row["interval"])) == (2, 2) and -1 < row["mean"] < 1 for row in rows.values())
+    assert all((row["n"], len(row["interval"])) == (2, 2) and -1 < row["mean"] <= 1 for row in rows.values())
     stages = ["memory-" + name.replace(" ", "-") for name in switches]
     assert {key for key in metrics if "-" in key[0]} == {(stage, call) for stage in stages for call in (1, 2)}
     for name in ("ablations.png", "switches.png", "summary.html"):
         assert (folder / name).stat().st_size > 1000, name
     assert not list((folder / "checkpoints").glob("*/*"))  # what is finished needs no replay
     trained = {path.name: path.read_text() for path in (folder / "stages").iterdir()}
-    finish(start(*command, "--figures", "signals", "critic", "--calls", "2"))
-    assert {path.name: path.read_text() for path in (folder / "stages").iterdir() if path.name in trained} == trained
-    assert list(outcome(folder)[1]) == [*switches, "no slow critic", "no loss on replayed values"]
+    finish(start(*command))
+    assert {path.name: path.read_text() for path in (folder / "stages").iterdir()} == trained
+    assert outcome(folder) == (metrics, rows)
     assert "more than the" in refused(*command[:3], "--folder", str(tmp_path / "other"), "--per-call", "4")
 
 
@@ -348,8 +348,8 @@ def test_ppo_is_scored_on_the_same_scale(tmp_path: Path) -> None:
     finish(start(*command))
     metrics, rows = outcome(folder)
     assert list(rows) == ["PPO", "PPO, memory"] and rows["PPO"]["n"] == 2
-    # An episode has 4 steps, so that two of them end at every eighth step of two environments.
-    assert [step for stage, step in metrics if stage == "memory-0"] == list(range(8, 65, 8))
+    # An episode has 3 steps, so that two of them end at every sixth step of two environments.
+    assert [step for stage, step in metrics if stage == "memory-0"] == list(range(6, 65, 6))
     before = (folder / "stages" / "memory-0.json").read_text()
     finish(start(*command))
     assert outcome(folder) == (metrics, rows) and (folder / "stages" / "memory-0.json").read_text() == before

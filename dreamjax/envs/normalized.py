@@ -29,7 +29,7 @@ class Normalized(NamedTuple):
 
 def memory() -> Normalized:
     """Make the task of naming one of four cues after it is gone. Random play is right in one of four cases."""
-    return Normalized(probes.remember(cues=4, delay=3), random=1 / 4, best=1.0)
+    return Normalized(probes.remember(cues=4, delay=2), random=1 / 4, best=1.0)
 
 
 def pixels() -> Normalized:
