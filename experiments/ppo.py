@@ -105,8 +105,9 @@ def evaluate(cfg: Config, learner: Any, seed: int, task: Normalized) -> float:
     pure.seed(2**31 + 1000 * seed)  # beyond those of training
     learned = learner.get_vec_normalize_env()
     env = VecNormalize(VecMonitor(pure), training=False, norm_reward=False, norm_obs=learned.norm_obs)
-    env.obs_rms = learned.obs_rms if learned.norm_obs else None
-    return float(evaluate_policy(learner, env, cfg.episodes, deterministic=False)[0])
+    if learned.norm_obs:
+        env.obs_rms = learned.obs_rms
+    return float(np.mean(evaluate_policy(learner, env, cfg.episodes, deterministic=False)[0]))
 
 
 def learn(cfg: Config, run: RunFolder, log: MetricsLog, name: str) -> np.ndarray:
