@@ -14,28 +14,22 @@ agents reach in test episodes, each and on average; `agent.npz` the first agent,
 the committed runs reached, and how long they took: results/dreamerv3_jax_*/result.json.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from dreamjax import rollout
-from dreamjax.dreamerv3 import Dreamer, DreamerConfig, DreamerParams, LoopConfig, Sweep, agent_params, loop, model
+from dreamjax.dreamerv3 import Dreamer, DreamerConfig, DreamerParams, LoopConfig, Sweep, agent_params, model
 from dreamjax.dreamerv3.config import Size, scaled
-from dreamjax.dreamerv3.loop import LoopState
-from dreamjax.dreamerv3.sweep import stacked
 from dreamjax.envs import check_environment, jitted
 from dreamjax.reporting import Section, curves, pages, result_row
 from dreamjax.reporting.intervals import chart, runs_row
 from dreamjax.storage import Change, MetricsLog, RunFolder, load, read_metrics, save_agent
+from dreamjax.training import jitted as jitted_training
 from dreamjax.training.experiment import Options, command, open_folder, read_command_line
-from dreamjax.training.loop import train
 from dreamjax.trust import TrustConfig, trust_section
-from dreamjax.types import Array, Environment, Key, Metrics
+from dreamjax.types import Environment
 
 NAME = "dreamerv3_jax"
 MAY_CHANGE = dict.fromkeys(("iterations", "episodes", "checkpoint_every"), Change())  # in a folder, of one run
@@ -93,60 +87,21 @@ def save(run: RunFolder, environment: Environment, params: DreamerParams) -> Non
     save_agent(run.path / "agent.npz", cfg, agent, agent_params(first, starts), value=first.value, task=run.config.task)
 
 
-def train_agents(cfg: Config, run: RunFolder, dreamer: Dreamer, environment: Environment) -> DreamerParams:
+def train(cfg: Config, run: RunFolder, dreamer: Dreamer, environment: Environment) -> DreamerParams:
     """Train all agents to the end, or from where the folder stands. Shapes: -> parameters [agents, ...]."""
-    names, (seeds, configs) = list(cfg.agents), zip(*cfg.agents.values(), strict=True)
-    keys = jax.vmap(jax.random.key)(jnp.array(seeds))
-    begin = jax.jit(jax.vmap(partial(loop.init, dreamer, environment, cfg.loop)))
-
-    @partial(jax.jit, donate_argnums=0)
-    @jax.vmap
-    def advance(state: LoopState, keys: Key) -> tuple[LoopState, loop.Progress]:
-        """Do some iterations. Shapes: keys [per_call] -> progress [per_call]."""
-        step = lambda state, key: loop.iterate(dreamer, environment, cfg.loop, key, state)  # noqa: E731
-        return jax.lax.scan(step, state, keys)
-
-    def calls(state: LoopState, done: int) -> Iterator[tuple[LoopState, Metrics]]:
-        fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
-        while True:
-            numbers = 1 + done * cfg.per_call + jnp.arange(cfg.per_call)
-            state, progress = advance(state, fold(keys, numbers))
-            done += 1
-            finished, returns = (np.asarray(x).sum(1) for x in (progress.finished, progress.returns))  # [agents]
-            metrics = {name: np.mean(x[:, -1]) for name, x in progress.metrics.items()}
-            metrics |= {"steps": int(state.replay.written[0]) * cfg.loop.envs}
-            metrics |= {f"episodes/{name}": count for name, count in zip(names, finished, strict=True)}
-            metrics |= {f"return/{names[i]}": returns[i] / finished[i] for i in np.flatnonzero(finished)}
-            if finished.sum():
-                metrics["return"] = returns.sum() / finished.sum()
-            yield state, metrics
-
     with MetricsLog(run.path) as log:
-        state = train(
+        return jitted_training.train_agents(
             run,
             log,
             "train",
-            begin(keys, stacked(list(configs))),
-            calls,
-            cfg.iterations // cfg.per_call,
+            dreamer,
+            environment,
+            cfg.loop,
+            cfg.agents,
+            calls=cfg.iterations // cfg.per_call,
+            per_call=cfg.per_call,
             checkpoint_every=cfg.checkpoint_every // cfg.per_call,
-            log_every=1,
-            show="return",
         )
-    return state.learner.params
-
-
-def evaluate(cfg: Config, dreamer: Dreamer, environment: Environment, params: DreamerParams) -> np.ndarray:
-    """Evaluate trained agents, whose actions are drawn as in training. Shapes: params [agents, ...] -> [agents, E]."""
-
-    def play(params: DreamerParams, key: Key) -> Array:
-        policy = rollout.step_policy(model.agent(dreamer), params.model)
-        one = jax.tree.map(lambda leaf: leaf[None], params.policy)
-        return rollout.population_returns(environment, policy, one, jax.random.split(key, cfg.episodes)).total[0]
-
-    seeds = jnp.array([seed for seed, _ in cfg.agents.values()])
-    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 0))(seeds)
-    return np.asarray(jax.jit(jax.vmap(play))(params, keys))  # training folds in numbers from 1 on
 
 
 def report(cfg: Config, run: RunFolder, environment: Environment, returns: np.ndarray) -> None:
@@ -158,12 +113,7 @@ def report(cfg: Config, run: RunFolder, environment: Environment, returns: np.nd
         mean = f"mean of {cfg.seeds} seeds"
         rows += [runs_row(", ".join(filter(None, [cfg.task, one, mean])), scores[one], "return") for one in scores]
     told = read_metrics(run.path / "metrics.jsonl")["train"]
-    steps = dict(zip(*told["steps"], strict=True))
-    learned = {
-        name: (np.array([steps[call] for call in told[f"return/{name}"][0]]), told[f"return/{name}"][1])
-        for name in cfg.agents
-        if f"return/{name}" in told
-    }
+    learned = jitted_training.learned(run, "train", list(cfg.agents))
     losses = {name: series for name, series in told.items() if "/" not in name and name not in ("steps", "return")}
     curves.learning_curves({"train": losses}, run.path / "losses.png")
     sections = [Section("Losses", "Over calls of `per_call` iterations, averaged over agents.", ["losses.png"])]
@@ -191,9 +141,10 @@ def main() -> None:
     dreamer = Dreamer.of(scaled(cfg.agent, cfg.size), environment.spec)
     folder = options.folder or Path("runs") / f"{cfg.task}-{cfg.size}-{cfg.seed}"
     run = open_folder(folder, cfg, options, may_change=MAY_CHANGE)
-    params = train_agents(cfg, run, dreamer, environment)
+    params = train(cfg, run, dreamer, environment)
     save(run, environment, params)
-    report(cfg, run, environment, evaluate(cfg, dreamer, environment, params))
+    seeds = [seed for seed, _ in cfg.agents.values()]
+    report(cfg, run, environment, jitted_training.evaluate_agents(dreamer, environment, params, seeds, cfg.episodes))
 
 
 if __name__ == "__main__":

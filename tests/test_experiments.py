@@ -1,13 +1,8 @@
 """Every experiment runs in its smallest form, from nothing to its summary, and survives being killed."""
 
 import json
-import os
 import runpy
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
@@ -19,8 +14,8 @@ from dreamjax import rollout
 from dreamjax.envs.crafter import ACHIEVEMENTS
 from dreamjax.envs.swingup import swingup
 from dreamjax.storage.metrics import MetricsLog
+from tests.scripts import REPO, finish, kill_when, outcome, refused, start
 
-REPO = Path(__file__).resolve().parents[1]
 DOOM = REPO / "experiments" / "doom_take_cover.py"
 DREAMER = REPO / "experiments" / "dreamerv3.py"
 TEMPERATURES = REPO / "experiments" / "doom_temperature_sweep.py"
@@ -30,57 +25,8 @@ DREAM = REPO / "experiments" / "doom_dream.py"
 PLANNING = REPO / "experiments" / "planning.py"
 SWINGUP = REPO / "experiments" / "swingup_iterative.py"
 DREAMER_JAX = REPO / "experiments" / "dreamerv3_jax.py"
-LIMIT = 900  # seconds for any one of them
-
-
-def start(script: Path, *arguments: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, str(script), *arguments],
-        cwd=REPO,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen) -> str:
-    output = ended(process)
-    assert process.returncode == 0, output
-    return output
-
-
-def ended(process: subprocess.Popen) -> str:
-    """Wait until the process ends, kill it with all it started if that takes too long; return what it printed."""
-    try:
-        return process.communicate(timeout=LIMIT)[0]
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail(f"{process.args} has not ended after {LIMIT} s:\n{process.communicate()[0]}")
-
-
-def kill_when(process: subprocess.Popen, path: Path) -> None:
-    """SIGKILL the process and all it started as soon as `path` is there."""
-    begun = time.monotonic()
-    while process.poll() is None and not path.exists() and time.monotonic() < begun + LIMIT:
-        time.sleep(0.02)
-    arrived, ran = path.exists(), process.poll() is None
-    if ran:
-        os.killpg(process.pid, signal.SIGKILL)
-    output, _ = process.communicate(timeout=LIMIT)
-    assert ran and arrived, output
-
-
-def outcome(folder: Path) -> tuple[dict, dict]:
-    """Everything that was measured in a finished run: metrics by stage and step, and the rows of the result."""
-    assert "not finished" not in (folder / "summary.html").read_text()
-    metrics: dict[tuple[str, int], dict] = {}
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        row.pop("seconds")
-        metrics[row["stage"], row["step"]] = row
-    rows = {row["name"]: row for row in json.loads((folder / "result.json").read_text())["rows"]}
-    return metrics, rows
+ABLATIONS = REPO / "experiments" / "dreamerv3_ablations.py"
+PPO = REPO / "experiments" / "ppo.py"
 
 
 @pytest.fixture(scope="module")
@@ -316,13 +262,6 @@ def dreamerv3_leaves_what_a_person_looks_at(folder: Path, tmp_path: Path) -> Non
     assert (tmp_path / "all" / "curves.png").exists()
 
 
-def refused(script: Path, *arguments: str) -> str:
-    process = start(script, *arguments)
-    output = ended(process)
-    assert process.returncode != 0
-    return output
-
-
 def test_dreamerv3_refuses_what_it_does_not_know() -> None:
     assert "there are dmc" in refused(DREAMER, "--task", "chess")
     assert "walker_walk" in refused(DREAMER, "--task", "dmc_walk")
@@ -379,3 +318,40 @@ def test_dreamerv3_jax_sweeps_values_and_seeds_in_one_program(tmp_path: Path) ->
     assert (folder / "sweep.png").stat().st_size > 5000 and "IQM" in output
     told = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert {f"episodes/learning_rate {rate}, seed {s}" for rate in ("0.0001", "0.01") for s in (0, 1)} <= told.keys()
+
+
+def test_ablations_killed_within_a_pair_train_each_pair_once(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = ABLATIONS, "--preset", "smoke", "--folder", str(folder)
+    kill_when(start(*command), folder / "checkpoints" / "memory-DreamerV3" / "1")
+    finish(start(*command))
+    metrics, rows = outcome(folder)
+    switches = ["DreamerV3", "no gradient of reward and value", "no gradient of reconstruction"]
+    assert list(rows) == switches
+    assert all((row["n"], len(row["interval"])) == (2, 2) and -1 < row["mean"] <= 1 for row in rows.values())
+    stages = ["memory-" + name.replace(" ", "-") for name in switches]
+    assert {key for key in metrics if "-" in key[0]} == {(stage, call) for stage in stages for call in (1, 2)}
+    for name in ("ablations.png", "switches.png", "summary.html"):
+        assert (folder / name).stat().st_size > 1000, name
+    assert not list((folder / "checkpoints").glob("*/*"))  # what is finished needs no replay
+    trained = {path.name: path.read_text() for path in (folder / "stages").iterdir()}
+    finish(start(*command))
+    assert {path.name: path.read_text() for path in (folder / "stages").iterdir()} == trained
+    assert outcome(folder) == (metrics, rows)
+    assert "more than the" in refused(*command[:3], "--folder", str(tmp_path / "other"), "--per-call", "4")
+
+
+def test_ppo_is_scored_on_the_same_scale(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = PPO, "--preset", "smoke", "--folder", str(folder)
+    kill_when(start(*command), folder / "stages" / "memory-1.json")
+    finish(start(*command))
+    metrics, rows = outcome(folder)
+    assert list(rows) == ["PPO", "PPO, memory"] and rows["PPO"]["n"] == 2
+    # An episode has 3 steps, so that two of them end at every sixth step of two environments.
+    assert [step for stage, step in metrics if stage == "memory-0"] == list(range(6, 65, 6))
+    before = (folder / "stages" / "memory-0.json").read_text()
+    finish(start(*command))
+    assert outcome(folder) == (metrics, rows) and (folder / "stages" / "memory-0.json").read_text() == before
+    recurrent = PPO, "--preset", "smoke", "--recurrent", "--seeds", "1", "--folder", str(tmp_path / "recurrent")
+    assert "PPO with an LSTM, memory" in finish(start(*recurrent))

@@ -195,9 +195,9 @@ def imagined_losses(
 ) -> Imagined:
     """Losses of actor and critic on imagined trajectories.
 
-    The actor follows REINFORCE with returns divided by their range, and is rewarded for its entropy at the scale
-    `entropy` []. The critic predicts the lambda returns and is regularised towards the slow critic. Step t is weighted
-    by the predicted probability that the trajectory reaches it.
+    The actor follows REINFORCE with returns divided by their range, or normalised advantages, as the configuration
+    says, and is rewarded for its entropy at the scale `entropy` []. The critic predicts the lambda returns and is
+    regularised towards the slow critic. Step t is weighted by the predicted probability that the trajectory reaches it.
 
     `params` are those of the actor, the critic and the slow critic.
     """
@@ -217,6 +217,8 @@ def imagined_losses(
     range_ = range_update(range_, returns, settings.return_rate, *percentiles)
     scale = range_scale(range_, settings.return_limit) if settings.normalize_returns else jnp.float32(1)
     advantage = (returns - mean[:-1]) / scale
+    if settings.normalize_advantages:
+        advantage = (advantage - advantage.mean()) / jnp.maximum(advantage.std(), 1e-8)
 
     distributions = heads.apply(actor_critic.actor, policy, features[:-1])
     entropy_of = entropies(distributions, actor_critic.action)

@@ -64,6 +64,7 @@ class HeadsConfig:
     policy_layers: int = 3
     value_layers: int = 3
     twohot: bool = True  # off: reward and value are regressed with squared error in symlog space
+    huber: bool = False  # without `twohot`: regressed as they are, with the pseudo-Huber loss
     zero_init: bool = True  # predicted rewards and values are exactly zero at first
     min_std: float = 0.1  # of a continuous action
     max_std: float = 1.0
@@ -72,6 +73,8 @@ class HeadsConfig:
     def __post_init__(self) -> None:
         if min(self.units, self.bins, self.reward_layers, self.continue_layers) < 1:
             raise ValueError(f"every size of the heads must be positive, got {self}")
+        if self.huber and self.twohot:
+            raise ValueError("huber replaces the two-hot distribution: set twohot to False with it")
         if not 0 < self.min_std < self.max_std:
             raise ValueError(f"need 0 < min_std < max_std, got {self.min_std} and {self.max_std}")
 
@@ -103,6 +106,7 @@ class BehaviourConfig:
     mix: float = 0.95  # lambda of the returns
     entropy: float = 3e-4  # scale of the actor's entropy
     normalize_returns: bool = True
+    normalize_advantages: bool = False  # to mean 0 and standard deviation 1 over all imagined steps of an update
     return_rate: float = 0.01  # of the running percentiles
     return_low: float = 5.0  # percentile, in per cent
     return_high: float = 95.0

@@ -16,7 +16,7 @@ from dreamjax.types import Array, Params
 
 
 class ScalarHead(nn.Module):
-    """Predict a real number: logits of its two-hot distribution or, without `twohot`, its symlog."""
+    """Predict a real number: logits of its two-hot distribution or, without `twohot`, its symlog or itself."""
 
     cfg: HeadsConfig
     layers: int
@@ -33,17 +33,23 @@ def scalar_mean(cfg: HeadsConfig, output: Array) -> Array:
     """Expected value of what a `ScalarHead` predicts. Shapes: [..., bins] or [..., 1] -> [...] float32."""
     if cfg.twohot:
         return twohot_mean(output, symexp_bins(cfg.bins))
-    return symexp(output[..., 0].astype(jnp.float32))
+    number = output[..., 0].astype(jnp.float32)
+    return number if cfg.huber else symexp(number)
 
 
 def scalar_loss(cfg: HeadsConfig, output: Array, target: Array) -> Array:
     """Loss of a `ScalarHead`: cross entropy with the two-hot target or, without `twohot`, squared error of the symlog.
 
+    With `huber` it is sqrt(error² + 1) - 1: half the squared error where that is small, the absolute one elsewhere.
+
     Shapes: output [..., bins] or [..., 1], target [...] -> [...] float32.
     """
     if cfg.twohot:
         return twohot_loss(output, target, symexp_bins(cfg.bins))
-    return (output[..., 0].astype(jnp.float32) - symlog(target.astype(jnp.float32))) ** 2
+    number, target = output[..., 0].astype(jnp.float32), target.astype(jnp.float32)
+    if cfg.huber:
+        return jnp.sqrt((number - target) ** 2 + 1.0) - 1.0
+    return (number - symlog(target)) ** 2
 
 
 class ContinueHead(nn.Module):

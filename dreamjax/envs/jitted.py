@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from dreamjax.envs import brax, craftax, gymnax, probes
+from dreamjax.envs.offers import offers
 from dreamjax.envs.swingup import swingup
 from dreamjax.types import Environment
 
@@ -13,6 +14,7 @@ OWN: dict[str, Callable[[], Environment]] = {
     "catch": probes.catch,
     "dodge": partial(probes.dodge, observation="pixels"),
     "dodge_state": partial(probes.dodge, observation="state"),
+    "offers": offers,
     "swingup": swingup,
     "swingup_state": partial(swingup, observation="state"),
     "swingup_both": partial(swingup, observation="both"),

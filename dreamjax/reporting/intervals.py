@@ -48,16 +48,44 @@ def bootstrap_interval(
 
 
 def runs_row(name: str, scores: np.ndarray, unit: str, published: float | str | None = None) -> dict[str, Any]:
-    """Make the row of a result from the score of each of R runs, with intervals if there are several. Shapes: [R]."""
-    row = result_row(name, scores, f"{unit}, over runs", published)
+    """Make the row of a result from the score of each of R runs, with intervals if there are several.
+
+    Of R runs of each of T tasks, scores have to be comparable; `n` is then R T. Shapes: [R] or [R, T].
+    """
+    row = result_row(name, scores.ravel(), f"{unit}, over runs", published)
     if len(scores) < 2:
         return row
     mean: Statistic = lambda values: values.mean(-1)  # noqa: E731
     return row | {
         "interval": list(bootstrap_interval(scores, mean)),
-        "iqm": float(interquartile_mean(scores)),
+        "iqm": float(interquartile_mean(scores.ravel())),
         "iqm_interval": list(bootstrap_interval(scores, interquartile_mean)),
     }
+
+
+class Band(NamedTuple):
+    """A learning curve over runs of several tasks."""
+
+    at: np.ndarray  # [N] environment steps
+    mean: np.ndarray  # [N] over all runs of all tasks
+    low: np.ndarray  # [N] end of the interval of the mean
+    high: np.ndarray  # [N]
+
+
+def band(at: np.ndarray, scores: np.ndarray) -> Band:
+    """Average learning curves of comparable scores, with the interval of the mean at each point.
+
+    Runs of each task are drawn anew by themselves, as in `bootstrap_interval`; of a single run there is no interval.
+
+    Shapes: at [N], scores [R, T, N] of R runs of T tasks -> [N].
+    """
+    mean: Statistic = lambda values: values.mean(-1)  # noqa: E731
+    points = np.moveaxis(scores, -1, 0)
+    means = points.reshape(len(at), -1).mean(1)
+    if len(scores) < 2:
+        return Band(at, means, means, means)
+    low, high = np.transpose([bootstrap_interval(one, mean, draws=_RESAMPLES) for one in points])
+    return Band(at, means, low, high)
 
 
 class Estimate(NamedTuple):
@@ -140,4 +168,29 @@ def chart(panels: Mapping[str, Sequence[dict[str, Any]]], path: str | os.PathLik
         axes.grid(axis="x", color="#dddddd", linewidth=0.6)
         axes.tick_params(labelsize=8)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figures.save(figure, path)
+
+
+def learning(panels: Mapping[str, Mapping[str, Band]], path: str | os.PathLike[str], score: str, plain: str) -> None:
+    """Draw panels side by side, named a, b, c ...: the mean of each label against environment steps, and its interval.
+
+    `score` says what the vertical axis shows; the label `plain` is drawn in black, above the others. Raises: ValueError
+    if there is nothing to draw.
+    """
+    if not any(panels.values()):
+        raise ValueError("there are no curves to draw")
+    figure = figures.figure(4.2 * len(panels), 4.6)
+    for letter, axes, (title, bands) in zip(
+        "abcdefgh", figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=False
+    ):
+        colours = iter(figures.CYCLE * len(bands))
+        for label, one in sorted(bands.items(), key=lambda pair: pair[0] == plain):  # a stable sort: the plain one last
+            colour = "black" if label == plain else next(colours)
+            axes.fill_between(one.at, one.low, one.high, color=colour, alpha=0.12, linewidth=0)
+            axes.plot(one.at, one.mean, color=colour, linewidth=2 if label == plain else 1.5, label=label)
+        axes.set_title(f"{letter}  {title}", fontsize=10, loc="left")
+        axes.set_xlabel("environment steps", fontsize=9)
+        figures.tidy(axes)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False, fontsize=8)
+    figure.axes[0].set_ylabel(score, fontsize=9)
     figures.save(figure, path)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         encode as encode,
         experiment as experiment,
         iterative as iterative,
+        jitted as jitted,
         loop as loop,
         online as online,
         plan as plan,

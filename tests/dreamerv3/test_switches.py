@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamjax.dreamerv3 import experience, heads, interop, learner
+from dreamjax import returns
+from dreamjax.dreamerv3 import actor_critic, experience, heads, interop, learner
 from dreamjax.dreamerv3.config import DreamerConfig, debug
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.types import EnvSpec, Space
@@ -129,6 +130,46 @@ def test_regression_in_symlog_space_instead_of_two_hot():
     np.testing.assert_allclose(heads.scalar_mean(plain.heads, output), [np.expm1(0.5), -np.expm1(2.0)], rtol=1e-6)
     target = jnp.array([np.expm1(1.5), 0.0])
     np.testing.assert_allclose(heads.scalar_loss(plain.heads, output, target), [1.0, 4.0], rtol=1e-6)
+
+
+def test_regression_of_numbers_as_they_are_with_a_huber_loss():
+    plain = changed("heads", twohot=False, huber=True)
+    assert all(np.isfinite(x) for x in gradients(plain)[0].values())
+    assert modules(plain, "value") == {"val"} and modules(plain, "reward") == {"enc", "dyn", "rew"}
+    output = jnp.array([[0.5], [-2000.0]])
+    np.testing.assert_allclose(heads.scalar_mean(plain.heads, output), [0.5, -2000.0])
+    loss = partial(heads.scalar_loss, plain.heads)
+    np.testing.assert_allclose(loss(output, jnp.array([0.5, 1.0])), [0.0, np.hypot(2001.0, 1.0) - 1.0], rtol=1e-6)
+    slope = jax.grad(lambda x: loss(jnp.array([x]), jnp.float32(0)))  # about the error, and no steeper than 1
+    assert slope(0.01) == pytest.approx(0.01, rel=1e-3) and slope(1000.0) == pytest.approx(1.0, rel=1e-3)
+    with pytest.raises(ValueError, match="set twohot to False"):
+        changed("heads", huber=True)
+
+
+def imagined(**settings) -> tuple[np.ndarray, np.ndarray]:
+    """Policy loss of a fixed imagined trajectory, and its advantages in units of reward."""
+    cfg = replace(BASE, behaviour=replace(BASE.behaviour, **settings))
+    dreamer = Dreamer.of(cfg, SPEC)
+    params = learner.init(dreamer, jax.random.key(0)).params
+    rng = np.random.default_rng(1)
+    features = jnp.asarray(rng.normal(size=(4, 3, cfg.rssm.deter + cfg.rssm.stoch * cfg.rssm.classes)), jnp.float32)
+    actions = {"action": jnp.asarray(rng.integers(0, 3, (3, 3)), jnp.int32)}
+    reward, going = (jnp.asarray(x, jnp.float32) for x in (100 * rng.normal(size=(4, 3)), np.full((4, 3), 0.9)))
+    parts = (params.policy, params.value, params.value)
+    trajectory = actor_critic.Trajectory(features, actions, reward, going)
+    actors = dreamer.actor_critic
+    found = actor_critic.imagined_losses(actors, parts, returns.ReturnRange(*jnp.zeros(2)), trajectory, 0.0)
+    value = actor_critic.value(actors)(params.value, features[:-1])
+    return np.asarray(found.policy_loss), np.asarray(found.returns - value)
+
+
+def test_advantages_are_normalised_in_place_of_returns():
+    bare, advantage = imagined(normalize_returns=False)
+    found, _ = imagined(normalize_returns=False, normalize_advantages=True)
+    standard = (advantage - advantage.mean()) / advantage.std()
+    # Without entropy, the loss of a step is proportional to its advantage.
+    np.testing.assert_allclose(found * advantage, bare * standard, rtol=1e-4, atol=1e-4)
+    assert np.abs(bare).max() > 50 * np.abs(found).max()  # rewards of 100 reach the actor only in one of them
 
 
 def test_zero_initialisation():

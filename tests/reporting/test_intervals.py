@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from dreamjax.reporting.intervals import bootstrap_interval, chart, interquartile_mean, runs_row
+from dreamjax.reporting.intervals import band, bootstrap_interval, chart, interquartile_mean, learning, runs_row
 
 
 @pytest.mark.parametrize(
@@ -67,3 +67,26 @@ def test_a_chart_has_a_line_for_each_row(tmp_path) -> None:
     assert (tmp_path / "chart.png").stat().st_size > 5000
     with pytest.raises(ValueError, match="no rows"):
         chart({"return": []}, tmp_path / "empty.png")
+
+
+def test_learning_curves_have_the_interval_of_each_point(tmp_path) -> None:
+    scores = np.random.default_rng(0).normal(size=(5, 2, 3)) * [0.0, 1.0, 2.0]  # runs, tasks, points
+    curve = band(np.array([10, 20, 30]), scores)
+    np.testing.assert_allclose(curve.mean, scores.mean((0, 1)))
+    assert curve.low[0] == curve.high[0] == 0
+    for i in (1, 2):
+        expected = bootstrap_interval(scores[..., i], lambda x: x.mean(-1))
+        assert (curve.low[i], curve.high[i]) == pytest.approx(expected, abs=0.1)
+    alone = band(curve.at, scores[:1])
+    np.testing.assert_array_equal(alone.low, alone.high)
+    learning({"one": {"plain": curve, "other": alone}}, tmp_path / "learning.png", "score", "plain")
+    assert (tmp_path / "learning.png").stat().st_size > 5000
+    with pytest.raises(ValueError, match="no curves"):
+        learning({}, tmp_path / "none.png", "score", "plain")
+
+
+def test_a_row_of_several_tasks_counts_every_run() -> None:
+    scores = np.arange(10.0).reshape(5, 2)
+    row = runs_row("both", scores, "return")
+    assert (row["n"], row["mean"], row["iqm"]) == (10, 4.5, 4.5)
+    assert row["interval"] == pytest.approx(bootstrap_interval(scores, lambda x: x.mean(-1)))
