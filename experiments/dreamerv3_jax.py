@@ -16,15 +16,15 @@ the committed runs reached, and how long they took: results/dreamerv3_jax_*/resu
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dreamjax import rollout
-from dreamjax.dreamerv3 import Dreamer, DreamerConfig, DreamerParams, LoopConfig, Sweep, agent_params, loop, model
+from dreamjax.dreamerv3 import Dreamer, DreamerConfig, DreamerParams, LoopConfig, Sweep, agent_params, model
 from dreamjax.dreamerv3.config import Size, scaled
 from dreamjax.dreamerv3.loop import LoopState
 from dreamjax.dreamerv3.sweep import stacked
@@ -33,6 +33,7 @@ from dreamjax.reporting import Section, curves, pages, result_row
 from dreamjax.reporting.intervals import chart, runs_row
 from dreamjax.storage import Change, MetricsLog, RunFolder, load, read_metrics, save_agent
 from dreamjax.training.experiment import Options, command, open_folder, read_command_line
+from dreamjax.training.jitted import jitted_loop
 from dreamjax.training.loop import train
 from dreamjax.trust import TrustConfig, trust_section
 from dreamjax.types import Array, Environment, Key, Metrics
@@ -96,23 +97,17 @@ def train_agents(cfg: Config, run: RunFolder, dreamer: Dreamer, environment: Env
     """Train all agents to the end, or from where the folder stands. Shapes: -> parameters [agents, ...]."""
     names, (seeds, configs) = list(cfg.agents), zip(*cfg.agents.values(), strict=True)
     keys = jax.vmap(jax.random.key)(jnp.array(seeds))
-    begin = jax.jit(jax.vmap(partial(loop.init, dreamer, environment, cfg.loop)))
-
-    @partial(jax.jit, donate_argnums=0)
-    @jax.vmap
-    def advance(state: LoopState, keys: Key) -> tuple[LoopState, loop.Progress]:
-        """Do some iterations. Shapes: keys [per_call] -> progress [per_call]."""
-        step = lambda state, key: loop.iterate(dreamer, environment, cfg.loop, key, state)  # noqa: E731
-        return jax.lax.scan(step, state, keys)
+    loop = jitted_loop(dreamer, environment, cfg.loop, len(names))
 
     def calls(state: LoopState, done: int) -> Iterator[tuple[LoopState, Metrics]]:
         fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+        state = loop.place(state)
         while True:
             numbers = 1 + done * cfg.per_call + jnp.arange(cfg.per_call)
-            state, progress = advance(state, fold(keys, numbers))
+            state, progress = loop.advance(state, fold(keys, numbers))
             done += 1
             finished, returns = (np.asarray(x).sum(1) for x in (progress.finished, progress.returns))  # [agents]
-            metrics = {name: np.mean(x[:, -1]) for name, x in progress.metrics.items()}
+            metrics: dict[str, Any] = {name: np.mean(x[:, -1]) for name, x in progress.metrics.items()}
             metrics |= {"steps": int(state.replay.written[0]) * cfg.loop.envs}
             metrics |= {f"episodes/{name}": count for name, count in zip(names, finished, strict=True)}
             metrics |= {f"return/{names[i]}": returns[i] / finished[i] for i in np.flatnonzero(finished)}
@@ -125,14 +120,14 @@ def train_agents(cfg: Config, run: RunFolder, dreamer: Dreamer, environment: Env
             run,
             log,
             "train",
-            begin(keys, stacked(list(configs))),
+            loop.begin(keys, stacked(list(configs))),
             calls,
             cfg.iterations // cfg.per_call,
             checkpoint_every=cfg.checkpoint_every // cfg.per_call,
             log_every=1,
             show="return",
         )
-    return state.learner.params
+    return loop.gather(state.learner.params)
 
 
 def evaluate(cfg: Config, dreamer: Dreamer, environment: Environment, params: DreamerParams) -> np.ndarray:
