@@ -11,6 +11,8 @@ if TYPE_CHECKING:
         encode as encode,
         experiment as experiment,
         iterative as iterative,
+        jitted as jitted,
+        learning as learning,
         loop as loop,
         online as online,
         plan as plan,
