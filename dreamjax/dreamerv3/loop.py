@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dreamjax import checks
 from dreamjax.dreamerv3 import experience, learner
@@ -87,9 +88,13 @@ def init(
 
 @checks.arguments
 def iterate(
-    dreamer: Dreamer, environment: Environment, cfg: LoopConfig, key: Key, state: LoopState
+    dreamer: Dreamer, environment: Environment, cfg: LoopConfig, key: Key, state: LoopState, mesh: Mesh | None = None
 ) -> tuple[LoopState, Progress]:
-    """Collect a few steps and make the updates that the train ratio allows for them: see `LoopConfig.rhythm`."""
+    """Collect a few steps and make the updates that the train ratio allows for them: see `LoopConfig.rhythm`.
+
+    With a mesh of one axis the sequences of each batch are split over its devices, as a state may be whose environments
+    are.
+    """
     updates, steps = cfg.rhythm
     key_collect, key_sample, key_learn = jax.random.split(key, 3)
     state, finished, returns = _collect(dreamer, environment, key_collect, state, steps)
@@ -98,6 +103,8 @@ def iterate(
     def update(carry: tuple[TrainState, Ring], key: Key) -> tuple[tuple[TrainState, Ring], Metrics]:
         trained, replay = carry
         drawn, address = ring.sample(replay, key, cfg.batch_size, context + cfg.batch_length)
+        if mesh is not None:
+            drawn = jax.lax.with_sharding_constraint(drawn, NamedSharding(mesh, PartitionSpec(*mesh.axis_names)))
         # `learn` folds in the number of the update.
         trained, learned = experience.learn(dreamer, key_learn, trained, drawn)
         replay = ring.update(replay, address, context, experience.refreshed(dreamer, learned.latent))

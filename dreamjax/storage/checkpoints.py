@@ -78,9 +78,12 @@ class Checkpoints:
         """
         leaves = named_leaves(tree)
         writes = jax.process_index() == 0
-        arrays = {name: to_numpy(name, leaf) for name, leaf in leaves.items() if writes or is_spread(leaf)}
         if not writes:
+            for name, leaf in leaves.items():
+                if is_spread(leaf):
+                    to_numpy(name, leaf)  # gathered with the others, and dropped before the next
             return
+        arrays = {name: to_numpy(name, leaf) for name, leaf in leaves.items()}
         existing = self.steps()
         if existing and step <= existing[-1]:
             raise ValueError(

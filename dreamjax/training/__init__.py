@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         experiment as experiment,
         iterative as iterative,
         jitted as jitted,
+        learning as learning,
         loop as loop,
         online as online,
         plan as plan,

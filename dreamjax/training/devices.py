@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.lib
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
@@ -100,6 +101,33 @@ def own_part(tree: PyTree) -> PyTree:
         return np.concatenate([np.asarray(rows[begin]) for begin in sorted(rows)], axis)
 
     return jax.tree.map(part, tree)
+
+
+def spread(tree: PyTree, places: PyTree) -> PyTree:
+    """Put what every process has whole, and the same, where it belongs: each copies the parts of its own devices.
+
+    `places` are shardings, one for each array or for all those of a part of the tree.
+    """
+
+    def put(place: Sharding, leaf: Any) -> jax.Array:
+        if place.is_fully_addressable:
+            return jax.device_put(leaf, place)
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, place, lambda index: whole[index])
+
+    return jax.tree.map(lambda place, part: jax.tree.map(partial(put, place), part), places, tree)
+
+
+def gathered(mesh: Mesh, tree: PyTree) -> PyTree:
+    """Wait for arrays that are spread over a mesh, and return them whole, bound to none of its devices.
+
+    Programs for one device, for this mesh and for others take them. Processes call it together. On one device nothing
+    is copied.
+    """
+    if mesh.size == 1:
+        return tree
+    everywhere = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+    return jax.tree.map(jnp.asarray, jax.device_get(everywhere))
 
 
 def near(tree: PyTree) -> PyTree:

@@ -1,29 +1,94 @@
-"""Agents of environments written in JAX: several learn at once, by `vmap`, and are scored in test episodes.
+"""Agents of environments written in JAX: several learn at once, on all devices, and are scored in test episodes.
+
+Where the devices divide the agents, each device brings up its own, and nothing is exchanged. Otherwise they share the
+environments, the replay and the batches of every agent, and the compiler averages the gradients. Either way the numbers
+are those of one device, to rounding.
 
 Source: Hafner et al. 2023.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
 from dreamjax import rollout
 from dreamjax.dreamerv3 import loop, model
 from dreamjax.dreamerv3.config import DreamerConfig
-from dreamjax.dreamerv3.loop import LoopConfig, LoopState
+from dreamjax.dreamerv3.learner import Hyper
+from dreamjax.dreamerv3.loop import LoopConfig, LoopState, Progress
 from dreamjax.dreamerv3.model import Dreamer, DreamerParams
 from dreamjax.dreamerv3.sweep import stacked
+from dreamjax.replay.ring import Ring
 from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.metrics import MetricsLog, read_metrics
+from dreamjax.training.devices import device_mesh, gathered, replicated, split, spread
 from dreamjax.training.loop import train
-from dreamjax.types import Array, Environment, Key, Metrics
+from dreamjax.types import Array, Environment, Key, Metrics, PyTree
 
 Agents = Mapping[str, tuple[int, DreamerConfig]]  # seed and settings by name; they differ in what is traced, no more
-# What runs once, for a moment, compiles in a fraction of the time when that is not optimised.
-_ONCE = {"xla_backend_optimization_level": 0}
+
+
+class JittedLoop(NamedTuple):
+    """The loop for A agents."""
+
+    begin: Callable[[Key, Hyper], LoopState]  # of keys [A] and settings [A] -> [A, ...], see `loop.init`
+    place: Callable[[LoopState], LoopState]  # puts a state that was read from a file where `advance` wants it
+    advance: Callable[[LoopState, Key], tuple[LoopState, Progress]]  # by keys [A, n] -> [A, ...] and progress [A, n]
+    gather: Callable[[PyTree], PyTree]  # makes a part of a state whole, and free to be used on any device
+
+
+def jitted_loop(dreamer: Dreamer, environment: Environment, cfg: LoopConfig, agents: int) -> JittedLoop:
+    """Make the loop in which so many agents collect and learn at once, over all devices of this process.
+
+    `advance` gives up the state that it is given.
+
+    Raises: ValueError if the devices divide neither the agents nor the environments and sequences of each; or if there
+        are several processes.
+    """
+    if jax.process_count() > 1:
+        raise ValueError("the jitted loop learns in one process: start it without the others")
+    mesh = device_mesh("devices")
+    own = agents % mesh.size == 0  # each device has agents of its own
+    if not own and (cfg.envs % mesh.size or cfg.batch_size % mesh.size):
+        raise ValueError(
+            f"{agents} agents cannot be shared equally by the {mesh.size} devices that jax sees, nor can envs = "
+            f"{cfg.envs} and batch_size = {cfg.batch_size} of each: use a multiple of {mesh.size} of the agents or of "
+            "both, or let it see fewer (CUDA_VISIBLE_DEVICES=0 for one GPU)"
+        )
+    begin = jax.vmap(partial(loop.init, dreamer, environment, cfg))
+    shared = None if own else mesh
+
+    @jax.vmap
+    def advance(state: LoopState, keys: Key) -> tuple[LoopState, Progress]:
+        step = lambda state, key: loop.iterate(dreamer, environment, cfg, key, state, shared)  # noqa: E731
+        return jax.lax.scan(step, state, keys)
+
+    gather = partial(gathered, mesh)
+    if mesh.size == 1:
+        return JittedLoop(jax.jit(begin), lambda state: state, jax.jit(advance, donate_argnums=0), gather)
+    if own:
+        each = PartitionSpec(*mesh.axis_names)
+        # What is learned has no axis of devices inside, which the check of varying axes would ask for.
+        apart: Any = partial(jax.shard_map, mesh=mesh, in_specs=each, out_specs=each, check_vma=False)
+        places: Any = split(mesh)
+        return JittedLoop(
+            jax.jit(apart(begin)),
+            partial(spread, places=places),
+            jax.jit(apart(advance), donate_argnums=0),
+            gather,
+        )
+    places = _shared_places(mesh)
+    return JittedLoop(
+        jax.jit(begin, out_shardings=places),
+        partial(spread, places=places),
+        jax.jit(advance, donate_argnums=0, out_shardings=(places, replicated(mesh))),
+        gather,
+    )
 
 
 def train_agents(
@@ -45,27 +110,21 @@ def train_agents(
     hold the environment steps of each agent so far, and of each agent how many episodes ended and their mean return.
     There are `calls` of them, with a checkpoint after every `checkpoint_every`.
 
-    Shapes: -> parameters [agents, ...]. Raises: as `training.loop.train` and `dreamerv3.loop.init` do.
+    Shapes: -> parameters [agents, ...]. Raises: as `training.loop.train`, `jitted_loop` and `dreamerv3.loop.init` do.
     """
     seeds, configs = zip(*agents.values(), strict=True)
     names, keys = list(agents), jax.vmap(jax.random.key)(jnp.array(seeds))
-    begin = jax.jit(jax.vmap(partial(loop.init, dreamer, environment, cfg)), compiler_options=_ONCE)
-
-    @partial(jax.jit, donate_argnums=0)
-    @jax.vmap
-    def advance(state: LoopState, keys: Key) -> tuple[LoopState, loop.Progress]:
-        """Do some iterations. Shapes: keys [per_call] -> progress [per_call]."""
-        step = lambda state, key: loop.iterate(dreamer, environment, cfg, key, state)  # noqa: E731
-        return jax.lax.scan(step, state, keys)
+    program = jitted_loop(dreamer, environment, cfg, len(agents))
 
     def go_on(state: LoopState, done: int) -> Iterator[tuple[LoopState, Metrics]]:
         fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+        state = program.place(state)
         while True:
             numbers = 1 + done * per_call + jnp.arange(per_call)
-            state, progress = advance(state, fold(keys, numbers))
+            state, progress = program.advance(state, fold(keys, numbers))
             done += 1
             finished, returns = (np.asarray(x).sum(1) for x in (progress.finished, progress.returns))  # [agents]
-            metrics = {name: np.mean(x[:, -1]) for name, x in progress.metrics.items()}
+            metrics: dict[str, Any] = {name: np.mean(x[:, -1]) for name, x in progress.metrics.items()}
             metrics |= {"steps": int(state.replay.written[0]) * cfg.envs}
             metrics |= {f"episodes/{name}": count for name, count in zip(names, finished, strict=True)}
             metrics |= {f"return/{names[i]}": returns[i] / finished[i] for i in np.flatnonzero(finished)}
@@ -77,14 +136,14 @@ def train_agents(
         run,
         log,
         name,
-        begin(keys, stacked(list(configs))),
+        program.begin(keys, stacked(list(configs))),
         go_on,
         calls,
         checkpoint_every=checkpoint_every,
         log_every=1,
         show="return",
     )
-    return state.learner.params
+    return program.gather(state.learner.params)
 
 
 def learned(run: RunFolder, name: str, agents: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -116,3 +175,10 @@ def evaluate_agents(
 
     keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 0))(jnp.array(seeds))
     return np.asarray(jax.jit(jax.vmap(play))(params, keys))  # training folds in numbers from 1 on
+
+
+def _shared_places(mesh: Mesh) -> Any:
+    """Where every device has what each agent has learned, and the environments that are its own with their replay."""
+    whole: Any = replicated(mesh)
+    rows: Any = split(mesh, 1)
+    return LoopState(whole, rows, rows, rows, Ring(rows, whole), rows)

@@ -7,9 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from dreamjax.replay.latents import Chunk
 from dreamjax.storage.folder import RunFolder
+from dreamjax.training.devices import splitting_mesh
+from dreamjax.training.learning import learner_over
 from dreamjax.training.plan import Machine, keep, machine, shown_bytes
 from dreamjax.training.stages import Collect, Evolve, TrainMemory, TrainVision
 from dreamjax.types import Agent, PyTree
@@ -70,10 +73,11 @@ def check(needs: StagePlan, has: Machine, collect: Collect) -> None:
         )
 
 
-def seconds_per_update(learns: VisionLearner | MemoryLearner, batch: PyTree) -> float:
+def seconds_per_update(learns: VisionLearner | MemoryLearner, batch: PyTree, mesh: Mesh) -> float:
     """Time one update of V or M, once it is compiled; training finds the same program compiled. Shapes: its batch."""
-    state = learner.init(learns, jax.random.key(0))
-    step: Any = partial(learner.train_step, learns, jax.random.key(1))
+    place, train_step = learner_over(mesh, learns)
+    state = place(learner.init(learns, jax.random.key(0)))
+    step: Any = partial(train_step, jax.random.key(1))
     state, _ = jax.block_until_ready(step(state, batch))
     begun = time.monotonic()
     jax.block_until_ready(step(state, batch))
@@ -91,7 +95,7 @@ def announce(
 ) -> None:
     """Print the plan of a run on stderr, with the time that V and M will take, unless they are done.
 
-    Raises: ValueError if it cannot fit.
+    Raises: ValueError if it cannot fit, or devices cannot share a batch.
     """
     collected = run.stage_record("collect")["summary"].get("frames")
     needs, has = plan(collect, evolve, world, agent, collected), machine(run.path)
@@ -117,13 +121,14 @@ def announce(
     frames = np.zeros((vision.batch, *agent.model.spec.observation.shape), np.uint8)
     learn_vision = VisionLearner(world.vision, vision.optimizer)
     learn_memory = MemoryLearner(world.memory, memory.optimizer, memory.streams)
-    timed: list[tuple[str, Any, PyTree, int]] = [
-        ("vision", learn_vision, frames, vision.updates),
-        ("memory", learn_memory, _chunk(world, memory), memory.updates),
+    timed: list[tuple[str, Any, PyTree, int, tuple[int, str]]] = [
+        ("vision", learn_vision, frames, vision.updates, (vision.batch, "vision.batch")),
+        ("memory", learn_memory, _chunk(world, memory), memory.updates, (memory.streams, "memory.streams")),
     ]
-    for name, learns, batch, updates in timed:
+    for name, learns, batch, updates, shared in timed:
         if not run.stage_done(name):
-            tell((name, _duration(updates, seconds_per_update(learns, batch))))
+            mesh = splitting_mesh("batch", *shared)
+            tell((name, _duration(updates, seconds_per_update(learns, batch, mesh))))
     tell(("evolve", f"up to {needs.dreamed:,} steps of dreams"))
     if not run.stage_done("vision"):  # afterwards it is no longer a plan
         keep(run.path, "\n".join(told))

@@ -28,8 +28,9 @@ from dreamjax.storage.identity import fingerprint
 from dreamjax.storage.metrics import MetricsLog
 from dreamjax.storage.progress import progress
 from dreamjax.training import encode as encoding
-from dreamjax.training.devices import splitting_mesh
-from dreamjax.training.loop import generations, train, updates
+from dreamjax.training.devices import gathered, splitting_mesh
+from dreamjax.training.learning import updates_over
+from dreamjax.training.loop import generations, train
 from dreamjax.types import Agent, AgentParams, EnvSpec, Key, Metrics, Params
 from dreamjax.worldmodels import learner, search, vision as vision_module
 from dreamjax.worldmodels.learner import MEMORY_OPTIMIZER, VISION_OPTIMIZER, MemoryLearner, TrainState, VisionLearner
@@ -126,15 +127,17 @@ def see(
     seed: int,
     checkpoint_every: int = 500,
 ) -> Params:
-    """Train V on the frames of a store; return its parameters."""
+    """Train V on the frames of a store; return its parameters. All devices share the batch.
+
+    Raises: ValueError if they do not divide it.
+    """
+    mesh = splitting_mesh("batch", cfg.batch, "vision.batch")
     seen = store.head(min(cfg.episodes or len(store), len(store)))
     key_init, key_train = jax.random.split(key)
     learns = VisionLearner(vision, cfg.optimizer)
-    loop = updates(
-        partial(learner.train_step, learns, key_train), partial(episodes.frame_batches, seen, seed, cfg.batch)
-    )
+    loop = updates_over(mesh, learns, key_train, partial(episodes.frame_batches, seen, seed, cfg.batch))
     state = _begin(learns, key_init)
-    return train(run, log, "vision", state, loop, cfg.updates, checkpoint_every=checkpoint_every).params
+    return gathered(mesh, train(run, log, "vision", state, loop, cfg.updates, checkpoint_every=checkpoint_every).params)
 
 
 def encode(run: RunFolder, store: Store, vision: VisionConfig, params: Params) -> Latents:
@@ -156,7 +159,11 @@ def remember(
     first: int = 0,
     checkpoint_every: int = 500,
 ) -> TrainState:
-    """Train M for `cfg.updates` updates of stage `name`, from number `first` on, beginning with `state` if given."""
+    """Train M for `cfg.updates` updates of stage `name`, from number `first` on, beginning with `state` if given.
+
+    All devices share the streams. Raises: ValueError if they do not divide them.
+    """
+    mesh = splitting_mesh("batch", cfg.streams, "memory.streams")
     key_init, key_train = jax.random.split(key)
     learns = MemoryLearner(memory, cfg.optimizer, cfg.streams)
     if state is None:
@@ -167,8 +174,8 @@ def remember(
     def chunks(step: int) -> Iterator[Any]:
         return latents.chunks(data, seed, cfg.streams, cfg.length, step - first)
 
-    loop = updates(partial(learner.train_step, learns, key_train), chunks)
-    return train(run, log, name, state, loop, first + cfg.updates, checkpoint_every=checkpoint_every)
+    loop = updates_over(mesh, learns, key_train, chunks)
+    return gathered(mesh, train(run, log, name, state, loop, first + cfg.updates, checkpoint_every=checkpoint_every))
 
 
 def evolve_in_dreams(
@@ -201,7 +208,7 @@ def evolve_in_dreams(
             metrics |= {"evaluation_mean": total.mean(), "evaluation_std": total.std()}
         return state, metrics
 
-    return _evolve(run, log, name, cfg, agent.policy.init(key), generation, checkpoint_every)
+    return gathered(mesh, _evolve(run, log, name, cfg, agent.policy.init(key), generation, checkpoint_every))
 
 
 def evolve_in_environment(

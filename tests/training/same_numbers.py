@@ -17,17 +17,22 @@ from dreamjax.dreamerv3 import experience, learner
 from dreamjax.dreamerv3.config import debug
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.evolution import EvolutionConfig, init
+from dreamjax.optim import AdamConfig
+from dreamjax.replay.latents import Chunk
 from dreamjax.storage.checkpoints import Checkpoints
 from dreamjax.training import processes
-from dreamjax.training.devices import device_mesh, own_part, replicated, sharded, split, together
+from dreamjax.training.devices import device_mesh, gathered, own_part, replicated, sharded, split, together
+from dreamjax.training.learning import learner_over
 from dreamjax.training.trainer import learning
 from dreamjax.types import AgentParams, EnvSpec, Space
-from dreamjax.worldmodels import controller, memory, model, search
+from dreamjax.worldmodels import controller, learner as worldmodels, memory, model, search
+from dreamjax.worldmodels.learner import MemoryLearner, VisionLearner
 from dreamjax.worldmodels.memory import MemoryConfig
 from dreamjax.worldmodels.model import WorldModelConfig, WorldModelParams
 from dreamjax.worldmodels.vision import VisionConfig
 
 UPDATES, BATCH = 5, 8
+SMALL = MemoryConfig(latent_size=4, hidden_size=8, mixtures=2)
 SPEC = EnvSpec({"vector": Space((5,)), "token": Space((), np.int32, 0, 3)}, {"press": Space((), np.int32, 0, 4)}, 30)
 DREAMER = Dreamer.of(replace(debug(), compute_dtype="float32"), SPEC)
 
@@ -75,12 +80,34 @@ def updated(mesh, places, state) -> tuple:
     return five, {**named("one", first), **named("five", whole(mesh, (five, learned)))}
 
 
+def seen_and_remembered(mesh) -> dict[str, np.ndarray]:
+    """Do two updates of a small V, and two of a small M, whose second goes on where the streams were."""
+    rng, found = np.random.default_rng(1), {}
+    flag = lambda: rng.random((5, BATCH)) < 0.2  # noqa: E731
+    half = lambda *shape: rng.normal(size=(5, BATCH, *shape)).astype(np.float16)  # noqa: E731
+    chunk = lambda: (half(4), half(4), half(), half().astype(np.float32), flag(), flag(), flag())  # noqa: E731
+    frames = [rng.integers(0, 256, (BATCH, 64, 64, 3), np.uint8) for _ in range(2)]
+    chunks = [Chunk(*chunk(), np.array(number == 0)) for number in range(2)]
+    optimizer = AdamConfig(1e-3, clip=1.0)
+    vision, remembering = VisionLearner(VisionConfig(4), optimizer), MemoryLearner(SMALL, optimizer, BATCH)
+    for learns, batches in ((vision, frames), (remembering, chunks)):
+        begin, step = learner_over(mesh, learns)
+        state = begin(worldmodels.init(learns, jax.random.key(4)))
+        for batch in batches:
+            state, metrics = step(jax.random.key(5), state, batch)
+        if mesh.size > 1:
+            assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))
+            assert all(leaf.sharding.spec == split(mesh).spec for leaf in jax.tree.leaves(state.carry))
+        found |= named(type(learns).__name__, gathered(mesh, (state, metrics)))
+    return found
+
+
 def evolved(mesh) -> dict[str, np.ndarray]:
     """Do two generations in the dreams of a small memory."""
     observation, action = Space((64, 64, 3), np.uint8, 0, 256), Space((1,), np.float32, -1, 1)
     world = WorldModelConfig(
         VisionConfig(4),
-        MemoryConfig(latent_size=4, hidden_size=8, mixtures=2),
+        SMALL,
         controller.ControllerConfig(bias=False),
         step_reward=1.0,
     )
@@ -120,7 +147,7 @@ def main() -> None:
         check_places(again, places)
         for x, y in zip(jax.tree.leaves(whole(mesh, again)), jax.tree.leaves(whole(mesh, five)), strict=True):
             np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
-    found |= evolved(mesh)
+    found |= seen_and_remembered(mesh) | evolved(mesh)
     if processes.leave():
         np.savez(folder / "numbers.npz", **found)
 
