@@ -8,7 +8,7 @@ more than a thousand, and takes the first action of the best plan.
     dream    the same two in dreams, and what one decision costs
     report   films, result.json and a page to open
 
-    python experiments/planning.py --folder runs/planning                        # Doom, with the committed V and M
+    python experiments/planning.py --folder runs/planning  # Doom, committed V and M; 40 minutes on two cores
     python experiments/planning.py --preset swingup --agent runs/swingup/agent-20.npz
     python experiments/planning.py --plan.horizon 20 --plan.candidates 128       # `PlanConfig` has all settings
 
