@@ -24,7 +24,7 @@ from dreamjax.dreamerv3 import Dreamer, DreamerConfig, DreamerParams, LoopConfig
 from dreamjax.dreamerv3.config import Size, scaled
 from dreamjax.envs import check_environment, jitted
 from dreamjax.reporting import Section, curves, pages, result_row
-from dreamjax.reporting.intervals import chart, runs_row
+from dreamjax.reporting.intervals import band_of_runs, chart, learning, runs_row
 from dreamjax.storage import Change, MetricsLog, RunFolder, load, read_metrics, save_agent
 from dreamjax.training import jitted as jitted_training
 from dreamjax.training.experiment import Options, command, open_folder, read_command_line
@@ -124,6 +124,11 @@ def report(cfg: Config, run: RunFolder, environment: Environment, returns: np.nd
         curves.return_curves({cfg.task: learned}, run.path / "returns.png")
         text = "Mean return of the episodes between two calls, over the environment's steps, of each agent."
         sections.insert(0, Section("Learning", text, ["returns.png"]))
+    if cfg.seeds > 1 and len(learned) == len(cfg.agents):
+        alike = zip(scores, np.array(list(cfg.agents)).reshape(-1, cfg.seeds), strict=True)
+        bands = {one or "mean": band_of_runs([learned[name] for name in names]) for one, names in alike}
+        learning({cfg.task: bands}, run.path / "seeds.png", "return", "mean")
+        sections.insert(0, Section("Over seeds", "Mean and its 95 % interval.", ["seeds.png"]))
     looks = TrustConfig(max(2, min(cfg.episodes, 32)), max_steps=1000)
     sections.insert(0, trust_section(run, *load(run.path), environment, jax.random.key(cfg.seed), looks))
     title = f"DreamerV3: {cfg.task}"

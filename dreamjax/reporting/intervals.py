@@ -6,6 +6,7 @@ statistical precipice".
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from dreamjax.reporting.results import result_row
 LEVEL = 0.95  # of the intervals in results
 _PERCENTILES = 50 * (1 - LEVEL), 50 * (1 + LEVEL)
 _RESAMPLES = 2000  # of episodes
+_PARTS = 30  # of a learning curve, as in the published plots of Hafner et al. 2023
 
 Statistic = Callable[[np.ndarray], np.ndarray]  # of the last axis
 
@@ -86,6 +88,20 @@ def band(at: np.ndarray, scores: np.ndarray) -> Band:
         return Band(at, means, means, means)
     low, high = np.transpose([bootstrap_interval(one, mean, draws=_RESAMPLES) for one in points])
     return Band(at, means, low, high)
+
+
+def band_of_runs(runs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Band:
+    """Average learning curves of R runs of one task at the steps that all have, in up to 30 equal parts.
+
+    Shapes: steps [T] and values [T] of each -> [N]. Raises: ValueError if there is no step that all have.
+    """
+    at = reduce(np.intersect1d, [steps for steps, _ in runs])
+    if not len(at):
+        raise ValueError("the runs have no step in common")
+    values = np.stack([values[np.isin(steps, at)] for steps, values in runs])
+    parts = np.array_split(np.arange(len(at)), min(_PARTS, len(at)))
+    means = np.stack([values[:, part].mean(1) for part in parts], -1)
+    return band(np.array([at[part].mean() for part in parts]), means[:, None])
 
 
 class Estimate(NamedTuple):

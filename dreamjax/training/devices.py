@@ -53,6 +53,16 @@ def splitting_mesh(axis: str, size: int, what: str) -> Mesh:
     return device_mesh(axis)
 
 
+def fitting_mesh(axis: str, size: int, what: str) -> Mesh:
+    """A mesh over the most devices that can share `size` things equally: 100 frames are learned from on 5 of 8 devices.
+
+    For what is a small part of a run. Several processes use all devices or none. Raises: as `splitting_mesh` does.
+    """
+    if jax.process_count() > 1:
+        return splitting_mesh(axis, size, what)
+    return device_mesh(axis, max(n for n in range(1, jax.device_count() + 1) if size % n == 0))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Where every device has all of an array."""
     return NamedSharding(mesh, PartitionSpec())

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from dreamjax.replay.latents import Chunk
 from dreamjax.storage.folder import RunFolder
-from dreamjax.training.devices import splitting_mesh
+from dreamjax.training.devices import fitting_mesh
 from dreamjax.training.learning import learner_over
 from dreamjax.training.plan import Machine, keep, machine, shown_bytes
 from dreamjax.training.stages import Collect, Evolve, TrainMemory, TrainVision
@@ -95,7 +95,7 @@ def announce(
 ) -> None:
     """Print the plan of a run on stderr, with the time that V and M will take, unless they are done.
 
-    Raises: ValueError if it cannot fit, or devices cannot share a batch.
+    Raises: ValueError if it cannot fit.
     """
     collected = run.stage_record("collect")["summary"].get("frames")
     needs, has = plan(collect, evolve, world, agent, collected), machine(run.path)
@@ -127,8 +127,9 @@ def announce(
     ]
     for name, learns, batch, updates, shared in timed:
         if not run.stage_done(name):
-            mesh = splitting_mesh("batch", *shared)
-            tell((name, _duration(updates, seconds_per_update(learns, batch, mesh))))
+            mesh = fitting_mesh("batch", *shared)
+            part = f" on {mesh.size} of {jax.device_count()} devices" if mesh.size < jax.device_count() else ""
+            tell((name, _duration(updates, seconds_per_update(learns, batch, mesh)) + part))
     tell(("evolve", f"up to {needs.dreamed:,} steps of dreams"))
     if not run.stage_done("vision"):  # afterwards it is no longer a plan
         keep(run.path, "\n".join(told))

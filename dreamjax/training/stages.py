@@ -28,7 +28,7 @@ from dreamjax.storage.identity import fingerprint
 from dreamjax.storage.metrics import MetricsLog
 from dreamjax.storage.progress import progress
 from dreamjax.training import encode as encoding
-from dreamjax.training.devices import gathered, splitting_mesh
+from dreamjax.training.devices import fitting_mesh, gathered, splitting_mesh
 from dreamjax.training.learning import updates_over
 from dreamjax.training.loop import generations, train
 from dreamjax.types import Agent, AgentParams, EnvSpec, Key, Metrics, Params
@@ -127,11 +127,8 @@ def see(
     seed: int,
     checkpoint_every: int = 500,
 ) -> Params:
-    """Train V on the frames of a store; return its parameters. All devices share the batch.
-
-    Raises: ValueError if they do not divide it.
-    """
-    mesh = splitting_mesh("batch", cfg.batch, "vision.batch")
+    """Train V on the frames of a store; return its parameters. As many devices share a batch as divide it."""
+    mesh = fitting_mesh("batch", cfg.batch, "vision.batch")
     seen = store.head(min(cfg.episodes or len(store), len(store)))
     key_init, key_train = jax.random.split(key)
     learns = VisionLearner(vision, cfg.optimizer)
@@ -161,9 +158,9 @@ def remember(
 ) -> TrainState:
     """Train M for `cfg.updates` updates of stage `name`, from number `first` on, beginning with `state` if given.
 
-    All devices share the streams. Raises: ValueError if they do not divide them.
+    As many devices share the streams as divide them.
     """
-    mesh = splitting_mesh("batch", cfg.streams, "memory.streams")
+    mesh = fitting_mesh("batch", cfg.streams, "memory.streams")
     key_init, key_train = jax.random.split(key)
     learns = MemoryLearner(memory, cfg.optimizer, cfg.streams)
     if state is None:

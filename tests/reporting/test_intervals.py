@@ -5,7 +5,15 @@ import itertools
 import numpy as np
 import pytest
 
-from dreamjax.reporting.intervals import band, bootstrap_interval, chart, interquartile_mean, learning, runs_row
+from dreamjax.reporting.intervals import (
+    band,
+    band_of_runs,
+    bootstrap_interval,
+    chart,
+    interquartile_mean,
+    learning,
+    runs_row,
+)
 
 
 @pytest.mark.parametrize(
@@ -90,3 +98,15 @@ def test_a_row_of_several_tasks_counts_every_run() -> None:
     row = runs_row("both", scores, "return")
     assert (row["n"], row["mean"], row["iqm"]) == (10, 4.5, 4.5)
     assert row["interval"] == pytest.approx(bootstrap_interval(scores, lambda x: x.mean(-1)))
+
+
+def test_runs_are_averaged_where_all_have_a_point() -> None:
+    steps = np.arange(120)
+    runs = [(steps, np.full(120, 1.0)), (steps[steps != 7], np.full(119, 3.0)), (steps[:90], np.arange(90.0))]
+    found = band_of_runs(runs)
+    assert len(found.at) == 30 and found.at[0] == 1.0 and found.at[-1] == 88.5  # of 89 points, two or three in a part
+    np.testing.assert_allclose(found.mean, (1 + 3 + found.at) / 3)
+    assert (found.low <= found.mean).all() and (found.mean <= found.high).all() and found.high[-1] > 2 * found.mean[-1]
+    np.testing.assert_array_equal(band_of_runs([(steps[:3], steps[:3])]).mean, [0, 1, 2])  # few are as they are
+    with pytest.raises(ValueError, match="no step in common"):
+        band_of_runs([(np.array([1]), np.ones(1)), (np.array([2]), np.ones(1))])

@@ -23,13 +23,16 @@ FOUR_DEVICES = """
 import jax
 import numpy as np
 from jax.sharding import PartitionSpec
-from dreamjax.training.devices import device_mesh, near, own_part, sharded, split, splitting_mesh, together
+from dreamjax.training.devices import (
+    device_mesh, fitting_mesh, near, own_part, sharded, split, splitting_mesh, together
+)
 
 mesh = device_mesh("population")
 assert mesh.axis_names == ("population",) and mesh.axis_types == (jax.sharding.AxisType.Auto,)
 assert mesh.devices.tolist() == jax.devices() and len(jax.devices()) == 4
 assert device_mesh("population", 2).devices.tolist() == jax.devices()[:2]
 assert splitting_mesh("batch", 8, "batch_size").size == 4
+assert [fitting_mesh("batch", size, "vision.batch").size for size in (8, 6, 7)] == [4, 3, 1]
 like = {"long": (6, 512, 256), "odd": (5, 99991), "small": (8,)}
 like = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in like.items()}
 specs = {name: place.spec for name, place in sharded(mesh, like).items()}
