@@ -56,7 +56,7 @@ OWN_EXTRA["dreamjax/envs/car_racing.py"] = "envpool"  # for one of its engines
 OWN_EXTRA |= dict.fromkeys(["dreamjax/export/artefact.py", "dreamjax/storage/weights.py"], "export")
 OWN_EXTRA |= {"dreamjax/launch/jobs.py": "slurm", "dreamjax/storage/trackers.py": "wandb trackio"}
 OWN_EXTRA |= {"dreamjax/acting/cluster.py": "ray", "dreamjax/play/server.py": "play"}
-OWN_EXTRA |= {"experiments/ppo.py": "sb3"}
+OWN_EXTRA |= dict.fromkeys(["experiments/ppo.py", "experiments/doom_ppo.py"], "sb3")
 # What no extra can install: imported `by_hand`.
 BY_HAND = {"dreamjax/envs/lab.py": {"deepmind_lab"}, "dreamjax/envs/minecraft.py": {"minedojo"}}
 BY_HAND["dreamjax/envs/procgen.py"] = {"procgen"}  # on Python 3.11 and 3.12

@@ -27,6 +27,7 @@ SWINGUP = REPO / "experiments" / "swingup_iterative.py"
 DREAMER_JAX = REPO / "experiments" / "dreamerv3_jax.py"
 ABLATIONS = REPO / "experiments" / "dreamerv3_ablations.py"
 PPO = REPO / "experiments" / "ppo.py"
+DOOM_PPO = REPO / "experiments" / "doom_ppo.py"
 
 
 @pytest.fixture(scope="module")
@@ -355,3 +356,31 @@ def test_ppo_is_scored_on_the_same_scale(tmp_path: Path) -> None:
     assert outcome(folder) == (metrics, rows) and (folder / "stages" / "memory-0.json").read_text() == before
     recurrent = PPO, "--preset", "smoke", "--recurrent", "--seeds", "1", "--folder", str(tmp_path / "recurrent")
     assert "PPO with an LSTM, memory" in finish(start(*recurrent))
+
+
+def test_ppo_learns_in_a_dream_and_its_network_acts_in_the_game(tmp_path: Path) -> None:
+    command = DOOM_PPO, "--preset", "smoke", "--folder", str(tmp_path)
+    finish(start(*command))
+    metrics, rows = outcome(tmp_path)
+    assert list(rows) == ["PPO, real", "evolved, real", "random, real", "PPO, dream"]
+    assert all(0 < row["mean"] <= 2100 for row in rows.values()) and metrics[("learn", 64)]["steps of a dream"] <= 10
+    written = (tmp_path / "ppo.npz").read_bytes()
+    finish(start(*command))
+    assert outcome(tmp_path) == (metrics, rows) and (tmp_path / "ppo.npz").read_bytes() == written
+
+
+def test_the_network_of_ppo_is_that_of_stable_baselines3() -> None:
+    from stable_baselines3 import PPO as Learner
+
+    from dreamjax.envs.sb3 import VectorEnv
+
+    made = runpy.run_path(str(DOOM_PPO))
+    environment, cfg = swingup(observation="state"), made["Config"](units=8)
+    learner = Learner("MlpPolicy", VectorEnv(environment, 2), policy_kwargs={"net_arch": [8, 8]}, device="cpu", seed=0)
+    features = 3 * np.random.default_rng(0).normal(size=(20, *environment.spec.observation.shape)).astype(np.float32)
+    learner.policy.action_net.weight.data *= 300  # it begins so small that nothing would be clipped
+    act = made["network"](cfg, features.shape[1], environment.spec.action).act
+    mine = jax.vmap(act, (None, None, 0))(made["learned"](learner), jax.random.key(0), features)
+    theirs = learner.predict(features, deterministic=True)[0]
+    np.testing.assert_allclose(mine, theirs, atol=1e-5)
+    assert (np.abs(theirs) == 1).any() and (np.abs(theirs) < 1).any()
