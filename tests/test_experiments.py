@@ -339,7 +339,7 @@ def test_ablations_killed_within_a_pair_train_each_pair_once(tmp_path: Path) -> 
     finish(start(*command))
     assert {path.name: path.read_text() for path in (folder / "stages").iterdir()} == trained
     assert outcome(folder) == (metrics, rows)
-    assert "more than the" in refused(*command[:3], "--folder", str(tmp_path / "other"), "--per-call", "4")
+    assert "more than the" in refused(*command[:3], "--folder", str(tmp_path / "other"), "--per-call", "3")
 
 
 def test_ppo_is_scored_on_the_same_scale(tmp_path: Path) -> None:
