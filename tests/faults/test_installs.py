@@ -14,7 +14,7 @@ OPTIONAL = [
 BARE = f"import sys; sys.modules.update(dict.fromkeys({OPTIONAL}))\n"  # None: importing them raises
 SUITES = {"atari": "ale_py", "car_racing": "Box2D", "crafter": "crafter", "dmc": "mujoco", "popgym": "popgym"}
 SUITES["memory_maze"] = "mujoco"  # asked for first
-OWN = {"bsuite": "bsuite", "procgen": "procgen_gym" if sys.version_info >= (3, 13) else "procgen"}
+OWN = {"bsuite": "bsuite", "sb3": "stable_baselines3", "procgen": "procgen_gym" if sys.version_info >= (3, 13) else "procgen"}
 
 WALK = """
 import importlib, json, pydoc
