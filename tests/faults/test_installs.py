@@ -8,13 +8,14 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[2]
 OPTIONAL = [
     *("ale_py", "Box2D", "crafter", "dm_control", "mujoco", "pygame", "brax", "craftax", "envpool", "gymnax"),
-    *("bsuite", "memory_maze", "popgym", "procgen", "procgen_gym"),
+    *("bsuite", "memory_maze", "popgym", "procgen", "procgen_gym", "sb3_contrib", "stable_baselines3"),
     *("imageio", "jinja2", "matplotlib", "submitit", "tensorboardX", "torch", "tqdm", "trackio", "tyro", "wandb"),
 ]
 BARE = f"import sys; sys.modules.update(dict.fromkeys({OPTIONAL}))\n"  # None: importing them raises
 SUITES = {"atari": "ale_py", "car_racing": "Box2D", "crafter": "crafter", "dmc": "mujoco", "popgym": "popgym"}
 SUITES["memory_maze"] = "mujoco"  # asked for first
-OWN = {"bsuite": "bsuite", "sb3": "stable_baselines3", "procgen": "procgen_gym" if sys.version_info >= (3, 13) else "procgen"}
+OWN = {"bsuite": "bsuite", "procgen": "procgen_gym" if sys.version_info >= (3, 13) else "procgen"}
+OWN["sb3"] = "stable_baselines3"
 
 WALK = """
 import importlib, json, pydoc
