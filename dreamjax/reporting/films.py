@@ -113,12 +113,19 @@ def film_dream(agent: Agent, params: AgentParams, key: Key, steps: int, temperat
     Raises: ValueError if the observation does not hold exactly one picture.
     """
     continues, decoded = _dream(agent, params, key, steps, temperature)
-    leaves = jax.tree.leaves(decoded)
-    pictures = [leaf.reshape(*leaf.shape[:3], -1) for leaf in leaves if leaf.dtype == np.uint8 and leaf.ndim in (3, 4)]
-    if len(pictures) != 1:
-        raise ValueError(f"a dream of {len(pictures)} pictures cannot be filmed, only of one")
     over = 1 + np.flatnonzero(np.asarray(continues[1:]) < 0.5)
-    return np.asarray(pictures[0][: over[0] + 1 if len(over) else steps])
+    return np.asarray(_only_pictures(decoded)[: over[0] + 1 if len(over) else steps])
+
+
+def _only_pictures(observed: PyTree) -> Any:
+    """Find the pictures among what is observed in T steps. Shapes: [T, ...] -> [T, H, W, C].
+
+    Raises: ValueError if there is not exactly one in each step.
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(observed) if leaf.dtype == np.uint8 and leaf.ndim in (3, 4)]
+    if len(leaves) != 1:
+        raise ValueError(f"an observation of {len(leaves)} pictures cannot be filmed, only one of a single picture")
+    return leaves[0].reshape(*leaves[0].shape[:3], -1)
 
 
 @partial(jax.jit, static_argnames=("agent", "steps"))
@@ -136,14 +143,11 @@ def film_episode(
 ) -> np.ndarray:
     """Film the real episode of a seed, as `acting.evaluate` plays it with the same key.
 
-    Shapes: -> uint8 [T, H, W, 3]. Raises: ValueError if the observation is not one picture.
+    Shapes: -> uint8 [T, H, W, C]. Raises: ValueError if the observation does not hold exactly one picture.
     """
     played = record_episode(agent, params, make_env, seed, key)
     assert played.recorded is not None  # it was asked for
-    frames = played.recorded.step.observation
-    if not isinstance(frames, np.ndarray) or frames.ndim != 4:
-        raise ValueError("only an observation that is one picture can be filmed like this")
-    return frames
+    return _only_pictures(played.recorded.step.observation)
 
 
 def write_films(folder: str | os.PathLike[str], panels: Mapping[str, np.ndarray], fps: float, name: str) -> None:

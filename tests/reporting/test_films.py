@@ -6,13 +6,15 @@ from typing import Any
 
 import gymnasium
 import imageio.v2 as imageio
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from dreamjax.acting.random_play import PARAMS, random_agent
-from dreamjax.envs.gymnasium import spec_from_gymnasium
-from dreamjax.reporting.films import CannotFilm, film, film_section, write_open_loop
+from dreamjax.envs.gymnasium import spec_from_gymnasium, to_gymnasium
+from dreamjax.envs.swingup import swingup
+from dreamjax.reporting.films import CannotFilm, film, film_episode, film_section, write_open_loop
 
 GREEN, RED = (0, 158, 115), (213, 94, 0)
 
@@ -108,3 +110,12 @@ def test_what_cannot_be_filmed_is_said_in_a_line(
     with pytest.raises(CannotFilm, match=why):
         film(tmp_path / "film.mp4", AGENT, PARAMS, make_env)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_episode_is_filmed_by_the_one_picture_that_is_seen() -> None:
+    key = jax.random.key(0)
+    both, state = (swingup(max_steps=4, observation=kind) for kind in ("both", "state"))
+    frames = film_episode(random_agent(both.spec), PARAMS, partial(to_gymnasium, both), 0, key)
+    assert frames.shape == (5, 64, 64, 3) and frames.dtype == np.uint8 and frames.std() > 0
+    with pytest.raises(ValueError, match="an observation of 0 pictures cannot be filmed"):
+        film_episode(random_agent(state.spec), PARAMS, partial(to_gymnasium, state), 0, key)
