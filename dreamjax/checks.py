@@ -65,7 +65,8 @@ def arguments(function: Callable[P, R]) -> Callable[P, R]:
 def same_spaces(wanted: EnvSpec, found: EnvSpec, hint: str = "") -> None:
     """Raise ValueError, naming the part, where an environment emits or takes other than what an agent was made for.
 
-    What is observed must have the same shape and dtype, actions the same bounds as well. The error ends with `hint`.
+    All must have the same shape and dtype; actions and classes, whose bounds say what a number means, also the same
+    bounds. The error ends with `hint`.
     """
     for kind, of_agent, of_environment in (
         ("observation", wanted.observation, found.observation),
@@ -74,7 +75,8 @@ def same_spaces(wanted: EnvSpec, found: EnvSpec, hint: str = "") -> None:
         ours, theirs = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (of_agent, of_environment))
         for path in {**ours, **theirs}:
             a, b = ours.get(path), theirs.get(path)
-            if a and b and (a == b if kind == "action" else (a.shape, a.dtype) == (b.shape, b.dtype)):
+            has_bounds = kind == "action" or (a is not None and a.is_discrete and a.dtype != np.uint8)
+            if a and b and (a == b if has_bounds else (a.shape, a.dtype) == (b.shape, b.dtype)):
                 continue
             named = jax.tree_util.keystr(path, simple=True, separator="/")
             part, none = (f"{kind} {named!r}", "missing") if named else (kind, None)

@@ -55,7 +55,7 @@ class Config:
     preset: str = "cpu"
     seed: int = 0
     world: Path | None = None  # the agent in whose dream PPO learns, a file or folder; otherwise the committed one
-    steps: int = 1_000_000  # of dreams
+    steps: int = 1_000_000  # of dreams, at least
     envs: int = 32  # dreams at once
     rollout: int = 256  # steps of each between two rounds of learning
     batch: int = 512
@@ -138,8 +138,10 @@ def report(cfg: Config, run: RunFolder, agent: Agent, params: AgentParams, evolv
     )
     filmed = Section("PPO at play", "Left one of its dreams, right the real game.", ["dream_and_real.mp4"])
     new, old, by_chance = (row["mean"] for row in rows[:3])
+    at_once = cfg.envs * cfg.rollout
+    steps = -(-cfg.steps // at_once) * at_once  # in whole rollouts
     lead = (
-        f"PPO of stable-baselines3, trained in {cfg.steps:,} steps of dreams alone, survives {new:.0f} tics in the "
+        f"PPO of stable-baselines3, trained in {steps:,} steps of dreams alone, survives {new:.0f} tics in the "
         f"real game; the evolved controller {old:.0f}, random play {by_chance:.0f}."
     )
     pages.report(run, NAME, command(NAME, cfg, PRESETS), rows, "PPO in Doom's dream", [filmed, *sections], lead=lead)

@@ -47,9 +47,8 @@ def changed(agent: DreamerConfig, **parts: dict[str, Any]) -> DreamerConfig:
     return replace(agent, **{part: replace(getattr(agent, part), **fields) for part, fields in parts.items()})
 
 
-# With few latents, one nat that may differ for free is all that there is to remember.
 SMALL = changed(tiny(), codec={"depth": 2, "kernel": 3}, heads={"bins": 41}, behaviour={"horizon": 5})
-SMALL = changed(SMALL, loss={"free_nats": 0.1})
+SMALL = changed(SMALL, loss={"free_nats": 0.1})  # of so few latents, one free nat is all there is to remember
 
 
 @dataclass(frozen=True)
@@ -139,9 +138,6 @@ def learn(cfg: Config, run: RunFolder, log: MetricsLog, label: str, task: str, o
     """Train and score one variant in one task, unless the folder holds what came of it."""
     name, agents = re.sub(r"\W+", "-", f"{task}-{label}"), {f"seed {seed}": (seed, one.agent) for seed in cfg.all_seeds}
     normal, (_, waits) = normalized.TASKS[task](), one.loop.rhythm
-    if cfg.per_call % waits or cfg.per_call <= normal.environment.spec.max_steps:
-        least = f"more than the {normal.environment.spec.max_steps} steps of an episode"
-        raise SystemExit(f"--per-call must be a multiple of {waits}, and {least}, got {cfg.per_call}")
     if "scores" not in run.stage_record(name)["summary"]:
         environment, dreamer = normal.environment, Dreamer.of(one.agent, normal.environment.spec)
         how = {"calls": cfg.calls, "per_call": cfg.per_call // waits, "checkpoint_every": cfg.checkpoint_every}
@@ -189,10 +185,14 @@ def report(cfg: Config, run: RunFolder) -> None:
 
 
 def main() -> None:
-    """Train what is missing, and report."""
+    """Train what is missing, and report; exit at once where a part of it cannot be trained."""
     cfg, options = read_command_line(NAME, __doc__, PRESETS, Options)
     if unknown := set(cfg.tasks) - set(normalized.TASKS):
         raise SystemExit(f"unknown task {', '.join(sorted(unknown))}; there are {', '.join(normalized.TASKS)}")
+    longest = max(normalized.TASKS[task]().environment.spec.max_steps for task in cfg.tasks)
+    waits = sorted({one.loop.rhythm[1] for figure in cfg.figures for one in variants(cfg, figure).values()})
+    if cfg.per_call <= longest or any(cfg.per_call % wait for wait in waits):
+        raise SystemExit(f"--per-call must be more than {longest}, and a multiple of {waits}, got {cfg.per_call}")
     report(cfg, run_folder(NAME, cfg, options, may_change=MAY_CHANGE))
 
 

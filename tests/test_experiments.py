@@ -339,7 +339,11 @@ def test_ablations_killed_within_a_pair_train_each_pair_once(tmp_path: Path) -> 
     finish(start(*command))
     assert {path.name: path.read_text() for path in (folder / "stages").iterdir()} == trained
     assert outcome(folder) == (metrics, rows)
-    assert "more than the" in refused(*command[:3], "--folder", str(tmp_path / "other"), "--per-call", "3")
+    other = *command[:3], "--folder", str(tmp_path / "other")
+    assert "--per-call must be more than 3, and a multiple of [1]" in refused(*other, "--per-call", "3")
+    ratios = "--figures", "ratios", "--per-call", "24", "--loop.envs", "1", "--loop.train-ratio", "2"
+    assert "a multiple of [2, 4, 8, 16], got 24" in refused(*other, *ratios)
+    assert not (tmp_path / "other").exists()
 
 
 def test_ppo_is_scored_on_the_same_scale(tmp_path: Path) -> None:

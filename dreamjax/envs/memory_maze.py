@@ -41,6 +41,7 @@ class MemoryMaze(gymnasium.Env[np.ndarray, np.integer]):
         self.render_mode = pixels.checked_render_mode(render_mode)
         self._make = getattr(tasks, f"memory_maze_{size}")
         self._game: Any = None
+        self._running = False
         self._picture: np.ndarray | None = None
         self.observation_space = gymnasium.spaces.Box(0, 255, (pixels.SIZE, pixels.SIZE, 3), np.uint8)
         self.action_space = gymnasium.spaces.Discrete(len(ACTIONS))
@@ -51,14 +52,14 @@ class MemoryMaze(gymnasium.Env[np.ndarray, np.integer]):
             self.close()
             maze = int(self.np_random.integers(2**31))
             self._game = self._make(seed=maze, image_only_obs=True, camera_resolution=pixels.SIZE)
-        self._picture = self._game.reset().observation
+        self._running, self._picture = True, self._game.reset().observation
         return self._picture, {}
 
     def step(self, action: np.integer) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        if self._game is None:
+        if not self._running:  # the game would open the next maze
             raise gymnasium.error.ResetNeeded("step needs an episode that is running: call reset first")
         arrived = self._game.step(int(action))
-        self._picture = arrived.observation
+        self._running, self._picture = not arrived.last(), arrived.observation
         terminated = arrived.last() and arrived.discount == 0
         return arrived.observation, float(arrived.reward), terminated, arrived.last() and not terminated, {}
 
@@ -73,4 +74,4 @@ class MemoryMaze(gymnasium.Env[np.ndarray, np.integer]):
     def close(self) -> None:
         if self._game is not None:
             self._game.close()
-            self._game = None
+            self._game, self._running = None, False

@@ -10,9 +10,9 @@ import numpy as np
 
 from dreamjax.checks import same_spaces
 from dreamjax.envs import jitted, suites
-from dreamjax.envs.adaptation import adapted
+from dreamjax.envs.adaptation import SMALLEST, adapted
 from dreamjax.envs.gymnasium import spec_from_gymnasium
-from dreamjax.types import Environment, EnvSpec
+from dreamjax.types import Environment, EnvSpec, Space
 
 WORLD_MODELS = ("take_cover", "car_racing")  # as Ha & Schmidhuber 2018 have them; those of `suites` are DreamerV3's
 
@@ -74,8 +74,12 @@ def _fitting(make_env: Callable[[], gymnasium.Env], spec: EnvSpec) -> Callable[[
     with adapted(make_env) as env:
         found = spec_from_gymnasium(env, spec.max_steps).observation
     pairs = zip(jax.tree.leaves(found), jax.tree.leaves(spec.observation), strict=False)
-    sizes = {b.shape[:2] for a, b in pairs if a.dtype == b.dtype == np.uint8 and a.shape != b.shape}
+    sizes = {b.shape[:2] for a, b in pairs if _may_be_picture(a) and _may_be_picture(b) and a.shape != b.shape}
     return partial(adapted, make_env, sizes.pop()) if len(sizes) == 1 else partial(adapted, make_env)
+
+
+def _may_be_picture(space: Space) -> bool:
+    return space.dtype == np.uint8 and len(space.shape) in (2, 3) and min(space.shape[:2]) >= SMALLEST
 
 
 def _imported(name: str) -> Environment | Callable[[], gymnasium.Env]:

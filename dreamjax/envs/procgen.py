@@ -58,6 +58,7 @@ class Procgen(gymnasium.Env[np.ndarray, np.integer]):
         self._draw = "rgb_array" if size != SMALL or render_mode else None  # for people too, which takes longer
         self._engine: Any = None
         self._is_new = False  # nothing has happened in this level
+        self._running = False
         self._picture = np.zeros((size, size, 3), np.uint8)
         self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = gymnasium.spaces.Discrete(ACTIONS)
@@ -70,13 +71,14 @@ class Procgen(gymnasium.Env[np.ndarray, np.integer]):
             self._engine = Engine(1, self._game, rand_seed=drawn, num_threads=0, render_mode=self._draw)
         elif not self._is_new:
             _act(self._engine, _AGAIN)
-        self._is_new, self._picture = True, self._observe()
+        self._is_new, self._running, self._picture = True, True, self._observe()
         return self._picture, {}
 
     def step(self, action: np.integer) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        if self._engine is None:
+        if not self._running:  # the engine is in the next level
             raise gymnasium.error.ResetNeeded("step needs an episode that is running: call reset first")
         reward, self._is_new = _act(self._engine, int(action))
+        self._running = not self._is_new
         if not self._is_new:
             self._picture = self._observe()
         return self._picture, reward, self._is_new, False, {}
@@ -88,7 +90,7 @@ class Procgen(gymnasium.Env[np.ndarray, np.integer]):
     def close(self) -> None:
         if self._engine is not None:
             self._engine.close()
-            self._engine = None
+            self._engine, self._running = None, False
 
     def _observe(self) -> np.ndarray:
         if self._size == SMALL:

@@ -140,11 +140,11 @@ SUITES = {
     "atari100k": Suite(partial(_atari, **_ATARI_100K), 27_000, 110_000, 256, 1, 4),
     "crafter": Suite(_crafter, 10_000, 1_100_000, 512, 1),
     "procgen": Suite(_procgen, 6000, 110_000_000, 64, 16),
-    "bsuite": Suite(_bsuite, 1000, 1_000_000, 1024, 1),
+    "bsuite": Suite(_bsuite, 1001, 1_000_000, 1024, 1),
     "dmlab": Suite(_lab, 9000, 26_000_000, 32, 16, 4),
     "minecraft": Suite(_minecraft, 36_000, 100_000_000, 32, 16),
     "memmaze": Suite(_memory_maze, 4000, 100_000_000, 32, 16),
-    "popgym": Suite(_popgym, 1000, 15_000_000, 32, 16),
+    "popgym": Suite(_popgym, 1024, 15_000_000, 32, 16),
     "doom": Suite(_doom, 2100, 1_000_000, 32, 8),
     "gym": Suite(_gymnasium, 1000, 100_000, 512, 4),
 }

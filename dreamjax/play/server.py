@@ -74,8 +74,11 @@ def app(offer: Offer, token: str | None = None) -> Starlette:
         if not is_known(request) or not is_film(recorded):
             return PlainTextResponse("There is no such film.", 404)
         if path != recorded:
-            async with writing:
-                await run_in_threadpool(write_gif, path, recorded)
+            try:
+                async with writing:
+                    await run_in_threadpool(write_gif, path, recorded)
+            except ValueError:  # it is still being recorded
+                return PlainTextResponse("There is no such film yet.", 404)
         return FileResponse(path, headers=HEADERS)
 
     async def meet(browser: WebSocket) -> None:

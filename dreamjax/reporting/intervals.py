@@ -6,7 +6,6 @@ statistical precipice".
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,14 +90,16 @@ def band(at: np.ndarray, scores: np.ndarray) -> Band:
 
 
 def band_of_runs(runs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Band:
-    """Average learning curves of R runs of one task at the steps that all have, in up to 30 equal parts.
+    """Average learning curves of R runs of one task, in up to 30 equal parts of where they overlap.
 
-    Shapes: steps [T] and values [T] of each -> [N]. Raises: ValueError if there is no step that all have.
+    Between its points a curve is a line. Shapes: steps [T] and values [T] of each -> [N], 0 if they do not overlap.
     """
-    at = reduce(np.intersect1d, [steps for steps, _ in runs])
+    first, last = max(steps[0] for steps, _ in runs), min(steps[-1] for steps, _ in runs)
+    at = np.unique(np.concatenate([steps for steps, _ in runs]))
+    at = at[(first <= at) & (at <= last)].astype(float)
     if not len(at):
-        raise ValueError("the runs have no step in common")
-    values = np.stack([values[np.isin(steps, at)] for steps, values in runs])
+        return Band(at, at, at, at)
+    values = np.stack([np.interp(at, steps, values) for steps, values in runs])
     parts = np.array_split(np.arange(len(at)), min(_PARTS, len(at)))
     means = np.stack([values[:, part].mean(1) for part in parts], -1)
     return band(np.array([at[part].mean() for part in parts]), means[:, None])

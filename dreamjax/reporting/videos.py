@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -76,12 +77,17 @@ def write_gif(path: str | os.PathLike[str], film: str | os.PathLike[str], fps: f
     """
     with extra("experiments", "a video"):
         from imageio.plugins.ffmpeg import get_exe
-    colours = f"fps={fps},split[a][b];[a]palettegen[p];[b][p]paletteuse"
-    with replacing(path) as temporary:
-        command = [get_exe(), "-v", "error", "-i", film, "-vf", colours, "-y", temporary]
-        done = subprocess.run([*map(os.fspath, command)], capture_output=True, text=True)
-        if done.returncode:
-            raise ValueError(f"{film} is no film that can be read: {done.stderr.strip()}")
+    # Colours first, then pictures: in one pass ffmpeg would keep the whole film in memory.
+    with replacing(path) as temporary, tempfile.TemporaryDirectory() as folder:
+        colours = Path(folder) / "colours.png"
+        for given in (
+            ["-i", str(film), "-vf", f"fps={fps},palettegen", str(colours)],
+            ["-i", str(film), "-i", str(colours), "-lavfi", f"fps={fps}[f];[f][1:v]paletteuse", "-y", str(temporary)],
+        ):
+            command = [get_exe(), "-v", "error", *given]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise ValueError(f"{film} is no film that can be read: {done.stderr.strip()}")
 
 
 def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:

@@ -43,23 +43,18 @@ class JittedLoop(NamedTuple):
 
 
 def jitted_loop(dreamer: Dreamer, environment: Environment, cfg: LoopConfig, agents: int) -> JittedLoop:
-    """Make the loop in which so many agents collect and learn at once, over all devices of this process.
+    """Make the loop in which so many agents collect and learn at once, over the devices of this process.
 
-    `advance` gives up the state that it is given.
+    It takes as many devices as divide the agents, or else the environments and the sequences of each. `advance` gives
+    up the state that it is given.
 
-    Raises: ValueError if the devices divide neither the agents nor the environments and sequences of each; or if there
-        are several processes.
+    Raises: ValueError if there are several processes.
     """
     if jax.process_count() > 1:
         raise ValueError("the jitted loop learns in one process: start it without the others")
-    mesh = device_mesh("devices")
+    fits = lambda n: agents % n == 0 or (cfg.envs % n == 0 and cfg.batch_size % n == 0)  # noqa: E731
+    mesh = device_mesh("devices", max(filter(fits, range(1, jax.device_count() + 1))))
     own = agents % mesh.size == 0  # each device has agents of its own
-    if not own and (cfg.envs % mesh.size or cfg.batch_size % mesh.size):
-        raise ValueError(
-            f"{agents} agents cannot be shared equally by the {mesh.size} devices that jax sees, nor can envs = "
-            f"{cfg.envs} and batch_size = {cfg.batch_size} of each: use a multiple of {mesh.size} of the agents or of "
-            "both, or let it see fewer (CUDA_VISIBLE_DEVICES=0 for one GPU)"
-        )
     begin = jax.vmap(partial(loop.init, dreamer, environment, cfg))
     shared = None if own else mesh
 

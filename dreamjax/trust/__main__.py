@@ -12,6 +12,7 @@ from pathlib import Path
 import gymnasium
 import jax
 
+from dreamjax.acting.process import draw_without_screen
 from dreamjax.envs import naming
 from dreamjax.reporting.pages import put_section
 from dreamjax.reporting.results import show_rows, write_result
@@ -46,6 +47,7 @@ def main() -> None:
             raise ValueError(f"{chosen.agent} does not say which environment it was trained in: name it with --env")
         if not chosen.env and ":" in task:  # an agent may come from anybody
             raise ValueError(f"{chosen.agent} names code to run as its environment: if you trust it, add --env {task}")
+        draw_without_screen()
         environment = naming.find_for(stored.agent.model.spec, task)
         measured = measure(stored.agent, stored.params, environment, jax.random.key(chosen.seed), cfg).measured
     except (FileNotFoundError, ImportError, CheckpointError, ValueError, gymnasium.error.Error) as error:

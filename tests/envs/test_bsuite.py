@@ -9,6 +9,7 @@ from gymnasium.error import ResetNeeded
 from dreamjax.acting.vector import VectorEnvironment
 from dreamjax.envs.bsuite import SETTINGS, Bsuite
 from dreamjax.envs.host import checked, leaves
+from dreamjax.envs.suites import SUITES
 
 # But mnist, whose pictures are downloaded.
 EXPERIMENTS = sorted({name.partition("/")[0] for name in SETTINGS if not name.startswith("mnist")})
@@ -72,3 +73,13 @@ def test_there_are_468_settings_and_others_are_refused() -> None:
     env.step(0)
     with pytest.raises(ResetNeeded):  # the suite itself would begin another episode
         env.step(0)
+
+
+def test_the_longest_episodes_end_by_themselves() -> None:
+    env, steps = Bsuite("cartpole_swingup/0"), 0
+    env.reset(seed=0)
+    terminated = False
+    while not terminated:
+        _, _, terminated, _, info = env.step(np.int64(1))  # no push
+        steps += 1
+    assert 1000 < steps <= SUITES["bsuite"].max_steps and info["bsuite"]["episode"] == 1

@@ -10,7 +10,7 @@ from dreamjax.envs import naming
 from dreamjax.envs.adaptation import adapted
 from dreamjax.envs.gymnasium import spec_from_gymnasium
 from dreamjax.envs.vizdoom import TakeCover
-from dreamjax.types import Environment
+from dreamjax.types import Environment, Space
 
 
 def test_a_task_a_class_and_what_makes_a_pure_environment_are_found() -> None:
@@ -70,6 +70,28 @@ def test_an_agent_of_world_models_gets_the_environment_as_it_is() -> None:
     with Sights() as env:
         spec = spec_from_gymnasium(env, 10)
     assert naming.find_for(spec, "tests.envs.test_naming:Sights") is Sights
+
+
+class Memory(gymnasium.Env):
+    """Bytes that are no picture, and a class."""
+
+    def __init__(self, levels: int = 9) -> None:
+        byte = gymnasium.spaces.Box(0, 255, (128,), np.uint8)
+        self.observation_space = gymnasium.spaces.Dict({"level": gymnasium.spaces.Discrete(levels), "memory": byte})
+        self.action_space = gymnasium.spaces.Discrete(2)
+
+
+def test_numbers_that_mean_something_else_are_another_environment() -> None:
+    name = f"{__name__}:Memory"
+    with Memory() as env, Memory(4) as fewer:
+        spec, other = spec_from_gymnasium(env, 10), spec_from_gymnasium(fewer, 10)
+    make = naming.find_for(spec, name)
+    assert not isinstance(make, Environment)
+    with pytest.raises(ValueError, match=r"another environment: observation 'level' is .*high=9.*high=4"):
+        naming.find_for(other, name)
+    longer = spec.observation | {"memory": Space((64, 64), np.uint8, 0, 256)}
+    with pytest.raises(ValueError, match=r"another environment: observation 'memory' is"):
+        naming.find_for(spec._replace(observation=longer), name)
 
 
 def test_the_environment_of_another_agent_is_refused() -> None:

@@ -118,6 +118,8 @@ def test_a_film_is_served_as_a_gif_as_well(client: TestClient, tmp_path: Path) -
     gif = client.get("/films/play-001.gif")
     assert gif.headers["content-type"] == "image/gif" and gif.content.startswith(b"GIF89a")
     assert (tmp_path / "secret").read_bytes() == b"secret"
+    (tmp_path / "films" / "play-002.mp4").touch()  # it is being recorded
+    assert client.get("/films/play-002.gif").status_code == 404
 
 
 def test_a_person_plays_over_the_socket(client: TestClient) -> None:

@@ -104,9 +104,11 @@ def test_runs_are_averaged_where_all_have_a_point() -> None:
     steps = np.arange(120)
     runs = [(steps, np.full(120, 1.0)), (steps[steps != 7], np.full(119, 3.0)), (steps[:90], np.arange(90.0))]
     found = band_of_runs(runs)
-    assert len(found.at) == 30 and found.at[0] == 1.0 and found.at[-1] == 88.5  # of 89 points, two or three in a part
+    assert len(found.at) == 30 and found.at[0] == 1.0 and found.at[-1] == 88.0  # of 90 points, three in a part
     np.testing.assert_allclose(found.mean, (1 + 3 + found.at) / 3)
     assert (found.low <= found.mean).all() and (found.mean <= found.high).all() and found.high[-1] > 2 * found.mean[-1]
     np.testing.assert_array_equal(band_of_runs([(steps[:3], steps[:3])]).mean, [0, 1, 2])  # few are as they are
-    with pytest.raises(ValueError, match="no step in common"):
-        band_of_runs([(np.array([1]), np.ones(1)), (np.array([2]), np.ones(1))])
+    apart = band_of_runs([(np.array([10, 30]), np.ones(2)), (np.array([20, 40]), np.array([1.0, 3.0]))])
+    np.testing.assert_array_equal(apart.at, [20, 30])  # they share no step
+    np.testing.assert_array_equal(apart.mean, [1, 1.5])
+    assert not len(band_of_runs([(np.array([1]), np.ones(1)), (np.array([2]), np.ones(1))]).at)

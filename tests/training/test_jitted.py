@@ -13,7 +13,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from dreamjax.dreamerv3 import loop
 from dreamjax.dreamerv3.config import CodecConfig, DreamerConfig, HeadsConfig, RSSMConfig
@@ -76,9 +75,11 @@ for several, begin, who, devices in loops:
 for other in found[1:]:
     for x, y in zip(jax.tree.leaves(found[0]), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5)
-refusal = "3 agents cannot be shared equally by the 8 devices that jax sees, nor can envs = 4 and batch_size = 8 of"
-with pytest.raises(ValueError, match=refusal):
-    jitted_loop(dreamer, game, LoopConfig(envs=4, batch_size=8), 3)
+# Three agents, four environments of each: four of the devices share them.
+some = LoopConfig(envs=4, batch_size=8, batch_length=4, train_ratio=8, capacity=160)
+shared = jitted_loop(dreamer, game, some, 3)
+state, _ = run(shared, shared.begin(keys[:3], stacked([cfg] * 3)), keys[:3])
+assert len(state.total.sharding.device_set) == 4 and state.total.shape == (3, 4)
 print("ok")
 """
 
