@@ -50,6 +50,8 @@ def test_the_clock_truncates(monkeypatch: pytest.MonkeyPatch) -> None:
     env = memory_maze.MemoryMaze("9x9")
     env.reset(seed=0)
     assert [env.step(0)[2:4] for _ in range(2)] == [(False, False), (False, True)]  # 4 steps a second
+    with pytest.raises(ResetNeeded):
+        env.step(0)
     env.close()
 
 

@@ -70,6 +70,8 @@ def test_episodes_are_the_engines_and_their_last_picture_is_their_own() -> None:
     np.testing.assert_array_equal(env.reset()[0], procgen._shown(twin, True))
     np.testing.assert_array_equal(env.reset()[0], procgen._shown(twin, True))
     until_an_end(env, actions)
+    with pytest.raises(ResetNeeded):
+        env.step(RIGHT)
     env.reset()
     env.step(RIGHT)
     begun, _ = env.reset()  # in the middle of a level
