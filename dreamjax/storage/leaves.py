@@ -77,13 +77,13 @@ def from_numpy(array: np.ndarray, leaf: Any, record: Record) -> Any:
     if sharding is not None and not sharding.is_fully_addressable:  # other processes have the rest of it
         part = jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
         return jax.random.wrap_key_data(part, impl=record["key_impl"]) if "key_impl" in record else part
+    committed = sharding is not None and getattr(leaf, "committed", True)
     if "key_impl" in record:
         value = jax.random.wrap_key_data(jnp.asarray(array), impl=record["key_impl"])
     elif record.get("dtype") in _NUMBER_KINDS and not array.shape:
         value = jnp.asarray(np.asarray(array.item(), leaf.dtype))  # numpy refuses a number that does not fit
     else:
-        value = jnp.asarray(array)
-    committed = sharding is not None and getattr(leaf, "committed", True)
+        value = array if committed else jnp.asarray(array)  # what several devices hold may be too large for the first
     # A different sharding, even over a single device, would cost another compilation.
     return jax.device_put(value, sharding) if committed else value
 

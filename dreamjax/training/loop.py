@@ -55,6 +55,14 @@ def generations(step: Callable[[PyTree, int], tuple[PyTree, Metrics]]) -> Loop:
     return loop
 
 
+def _like(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Describe a part of a state, and where it is if that was chosen, so that what is read goes there."""
+    like = jax.eval_shape(lambda: leaf)
+    if isinstance(leaf, jax.Array) and leaf.committed:
+        return jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=leaf.sharding)
+    return like
+
+
 def train(
     run: RunFolder,
     log: MetricsLog,
@@ -77,7 +85,7 @@ def train(
         the step is done and saved.
     """
     checkpoints = Checkpoints(run_folder(run.path) / "checkpoints" / name)
-    found = checkpoints.restore(jax.eval_shape(lambda: state))
+    found = checkpoints.restore(jax.tree.map(_like, state))
     begin, state = found if found is not None else (0, state)
     meet(f"the step of stage {name!r} to go on from", begin)
     log.rewind(name, begin)

@@ -8,6 +8,7 @@ import pytest
 
 EIGHT_DEVICES = """
 import sys
+import tempfile
 from functools import partial
 
 import jax
@@ -21,6 +22,8 @@ from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.dreamerv3.sweep import stacked
 from dreamjax.envs import probes
 from dreamjax.optim import LaPropConfig
+from dreamjax.storage.checkpoints import Checkpoints
+from dreamjax.training.loop import _like
 from dreamjax.training.jitted import JittedLoop, jitted_loop
 
 game = probes.counter(size=4, max_steps=12)
@@ -58,6 +61,12 @@ def on_one_device():
 each, shared = (jitted_loop(dreamer, game, one_loop, agents) for agents in (8, 1))
 begun = each.begin(keys, stacked([cfg] * 8))
 assert all(leaf.addressable_data(0).shape[0] == 1 for leaf in jax.tree.leaves(begun))
+with tempfile.TemporaryDirectory() as folder:  # what is read goes where it was, not to the first device before
+    Checkpoints(folder).save(1, begun)
+    _, read = Checkpoints(folder).restore(jax.tree.map(_like, begun))
+for x, y in zip(jax.tree.leaves(begun), jax.tree.leaves(read), strict=True):
+    assert x.sharding == y.sharding and x.addressable_data(0).shape == y.addressable_data(0).shape
+    np.testing.assert_array_equal(x, y)
 begun = jax.tree.map(np.asarray, begun)
 first, found = jax.tree.map(lambda leaf: leaf[:1], begun), []
 like = jax.eval_shape(shared.begin, keys[:1], stacked([cfg]))
