@@ -1,6 +1,6 @@
 """Which parts of DreamerV3 matter: its techniques, learning signals, size and replay ratio, on four small tasks.
 
-Paper: Hafner et al. 2023, figure 6, with the same switches. There 14 large tasks, here those of `envs.normalized`: they
+Paper: after Hafner et al. 2023, figure 6. There 14 large tasks, here those of `envs.normalized`: they
 need memory, sight, persistence and sense of proportion, and take a few thousand steps. The agents are small, the seeds
 of each learn together by `vmap`, and returns are on one scale: 0 random play, 1 the best policy.
 
@@ -10,7 +10,7 @@ of each learn together by `vmap`, and returns are on one scale: 0 random play, 1
 The commands share a run folder, in which every pair of a switch and a task is trained once; killed, they go on within
 it. `switches.png` shows the final scores by task, `ablations.png` how the agents learned, `result.json` a row for each
 switch. On two cores a pair compiles for a minute or two (less with XLA_FLAGS=--xla_cpu_use_fusion_emitters=false), and
-its 1,440 updates of five agents take about a minute from vectors and several from pixels. `--preset smoke` takes two.
+its 1,440 updates of five agents take about a minute from vectors; from pixels they have not been timed.
 """
 
 import re

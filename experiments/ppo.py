@@ -9,7 +9,7 @@ that `memory` is beyond it; `--recurrent` gives it an LSTM.
     python experiments/ppo.py --steps 122880              # ten times the experience
 
 `result.json` has a row for all tasks together and one for each, on the scale of `envs.normalized`: 0 random play, 1 the
-best policy. Without pixels `cpu` takes about a minute for each task; `smoke` takes 20 seconds.
+best policy.
 """
 
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ MAY_CHANGE = {"tasks": Change()}  # in a folder, of one run
 
 
 def make(cfg: Config, seed: int, task: Normalized) -> Any:
-    """Make the learner. The settings are those of rl-baselines3-zoo for Atari."""
+    """Make the learner. The settings are those of rl-baselines3-zoo for Atari, without its schedules."""
     with extra("sb3", "this experiment"):
         from sb3_contrib import RecurrentPPO
         from stable_baselines3 import PPO
