@@ -130,7 +130,7 @@ def report(cfg: Config, run: RunFolder, environment: Environment, returns: np.nd
         learning({cfg.task: bands}, run.path / "seeds.png", "return", "mean")
         sections.insert(0, Section("Over seeds", "Mean and its 95 % interval.", ["seeds.png"]))
     looks = TrustConfig(max(2, min(cfg.episodes, 32)), max_steps=1000)
-    sections.insert(0, trust_section(run, *load(run.path), environment, jax.random.key(cfg.seed), looks))
+    sections.append(trust_section(run, *load(run.path), environment, jax.random.key(cfg.seed), looks))
     title = f"DreamerV3: {cfg.task}"
     pages.report(run, NAME, command(NAME, cfg, PRESETS), rows, title, sections, seeds=cfg.all_seeds)
 

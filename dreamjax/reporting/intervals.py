@@ -189,7 +189,7 @@ def chart(panels: Mapping[str, Sequence[dict[str, Any]]], path: str | os.PathLik
 
 
 def learning(panels: Mapping[str, Mapping[str, Band]], path: str | os.PathLike[str], score: str, plain: str) -> None:
-    """Draw panels side by side, named a, b, c ...: the mean of each label against environment steps, and its interval.
+    """Draw panels side by side, several named a, b, c: the mean of each label against environment steps, with interval.
 
     `score` says what the vertical axis shows; the label `plain` is drawn in black, above the others. Raises: ValueError
     if there is nothing to draw.
@@ -205,7 +205,7 @@ def learning(panels: Mapping[str, Mapping[str, Band]], path: str | os.PathLike[s
             colour = "black" if label == plain else next(colours)
             axes.fill_between(one.at, one.low, one.high, color=colour, alpha=0.12, linewidth=0)
             axes.plot(one.at, one.mean, color=colour, linewidth=2 if label == plain else 1.5, label=label)
-        axes.set_title(f"{letter}  {title}", fontsize=10, loc="left")
+        axes.set_title(f"{letter}  {title}" if len(panels) > 1 else title, fontsize=10, loc="left")
         axes.set_xlabel("environment steps", fontsize=9)
         figures.tidy(axes)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False, fontsize=8)
