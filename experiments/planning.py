@@ -12,7 +12,7 @@ more than a thousand, and takes the first action of the best plan.
     python experiments/planning.py --preset swingup --agent runs/swingup/agent-20.npz
     python experiments/planning.py --plan.horizon 20 --plan.candidates 128       # `PlanConfig` has all settings
 
-The same command resumes where it stopped.
+As many devices imagine as divide the candidates. The same command resumes where it stopped.
 """
 
 from dataclasses import dataclass, replace
@@ -34,6 +34,7 @@ from dreamjax.reporting.timing import measure
 from dreamjax.storage import Change, RunFolder
 from dreamjax.storage.identity import fingerprint, pin
 from dreamjax.training import stages
+from dreamjax.training.devices import fitting_mesh
 from dreamjax.training.experiment import Options, command, read_command_line, run_folder, stored_agent
 from dreamjax.types import Agent, AgentParams, Key, Step
 from dreamjax.worldmodels import search
@@ -111,7 +112,8 @@ def main() -> None:
     if cfg.environment != "doom" and cfg.agent is None:
         raise SystemExit("--agent is needed: python experiments/swingup_iterative.py trains one")
     evolved = stored_agent(cfg.agent or COMMITTED, "python experiments/doom_take_cover.py --preset cpu")
-    agent, params = planning.agent(Planner(evolved[0].model, cfg.plan)), planning.agent_params(evolved[1])
+    mesh = fitting_mesh("candidates", cfg.plan.candidates, "plan.candidates")
+    agent, params = planning.agent(Planner(evolved[0].model, cfg.plan, mesh=mesh)), planning.agent_params(evolved[1])
     pin(run.path, "model", fingerprint(params.model, params.starts, code=False))
     random = random_play.random_agent(agent.model.spec, "held" if cfg.environment == "doom" else "uniform")
     contenders = {"planner": (agent, params), "evolved": evolved, "random": (random, random_play.PARAMS)}

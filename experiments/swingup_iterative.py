@@ -15,7 +15,7 @@ what happens there: it has to go there, look, and learn again. Each iteration:
     python experiments/swingup_iterative.py --folder runs/swingup-rnn --units 8          # C is a recurrent network
     python experiments/swingup_iterative.py --aggregate runs/seed-0 runs/seed-1          # one result of several runs
 
-All of it runs on one device. The command started again resumes. Measured: results/swingup_iterative.
+What learns and dreams runs on all devices. The command started again resumes. Measured: results/swingup_iterative.
 """
 
 from dataclasses import dataclass, replace
@@ -28,17 +28,18 @@ import numpy as np
 
 from dreamjax import evolution, rollout, worldmodels as wm
 from dreamjax.envs import swingup
-from dreamjax.evolution import EvolutionConfig, EvolutionState
+from dreamjax.evolution import EvolutionConfig
 from dreamjax.optim import AdamConfig
 from dreamjax.replay import latents
 from dreamjax.reporting import Section, aggregate, curves, films, pages, result_row, show_rows
 from dreamjax.storage import Change, MetricsLog, RunFolder, load, newest, read_metrics, save_agent
 from dreamjax.training import recorded
 from dreamjax.training.experiment import Aggregating, command, read_command_line, run_folder
-from dreamjax.training.loop import generations, train, updates
+from dreamjax.training.iterative import evolve_again
+from dreamjax.training.learning import learn_on_devices
 from dreamjax.trust import TrustConfig, one_step_error, promise, trust_section
-from dreamjax.types import Agent, AgentParams, Key, Metrics, PyTree
-from dreamjax.worldmodels import curiosity, learner, search, vision
+from dreamjax.types import Agent, AgentParams, Key, PyTree
+from dreamjax.worldmodels import curiosity, learner, vision
 
 NAME = "swingup_iterative"
 ENVIRONMENT = swingup.swingup(observation="both")  # the agent sees the picture; the state is for us to measure
@@ -100,30 +101,26 @@ def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, agent: Agent
         if not paths[-1].exists():
             recorded.write(paths[-1], act(*acting, key_collect, cfg.collected, STEPS + 1))
         seen = [recorded.read(path) for path in paths]
-    see = partial(learner.train_step, wm.VisionLearner(VISION, cfg.vision_optimizer), key_vision)
+    see, shared = wm.VisionLearner(VISION, cfg.vision_optimizer), (cfg.vision_batch, "vision_batch")
     frames = partial(recorded.batches, recorded.observed(seen, "image"), cfg.seed, cfg.vision_batch)
     end = cfg.first_vision_updates + n * cfg.vision_updates
-    vision_state = train(run, log, "vision", learned["vision"], updates(see, frames), end)
+    vision_state = learn_on_devices(run, log, "vision", key_vision, see, learned["vision"], frames, end, shared=shared)
     with run.stage("encode"):
         data = recorded.encode(seen, partial(jax.jit(vision.encode, static_argnums=0), VISION, vision_state.params))
         if cfg.curiosity and n:  # of M as it was; one that has learned nothing is surprised by everything
             surprise = partial(curiosity.intrinsic_reward, MEMORY, before.memory, key_curious, data)
             added = cfg.curiosity * recorded.once(run.path / "surprise" / f"{n:02}.npy", surprise)
             data = data._replace(reward=data.reward + added)
-    remember = partial(learner.train_step, wm.MemoryLearner(MEMORY, cfg.memory_optimizer, cfg.streams), key_memory)
+    remember, shared = wm.MemoryLearner(MEMORY, cfg.memory_optimizer, cfg.streams), (cfg.streams, "streams")
     first, end = (i * cfg.memory_updates for i in (n, n + 1))
     chunks = lambda step: latents.chunks(data, 1000 * cfg.seed + n, cfg.streams, cfg.length, step - first)  # noqa: E731
-    memory_state = train(run, log, "memory", learned["memory"], updates(remember, chunks), end)
+    begin = learned["memory"]
+    memory_state = learn_on_devices(run, log, "memory", key_memory, remember, begin, chunks, end, shared=shared)
     params = AgentParams(wm.WorldModelParams(vision_state.params, memory_state.params), (), data.first_frames(STARTS))
-
-    def generation(state: EvolutionState, count: int) -> tuple[EvolutionState, Metrics]:
-        if count % cfg.generations == 0:
-            state = evolution.init(cfg.evolution, state.mean)
-        key = jax.random.fold_in(key_evolve, count)
-        return search.generation(cfg.evolution, agent, params, key, state, cfg.dream_episodes, cfg.temperature)
-
-    often: dict[str, Any] = {"checkpoint_every": cfg.generations, "log_every": 1, "show": "fitness_mean"}
-    found = train(run, log, "search", learned["search"], generations(generation), (n + 1) * cfg.generations, **often)
+    params = params._replace(policy=learned["search"].mean)
+    again: dict[str, Any] = {"number": n + 1, "generations": cfg.generations, "episodes": cfg.dream_episodes}
+    searching = cfg.evolution, agent, params, learned["search"]
+    found = evolve_again(run, log, "search", key_evolve, *searching, temperature=cfg.temperature, **again)
     params = params._replace(policy=found.mean)
     with run.stage("evaluate"):
         if n in (0, cfg.iterations - 1):

@@ -7,8 +7,7 @@ takes one::
     planner = Planner(agent.model, icem())
     planning_agent, planning_params = planning.agent(planner), planning.agent_params(params)
 
-Source: Rubinstein 1999 (cross-entropy method), as in Chua et al. 2018 (PETS); Pinneri et al. 2020 (iCEM); Williams et
-al. 2017 (MPPI), as in Hansen et al. 2022 (TD-MPC), who add a policy and a value.
+Sources: see `methods`.
 """
 
 from dataclasses import dataclass
@@ -17,9 +16,11 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
 from dreamjax import checks, dream
 from dreamjax.planning.beliefs import Belief, coloured_by, draw, draw_evenly, follow, likeliest, refit, unknown, within
+from dreamjax.planning.methods import PlanConfig
 from dreamjax.rollout import random_policy
 from dreamjax.types import (
     Action,
@@ -37,72 +38,6 @@ from dreamjax.types import (
 )
 
 
-@dataclass(frozen=True)
-class PlanConfig:
-    """How plans are searched for; `random_shooting`, `cem`, `icem` and `mppi` are these methods.
-
-    Raises: ValueError if the numbers do not allow a search.
-    """
-
-    horizon: int = 15  # steps that a plan looks ahead
-    candidates: int = 128  # plans that are imagined in each iteration
-    iterations: int = 4
-    elites: int = 16  # best plans, from which the next distribution is made
-    sharpness: float = 0.0  # elites count by exp(sharpness x return); 0: all alike
-    momentum: float = 0.1  # share of a distribution that is kept in the next
-    spread: float = 0.5  # of the first distribution: standard deviation, as a share of the range of the action
-    least_spread: float = 0.02  # to which it narrows; of a discrete action, the share that is drawn evenly
-    exponent: float = 0.0  # of the noise, whose spectrum is f^-exponent: 0 is white; above, actions last longer
-    held: int = 1  # steps for which the noise lasts, and so the actions that are drawn, where one alone hardly matters
-    kept: int = 0  # elites that compete again, in the next iteration and at the next step, and with them the mean
-    from_prior: int = 0  # candidates that a policy chooses
-    takes_best: bool = False  # act as the best plan of the last iteration says, instead of the mean of what it made
-    is_uniform: bool = False  # draw evenly from all actions, whatever was found before
-    dreams: int = 1  # in which each plan is tried, all plans with the same luck
-    discount: float = 1.0  # that of the value, if there is one: of DreamerV3's critic, `cfg.behaviour.discount`
-    temperature: float = 1.0  # of the dreams
-
-    def __post_init__(self) -> None:
-        counts = min(self.horizon, self.iterations, self.elites, self.held, self.dreams) >= 1
-        ordered = 0 <= self.kept <= self.elites <= self.candidates and min(self.from_prior, self.drawn) >= 0
-        shares = all(0 <= share <= 1 for share in (self.momentum, self.least_spread, self.discount))
-        if not (counts and ordered and shares and self.spread >= 0 and self.temperature > 0):
-            raise ValueError(
-                "a planner needs a horizon, iterations, elites, held and dreams of 1 or more, 0 <= kept <= elites <= "
-                "candidates, at least from_prior + kept + 1 (the mean) candidates where any are kept, momentum, "
-                f"least_spread and discount in [0, 1], and a temperature above 0, got {self}"
-            )
-
-    @property
-    def drawn(self) -> int:
-        """Number of candidates that are drawn from the distribution."""
-        return self.candidates - self.from_prior - self.kept - (self.kept > 0)
-
-
-def random_shooting(horizon: int = 15, candidates: int = 512, **others: Any) -> PlanConfig:
-    """Draw plans evenly, and act as the best says."""
-    return PlanConfig(horizon, candidates, 1, 1, **({"takes_best": True, "is_uniform": True} | others))
-
-
-def cem(horizon: int = 15, candidates: int = 128, iterations: int = 4, elites: int = 16, **others: Any) -> PlanConfig:
-    """Cross-entropy method: draw again around the elites, which all count alike."""
-    return PlanConfig(horizon, candidates, iterations, elites, **others)
-
-
-def icem(horizon: int = 15, candidates: int = 128, iterations: int = 3, elites: int = 12, **others: Any) -> PlanConfig:
-    """Improved cross-entropy method: noise that lasts, elites that compete again, and the best plan that acts.
-
-    The number of candidates does not shrink from iteration to iteration, unlike the published one.
-    """
-    settings = {"exponent": 2.0, "kept": max(1, elites // 3), "takes_best": True} | others
-    return PlanConfig(horizon, candidates, iterations, elites, **settings)
-
-
-def mppi(horizon: int = 15, candidates: int = 128, iterations: int = 4, elites: int = 32, **others: Any) -> PlanConfig:
-    """Model predictive path integral control: elites count by the exponential of their return."""
-    return PlanConfig(horizon, candidates, iterations, elites, **({"sharpness": 0.5} | others))
-
-
 class Value(Protocol):
     def __call__(self, params: Params, features: PyTree, /) -> Array:
         """Predict the return [] that follows upon a state with features [F]."""
@@ -112,18 +47,28 @@ class Value(Protocol):
 class Planner:
     """What is imagined, and how plans are searched for. Hashable.
 
-    Raises: ValueError for an action without bounds, or if candidates are to come from a prior that is not there.
+    With a mesh of one axis the candidates are split over its devices, each of which imagines its own; only returns are
+    exchanged, and the plans are those of one device.
+
+    Raises: ValueError for an action without bounds, if candidates are to come from a prior that is not there, or if the
+        devices do not divide the candidates.
     """
 
     model: LatentModel  # `prior` and `value` read its features
     cfg: PlanConfig = PlanConfig()
     prior: AnyPolicy | None = None  # chooses `cfg.from_prior` of the candidates; a recurrent one remembers nothing
     value: Value | None = None  # of the state in which a plan ends; without one, nothing follows
+    mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
         random_policy(self.model.spec.action)  # it refuses what has no bounds
         if self.cfg.from_prior and self.prior is None:
             raise ValueError(f"{self.cfg.from_prior} candidates are to come from a prior, but `prior` is None")
+        if self.mesh and self.cfg.candidates % self.mesh.size:
+            raise ValueError(
+                f"{self.mesh.size} devices do not divide {self.cfg.candidates} candidates; use a multiple or fewer "
+                "devices"
+            )
 
     @property
     def spaces(self) -> list[Space]:
@@ -201,15 +146,10 @@ def search(planner: Planner, params: PlannerParams, key: Key, state: State, plan
     key_prior, key_search = jax.random.split(key)
     proposed = _proposed(planner, params, key_prior, state)
 
-    def promise(luck: Key, plan: list[Array]) -> Array:
-        actions = jax.tree.unflatten(structure, plan)
-        return jax.vmap(lambda key: plan_return(planner, params, key, state, actions))(luck).mean()
-
     def improve(plan: Plan, key: Key) -> tuple[Plan, list[Array]]:
         key_draw, key_dreams = jax.random.split(key)
         candidates = _candidates(planner, key_draw, plan, proposed)
-        # All have the same luck, so that it does not decide between them.
-        returns = jax.vmap(partial(promise, jax.random.split(key_dreams, cfg.dreams)))(candidates)
+        returns = _promised(planner, params, jax.random.split(key_dreams, cfg.dreams), state, candidates)
         worst = jnp.finfo(returns.dtype).min
         returns = jnp.nan_to_num(returns, nan=worst, neginf=worst)  # `top_k` takes what is not a number for the largest
         best, order = jax.lax.top_k(returns, cfg.elites)
@@ -247,6 +187,27 @@ def plan_return(planner: Planner, params: PlannerParams, key: Key, state: State,
     (last, weight), rewards = jax.lax.scan(step, begin, (jax.random.split(key, length), actions))
     follows = weight * planner.value(params.value, model.features(last)) if planner.value else 0.0
     return rewards.sum() + follows
+
+
+def _promised(planner: Planner, params: PlannerParams, luck: Key, state: State, candidates: list[Array]) -> Array:
+    """Returns of plans, all with the same luck, so that it does not decide between them. Shapes: luck [D] -> [N]."""
+    structure, mesh = jax.tree.structure(planner.model.spec.action), planner.mesh
+
+    def promise(params: PlannerParams, luck: Key, state: State, plan: list[Array]) -> Array:
+        actions = jax.tree.unflatten(structure, plan)
+        return jax.vmap(lambda key: plan_return(planner, params, key, state, actions))(luck).mean()
+
+    every = jax.vmap(promise, (None, None, None, 0))
+    if mesh is None:
+        return every(params, luck, state, candidates)
+
+    def exchanged(*own: Any) -> Array:
+        return jax.lax.all_gather(every(*own), mesh.axis_names, tiled=True)
+
+    whole, split = PartitionSpec(), PartitionSpec(*mesh.axis_names)
+    # The loops inside start from constants, which the check of varying axes takes for equal on all devices.
+    apart = jax.shard_map(exchanged, mesh=mesh, in_specs=(whole, whole, whole, split), out_specs=whole, check_vma=False)
+    return apart(params, luck, state, candidates)
 
 
 def _proposed(planner: Planner, params: PlannerParams, key: Key, state: State) -> list[Array]:

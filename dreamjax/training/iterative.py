@@ -6,6 +6,7 @@ Source: Ha & Schmidhuber 2018, section 5, with V as it is.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,10 @@ from dreamjax.replay.latents import Latents
 from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.metrics import MetricsLog
 from dreamjax.storage.weights import load_weights, save_weights
+from dreamjax.training import loop
+from dreamjax.training.devices import gathered, splitting_mesh
 from dreamjax.training.encode import encode_episodes, read_latents, write_latents
-from dreamjax.training.loop import generations, train
+from dreamjax.training.loop import train
 from dreamjax.training.stages import TrainMemory, remember
 from dreamjax.types import Agent, AgentParams, Key, Metrics, Params
 from dreamjax.worldmodels import learner, search
@@ -71,8 +74,16 @@ def train_iteratively(
     saw, and returns the parameters of the world model. `open_pool` opens the environments to act in between dreams,
     `name` names the stages and a folder. Killed at any moment, it resumes where it was.
 
+    Devices share the population of a search.
+
     Shapes: key [], params.policy not stacked, params.starts [S, ...].
+    Raises: ValueError if the devices do not divide the population.
     """
+    dreams: dict[str, Any] = {
+        "generations": cfg.generations,
+        "episodes": cfg.dream_episodes,
+        "temperature": cfg.temperature,
+    }
     best = params
     state = evolution.init(evolves, params.policy)
     seen: list[Latents] = []
@@ -80,10 +91,10 @@ def train_iteratively(
         key_dream, key_ask, key_play = jax.random.split(jax.random.fold_in(key, number), 3)
         if seen:
             params = params._replace(model=learn(number - 1, seen))
-        generation = partial(_generation, cfg, evolves, agent, params, key_dream, best.policy)
-        end = number * cfg.generations
-        settings = {"checkpoint_every": 5, "log_every": 1}
-        state = train(run, log, f"{name}-evolve", state, generations(generation), end, show="fitness_mean", **settings)
+        begin = params._replace(policy=best.policy)
+        state = evolve_again(
+            run, log, f"{name}-evolve", key_dream, evolves, agent, begin, state, number=number, **dreams
+        )
         params = params._replace(policy=state.mean)
         _, population = evolution.ask(evolves, key_ask, state)
         seen.append(_act(cfg, run, log, key_play, agent, params, population, number, open_pool=open_pool, name=name))
@@ -126,21 +137,37 @@ def learn_memory(
     return learn
 
 
-def _generation(
-    cfg: IterativeConfig,
+def evolve_again(
+    run: RunFolder,
+    log: MetricsLog,
+    name: str,
+    key: Key,
     evolves: EvolutionConfig,
     agent: Agent,
     params: AgentParams,
-    key: Key,
-    best: Params,
     state: EvolutionState,
+    *,
     number: int,
-) -> tuple[EvolutionState, Metrics]:
-    """Do generation `number`, counted through all iterations."""
-    if number % cfg.generations == 0:
-        state = evolution.init(evolves, best)
-    key = jax.random.fold_in(key, number)
-    return search.generation(evolves, agent, params, key, state, cfg.dream_episodes, cfg.temperature)
+    generations: int,
+    episodes: int,
+    temperature: float,
+) -> EvolutionState:
+    """Search anew around `params.policy`, in dreams: the generations of iteration `number`, from 1, of stage `name`.
+
+    Every individual dreams the same `episodes`. `state` is that of the iteration before; devices share the population.
+
+    Raises: ValueError if the devices do not divide the population.
+    """
+    mesh = splitting_mesh("population", evolves.population_size, "population_size")
+
+    def generation(state: EvolutionState, count: int) -> tuple[EvolutionState, Metrics]:
+        if count % generations == 0:
+            state = evolution.init(evolves, params.policy)
+        key_count = jax.random.fold_in(key, count)
+        return search.generation(evolves, agent, params, key_count, state, episodes, temperature, mesh)
+
+    settings: dict[str, Any] = {"checkpoint_every": 5, "log_every": 1, "show": "fitness_mean"}
+    return gathered(mesh, train(run, log, name, state, loop.generations(generation), number * generations, **settings))
 
 
 def _act(

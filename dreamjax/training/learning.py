@@ -11,8 +11,10 @@ import jax
 from jax.sharding import Mesh
 
 from dreamjax.replay.latents import Chunk
-from dreamjax.training.devices import replicated, split, spread
-from dreamjax.training.loop import Loop, updates
+from dreamjax.storage.folder import RunFolder
+from dreamjax.storage.metrics import MetricsLog
+from dreamjax.training.devices import fitting_mesh, gathered, replicated, split, spread
+from dreamjax.training.loop import train, updates
 from dreamjax.types import Key, Metrics, PyTree
 from dreamjax.worldmodels import learner
 from dreamjax.worldmodels.learner import MemoryLearner, TrainState, VisionLearner
@@ -49,16 +51,28 @@ def learner_over(mesh: Mesh, learns: VisionLearner | MemoryLearner) -> Learning:
     return Learning(partial(spread, places=places), step)
 
 
-def updates_over(
-    mesh: Mesh, learns: VisionLearner | MemoryLearner, key: Key, batches: Callable[[int], Iterator[Any]]
-) -> Loop:
-    """Make the loop in which V or M learns from one batch after the other, over the devices of a mesh.
+def learn_on_devices(
+    run: RunFolder,
+    log: MetricsLog,
+    name: str,
+    key: Key,
+    learns: VisionLearner | MemoryLearner,
+    state: TrainState,
+    batches: Callable[[int], Iterator[Any]],
+    until: int,
+    *,
+    shared: tuple[int, str],
+    checkpoint_every: int = 500,
+) -> TrainState:
+    """Train V or M as stage `name` to update number `until`, on as many devices as divide a batch; see `loop.train`.
 
-    `batches` as in `loop.updates`.
+    `batches` as in `loop.updates`; `shared` are the size of a batch and the setting that says it. What is returned is
+    bound to no device.
     """
+    mesh = fitting_mesh("batch", *shared)
     begin, step = learner_over(mesh, learns)
 
     def loop(state: PyTree, done: int) -> Iterator[tuple[PyTree, Metrics]]:
         return updates(partial(step, key), batches)(begin(state), done)
 
-    return loop
+    return gathered(mesh, train(run, log, name, state, loop, until, checkpoint_every=checkpoint_every))

@@ -28,8 +28,8 @@ from dreamjax.storage.identity import fingerprint
 from dreamjax.storage.metrics import MetricsLog
 from dreamjax.storage.progress import progress
 from dreamjax.training import encode as encoding
-from dreamjax.training.devices import fitting_mesh, gathered, splitting_mesh
-from dreamjax.training.learning import updates_over
+from dreamjax.training.devices import gathered, splitting_mesh
+from dreamjax.training.learning import learn_on_devices
 from dreamjax.training.loop import generations, train
 from dreamjax.types import Agent, AgentParams, EnvSpec, Key, Metrics, Params
 from dreamjax.worldmodels import learner, search, vision as vision_module
@@ -128,13 +128,13 @@ def see(
     checkpoint_every: int = 500,
 ) -> Params:
     """Train V on the frames of a store; return its parameters. As many devices share a batch as divide it."""
-    mesh = fitting_mesh("batch", cfg.batch, "vision.batch")
     seen = store.head(min(cfg.episodes or len(store), len(store)))
     key_init, key_train = jax.random.split(key)
     learns = VisionLearner(vision, cfg.optimizer)
-    loop = updates_over(mesh, learns, key_train, partial(episodes.frame_batches, seen, seed, cfg.batch))
-    state = _begin(learns, key_init)
-    return gathered(mesh, train(run, log, "vision", state, loop, cfg.updates, checkpoint_every=checkpoint_every).params)
+    batches = partial(episodes.frame_batches, seen, seed, cfg.batch)
+    how: Any = {"shared": (cfg.batch, "vision.batch"), "checkpoint_every": checkpoint_every}
+    begin = _begin(learns, key_init)
+    return learn_on_devices(run, log, "vision", key_train, learns, begin, batches, cfg.updates, **how).params
 
 
 def encode(run: RunFolder, store: Store, vision: VisionConfig, params: Params) -> Latents:
@@ -160,7 +160,6 @@ def remember(
 
     As many devices share the streams as divide them.
     """
-    mesh = fitting_mesh("batch", cfg.streams, "memory.streams")
     key_init, key_train = jax.random.split(key)
     learns = MemoryLearner(memory, cfg.optimizer, cfg.streams)
     if state is None:
@@ -171,8 +170,8 @@ def remember(
     def chunks(step: int) -> Iterator[Any]:
         return latents.chunks(data, seed, cfg.streams, cfg.length, step - first)
 
-    loop = updates_over(mesh, learns, key_train, chunks)
-    return gathered(mesh, train(run, log, name, state, loop, first + cfg.updates, checkpoint_every=checkpoint_every))
+    how: Any = {"shared": (cfg.streams, "memory.streams"), "checkpoint_every": checkpoint_every}
+    return learn_on_devices(run, log, name, key_train, learns, state, chunks, first + cfg.updates, **how)
 
 
 def evolve_in_dreams(

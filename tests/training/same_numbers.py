@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from dreamjax import planning
 from dreamjax.dreamerv3 import experience, learner
 from dreamjax.dreamerv3.config import debug
 from dreamjax.dreamerv3.model import Dreamer
@@ -24,7 +25,7 @@ from dreamjax.training import processes
 from dreamjax.training.devices import device_mesh, gathered, own_part, replicated, sharded, split, together
 from dreamjax.training.learning import learner_over
 from dreamjax.training.trainer import learning
-from dreamjax.types import AgentParams, EnvSpec, Space
+from dreamjax.types import Agent, AgentParams, EnvSpec, Space
 from dreamjax.worldmodels import controller, learner as worldmodels, memory, model, search
 from dreamjax.worldmodels.learner import MemoryLearner, VisionLearner
 from dreamjax.worldmodels.memory import MemoryConfig
@@ -102,8 +103,8 @@ def seen_and_remembered(mesh) -> dict[str, np.ndarray]:
     return found
 
 
-def evolved(mesh) -> dict[str, np.ndarray]:
-    """Do two generations in the dreams of a small memory."""
+def dreaming() -> tuple[Agent, AgentParams]:
+    """Make an agent that dreams in a small memory; without parameters of its policy."""
     observation, action = Space((64, 64, 3), np.uint8, 0, 256), Space((1,), np.float32, -1, 1)
     world = WorldModelConfig(
         VisionConfig(4),
@@ -112,10 +113,15 @@ def evolved(mesh) -> dict[str, np.ndarray]:
         step_reward=1.0,
     )
     agent = model.make(world, EnvSpec(observation, action, 20))
-    key_memory, key_starts, key = jax.random.split(jax.random.key(0), 3)
+    key_memory, key_starts = jax.random.split(jax.random.key(0))
     dreamed = memory.init(world.memory, key_memory)
     starts = tuple(jax.random.normal(key_starts, (2, 5, 4)))
-    params = AgentParams(WorldModelParams({}, dreamed), (), starts)
+    return agent, AgentParams(WorldModelParams({}, dreamed), (), starts)
+
+
+def evolved(mesh) -> dict[str, np.ndarray]:
+    """Do two generations in dreams."""
+    (agent, params), key = dreaming(), jax.random.key(6)
     cfg = EvolutionConfig(16, 0.5)
     state = init(cfg, agent.policy.init(jax.random.key(3)))
     found = {}
@@ -123,6 +129,19 @@ def evolved(mesh) -> dict[str, np.ndarray]:
         key, key_generation = jax.random.split(key)
         state, metrics = search.generation(cfg, agent, params, key_generation, state, 3, 1.2, mesh)
         found |= named(f"generation {number} ", (state.mean, state.sigma, state.covariance, metrics))
+    return found
+
+
+def planned(mesh) -> dict[str, np.ndarray]:
+    """Plan at two steps."""
+    agent, params = dreaming()
+    planner = planning.Planner(agent.model, planning.icem(4, 16, 2, 4, dreams=2), mesh=mesh)
+    plan, state, found = planning.start(planner), agent.model.start(params.model), {}
+    for number in range(2):
+        key = jax.random.key(number)
+        plan, action = planning.search(planner, planning.PlannerParams(params.model), key, state, plan)
+        found |= named(f"plan {number} ", (plan, action))
+        plan = planning.advance(planner, plan)
     return found
 
 
@@ -147,7 +166,7 @@ def main() -> None:
         check_places(again, places)
         for x, y in zip(jax.tree.leaves(whole(mesh, again)), jax.tree.leaves(whole(mesh, five)), strict=True):
             np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
-    found |= seen_and_remembered(mesh) | evolved(mesh)
+    found |= seen_and_remembered(mesh) | evolved(mesh) | planned(mesh)
     if processes.leave():
         np.savez(folder / "numbers.npz", **found)
 
