@@ -41,7 +41,8 @@ from dreamjax.reporting.timing import measure
 from dreamjax.storage.folder import RunFolder
 from dreamjax.training.devices import device_mesh, keep_freed_memory
 from dreamjax.training.online import act_and_learn
-from dreamjax.training.trainer import AT_ONCE, OnlineConfig, Training, updates_at_once
+from dreamjax.training.online_config import AT_ONCE, OnlineConfig, updates_at_once
+from dreamjax.training.trainer import Training
 from dreamjax.types import Environment
 
 RESULTS = Path(__file__).parent / "results" / "dreamerv3_loops.json"

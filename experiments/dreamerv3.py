@@ -40,9 +40,8 @@ from dreamjax.reporting.aggregate import aggregate_runs, episode_returns, publis
 from dreamjax.reporting.films import film_section
 from dreamjax.storage import Begin, Change, RunFolder, load, read_metrics
 from dreamjax.storage.recordings import read_spec
-from dreamjax.training import processes
+from dreamjax.training import OnlineConfig, processes, train_offline, train_online
 from dreamjax.training.experiment import Aggregating, Distributing, Evaluating, command, open_folder, read_command_line
-from dreamjax.training.online import OnlineConfig, train_offline, train_online
 from dreamjax.trust import TrustConfig, trust_section
 
 NAME, RESULTS = "dreamerv3", Path(__file__).parent / "results" / "dreamerv3"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         learning as learning,
         loop as loop,
         online as online,
+        online_config as online_config,
         plan as plan,
         processes as processes,
         recorded as recorded,
@@ -31,6 +32,6 @@ if TYPE_CHECKING:
         train_iteratively as train_iteratively,
     )
     from dreamjax.training.online import train_offline as train_offline, train_online as train_online
-    from dreamjax.training.trainer import OnlineConfig as OnlineConfig
+    from dreamjax.training.online_config import OnlineConfig as OnlineConfig
 
 __getattr__, __dir__, __all__ = exports(__name__, __file__)

@@ -19,7 +19,8 @@ from dreamjax.storage.folder import Change, RunFolder
 from dreamjax.storage.transfer import Begin
 from dreamjax.training import processes
 from dreamjax.training.devices import keep_compiled_programs
-from dreamjax.training.online import OnlineConfig, train_online
+from dreamjax.training.online import train_online
+from dreamjax.training.online_config import OnlineConfig
 from dreamjax.types import Agent, AgentParams
 
 FREE = ("online.steps", "online.checkpoint_every", "online.log_every", "online.on_disk", "online.sharded", "workers")

@@ -23,10 +23,11 @@ from dreamjax.storage.recordings import fill, open_recording
 from dreamjax.storage.replays import ReplayError, ReplayFolder
 from dreamjax.storage.transfer import Begin
 from dreamjax.training import plan
+from dreamjax.training.online_config import AT_ONCE, OnlineConfig, updates_at_once
 from dreamjax.training.processes import asked_to_stop, folder_of, label, meet, run_folder, share
 from dreamjax.training.signals import StopRequest, stop_request
 from dreamjax.training.trace import Trace, tracing
-from dreamjax.training.trainer import AT_ONCE, OnlineConfig, Training, updates_at_once
+from dreamjax.training.trainer import Training
 from dreamjax.types import Metrics
 
 
@@ -56,9 +57,9 @@ def train_online(
     and step at which environments failed, whose episodes end there as truncated.
 
     Where a step of all environments asks for several updates, up to `at_once` of them are one call: see `Training`.
-    First of all the plan of the run is printed. Every update is looked at before anything is saved. After a signal the
-    step under way is finished and saved. Several processes call it together, each with its own environments, and a run
-    folder that is its own: see `training.processes`.
+    First of all the plan of the run is printed, with the time that an update takes. Every update is looked at before
+    anything is saved. After a signal the step under way is finished and saved. Several processes call it together, each
+    with its own environments, and a run folder that is its own: see `training.processes`.
 
     Raises: ValueError if the run was begun in another environment, the machine is too small for it, its devices do not
         divide the batch, the processes what they share, or what it begins with does not fit; ReplayError if the replay
@@ -66,19 +67,17 @@ def train_online(
         `VectorEnvironment.step` does.
     """
     pin(run.path, "environment", environment.name)
-    plan.announce(dreamer, cfg, len(environment), run.path)
-    streams = len(environment) * jax.process_count()
-    training = Training(run, dreamer, len(environment), cfg, seed, updates_at_once(cfg, streams, at_once))
+    training = _planned(run, dreamer, len(environment), cfg, seed, at_once)
     if not training.restore() and begin is not None:
         training.begin_with(begin)
     bar = progress(cfg.steps, label("train"), initial=training.steps, unit="step", waits="compiling")
-    failures, begun = 0, training.updates
+    failures = 0
     with _training(run, bar) as (stop, log, trace, stage):
         training.rewind(log)
         for now in act_and_learn(training, environment):
             trace.at(now.updates, training.state, training.at_once)
             for i, episode in now.episodes.items():
-                log.write("episode", now.steps - streams + environment.first + i, episode)
+                log.write("episode", now.steps - training.streams + environment.first + i, episode)
                 bar.set_postfix({"return": f"{episode['return'] + 0.0:.4g}", "updates": now.updates})
             if now.failures > failures:
                 log.write("failures", now.steps, {"environments": now.failures - failures})
@@ -91,8 +90,6 @@ def train_online(
             if saving:
                 training.save()
                 stage.tick()
-            if training.updates == begun < training.due:
-                bar.wait("compiling")  # the first update
             if stopping:
                 stop.leave(
                     f"saved at step {now.steps} of {cfg.steps}; started again, it goes on from there: {run.path}"
@@ -100,6 +97,20 @@ def train_online(
         training.save()
         meet("the end, after update", training.updates)  # when the agent is written
     return training.state
+
+
+def _planned(run: RunFolder, dreamer: Dreamer, envs: int, cfg: OnlineConfig, seed: int, at_once: int) -> Training:
+    """Print what a run needs, refuse what cannot fit, and time an update; `envs` are those of this process."""
+    plan.announce(dreamer, cfg, envs, run.path)
+    streams = envs * jax.process_count()
+    training = Training(run, dreamer, envs, cfg, seed, updates_at_once(cfg, streams, at_once))
+    with progress(1, label("plan"), unit="update", waits="compiling") as bar:
+        training.probe()
+        bar.update(0)  # it is compiled
+        seconds = training.probe()
+        bar.update()
+    plan.announce_time(dreamer, cfg, streams, run.path, seconds)
+    return training
 
 
 def act_and_learn(training: Training, environment: VectorEnvironment) -> Iterator[Progress]:

@@ -18,8 +18,9 @@ import numpy as np
 from dreamjax.dreamerv3 import experience, learner
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.storage.atomic import replacing
+from dreamjax.training.devices import device_mesh, sharded
+from dreamjax.training.online_config import OnlineConfig, updates_due
 from dreamjax.training.processes import is_first
-from dreamjax.training.trainer import OnlineConfig
 from dreamjax.types import PyTree
 
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -30,7 +31,8 @@ class Plan(NamedTuple):
     """What a run needs at most. Sizes are in bytes."""
 
     parameters: int  # numbers, of world model, actor and critic
-    agent: int  # parameters, slow critic and optimiser, on every device
+    agent: int  # parameters, slow critic and optimiser
+    part: int  # of the agent, on each device
     step: int  # a replayed one
     steps: int  # in the replay, when the run has collected all that it will
     replay: int  # memory of the process, or files that are mapped into it
@@ -57,7 +59,14 @@ def plan(dreamer: Dreamer, cfg: OnlineConfig, streams: int) -> Plan:
     files = blocks * len(jax.tree.leaves(experience.example(dreamer))) * cfg.on_disk
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     disk = 3 * (agent + replay) + cfg.on_disk * replay
-    return Plan(parameters, agent, step, kept * streams, replay, disk, cfg.on_disk, files)
+    part = agent
+    if cfg.sharded:
+        places = sharded(device_mesh("batch"), state)
+        part = sum(
+            int(np.prod(place.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+            for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(places), strict=True)
+        )
+    return Plan(parameters, agent, part, step, kept * streams, replay, disk, cfg.on_disk, files)
 
 
 def machine(folder: Path) -> Machine:
@@ -71,9 +80,10 @@ def machine(folder: Path) -> Machine:
 
 def table(needs: Plan, has: Machine) -> str:
     """Show both, a line for each thing."""
+    of = f"; {shown_bytes(needs.agent)} in all" if needs.part < needs.agent else ""
     rows = [
         ("parameters", f"{needs.parameters:,}", "of world model, actor and critic"),
-        ("agent", shown_bytes(needs.agent), "parameters and optimiser, on every device"),
+        ("agent", shown_bytes(needs.part), f"parameters and optimiser, on every device{of}"),
         ("replay", shown_bytes(needs.replay), f"{needs.steps:,} steps in {'files' if needs.on_disk else 'memory'}"),
         ("memory", shown_bytes(has.memory), "of this machine, or that it lets this process have"),
         (
@@ -128,6 +138,20 @@ def announce(dreamer: Dreamer, cfg: OnlineConfig, streams: int, folder: Path) ->
         print(f"plan of {folder}\n{table(needs, has)}", file=sys.stderr, flush=True)
         keep(folder, table(needs, has))
     check(needs, has, folder)
+
+
+def announce_time(dreamer: Dreamer, cfg: OnlineConfig, streams: int, folder: Path, seconds: float) -> None:
+    """Print how long the updates of a run will take, and add it to its plan. `streams` are those of all processes."""
+    if is_first():
+        updates = updates_due(cfg, cfg.replay(dreamer.cfg.context).length, streams, cfg.steps)
+        line = f"  {'learning':<11}{duration(updates, seconds)}"
+        print(line, file=sys.stderr, flush=True)
+        keep(folder, (folder / "plan.txt").read_text(encoding="utf-8") + line)
+
+
+def duration(updates: int, seconds: float) -> str:
+    """Say how long so many updates take."""
+    return f"{updates:,} updates of {1000 * seconds:,.0f} ms: {updates * seconds / 3600:,.1f} hours"
 
 
 def _bytes(tree: PyTree) -> int:

@@ -13,7 +13,7 @@ from dreamjax.replay.latents import Chunk
 from dreamjax.storage.folder import RunFolder
 from dreamjax.training.devices import fitting_mesh
 from dreamjax.training.learning import learner_over
-from dreamjax.training.plan import Machine, keep, machine, shown_bytes
+from dreamjax.training.plan import Machine, duration, keep, machine, shown_bytes
 from dreamjax.training.stages import Collect, Evolve, TrainMemory, TrainVision
 from dreamjax.types import Agent, PyTree
 from dreamjax.worldmodels import learner
@@ -129,7 +129,7 @@ def announce(
         if not run.stage_done(name):
             mesh = fitting_mesh("batch", *shared)
             part = f" on {mesh.size} of {jax.device_count()} devices" if mesh.size < jax.device_count() else ""
-            tell((name, _duration(updates, seconds_per_update(learns, batch, mesh)) + part))
+            tell((name, duration(updates, seconds_per_update(learns, batch, mesh)) + part))
     tell(("evolve", f"up to {needs.dreamed:,} steps of dreams"))
     if not run.stage_done("vision"):  # afterwards it is no longer a plan
         keep(run.path, "\n".join(told))
@@ -144,10 +144,6 @@ def _chunk(world: WorldModelConfig, memory: TrainMemory) -> Chunk:
     reward: Any = np.zeros(lead, np.float32)
     reset: Any = np.array(True)
     return Chunk(latent, latent, action, reward, flag, flag, flag, reset)
-
-
-def _duration(updates: int, seconds: float) -> str:
-    return f"{updates:,} updates of {1000 * seconds:,.0f} ms: {updates * seconds / 3600:,.1f} hours"
 
 
 def _line(row: tuple[str, str]) -> str:

@@ -1,10 +1,9 @@
 """The agent and the replay of a run: they learn together, and are saved together."""
 
-import math
+import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from dreamjax.dreamerv3 import experience, learner
 from dreamjax.dreamerv3.experience import Latent, Learned
 from dreamjax.dreamerv3.learner import TrainState
 from dreamjax.dreamerv3.model import Dreamer, DreamerParams
-from dreamjax.replay.sequences import Address, ReplayConfig, SequenceReplay
+from dreamjax.replay.sequences import Address, SequenceReplay
 from dreamjax.rollout import AgentState
 from dreamjax.storage import agents
 from dreamjax.storage.checkpoints import Checkpoints
@@ -28,56 +27,11 @@ from dreamjax.storage.replays import ReplayError, ReplayFolder, mapped, read_sha
 from dreamjax.storage.transfer import Begin, begun
 from dreamjax.training.devices import near, own_part, replicated, sharded, split, splitting_mesh, together
 from dreamjax.training.loop import finite
+from dreamjax.training.online_config import OnlineConfig, updates_due
 from dreamjax.training.processes import folder_of, meet, run_folder
 from dreamjax.types import PyTree, Step
 
 STARTS = 64  # first observations that are kept, where the dreams of the trained agent may begin
-AT_ONCE = 8  # updates in one call: what it costs the host is shared by them, and a signal waits for two calls
-
-
-@dataclass(frozen=True)
-class OnlineConfig:
-    """How much is collected and replayed."""
-
-    steps: int  # actions of all environments together
-    batch_size: int = 16
-    batch_length: int = 64  # trained steps of a sequence; the context comes on top
-    train_ratio: float = 32.0  # replayed steps per collected one, context not counted
-    capacity: int = 5_000_000  # steps that are kept
-    on_disk: bool = False  # keep them in files, where memory does not hold them
-    online: bool = True  # see `ReplayConfig`, as the next two
-    prioritized: float = 0.0
-    recent: float = 0.0
-    checkpoint_every: int = 1000  # updates
-    log_every: int = 100
-    sharded: bool = False  # split what is trained over the devices, where it is large; otherwise each has all of it
-
-    def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.batch_length, self.checkpoint_every, self.log_every) < 1:
-            raise ValueError(f"every count must be positive, got {self}")
-        if self.train_ratio <= 0:
-            raise ValueError(f"train_ratio must be positive, got {self.train_ratio}")
-
-    def replay(self, context: int) -> ReplayConfig:
-        length = context + self.batch_length
-        return ReplayConfig(self.capacity, length, self.online, self.prioritized, self.recent)
-
-
-def updates_due(cfg: OnlineConfig, length: int, streams: int, steps: int) -> int:
-    """Count the updates that belong to `steps` collected ones: none before the replay holds a batch, then exact.
-
-    The first update comes with the first step at which it can, the others at the train ratio from there on.
-    """
-    before = -(-cfg.batch_size * cfg.batch_length // streams) + length - 1
-    since = steps - before * streams
-    if since < 0:
-        return 0
-    return 1 + int(since * Fraction(cfg.train_ratio) / (cfg.batch_size * cfg.batch_length))
-
-
-def updates_at_once(cfg: OnlineConfig, streams: int, most: int) -> int:
-    """Say how many updates one call may make: those that a step of all environments asks for, if they are not more."""
-    return min(most, math.ceil(Fraction(cfg.train_ratio) * streams / (cfg.batch_size * cfg.batch_length)))
 
 
 def learning(mesh: Mesh, places: PyTree) -> Callable[..., tuple[TrainState, Learned]]:
@@ -117,15 +71,16 @@ class Training:
         if at_once < 1:
             raise ValueError(f"at_once must be positive, got {at_once}")
         self.dreamer, self.cfg, self.seed, self.at_once = dreamer, cfg, seed, at_once
-        key_init, self._key_act, self._key_learn = jax.random.split(jax.random.key(seed), 3)
+        self._key_init, self._key_act, self._key_learn = jax.random.split(jax.random.key(seed), 3)
         # The batch is split over all devices; everything else is the same on each, or split as well to save memory.
         self._mesh = splitting_mesh("batch", cfg.batch_size, "batch_size")
         self._whole: Any = replicated(self._mesh)
         write_spec(run.path, dreamer.spec)
         agents.describe(run.path, dreamer.cfg, dreamer.spec)
-        like = jax.eval_shape(partial(learner.init, dreamer), key_init)
+        like = jax.eval_shape(partial(learner.init, dreamer), self._key_init)
         self._places: Any = sharded(self._mesh, like) if cfg.sharded else self._whole  # of the state
-        self.state = jax.jit(learner.init, static_argnums=0, out_shardings=self._places)(dreamer, key_init)
+        self._new = jax.jit(learner.init, static_argnums=0, out_shardings=self._places)
+        self.state = self._new(dreamer, self._key_init)
         self._learn = learning(self._mesh, self._places)
         self._gather = jax.jit(lambda params: params, out_shardings=self._whole)
         self._acting: DreamerParams | None = None  # parameters near the environments, until the next update
@@ -141,6 +96,18 @@ class Training:
         self._kept: int | None = None  # update of the newest checkpoint
         self._begun: deque[tuple[list[Address], Learned]] = deque()  # calls under way; the last ends at `updates`
         self._late: deque[Late] = deque()
+
+    def probe(self) -> float:
+        """Time an update, in seconds, before there is anything to lose: the agent begins anew."""
+        shape = self.at_once, self.cfg.batch_size // self._processes, self.replay.cfg.length
+        empty = jax.tree.map(lambda x: np.zeros((*shape, *x.shape), x.dtype), experience.example(self.dreamer))
+        batches = together(empty, split(self._mesh, 1))
+        begun = time.monotonic()
+        self.state, learned = self._learn(self.dreamer, self._key_learn, self.state, batches, np.int32(1))
+        jax.block_until_ready(learned)
+        seconds = time.monotonic() - begun
+        self.state = self._new(self.dreamer, self._key_init)
+        return seconds
 
     def begin_with(self, begin: Begin) -> None:
         """Take over what another agent has learned, if anything is named. Raises: as `transfer.begun` does."""

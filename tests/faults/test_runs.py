@@ -33,9 +33,9 @@ from dreamjax.storage.replays import mapped
 from dreamjax.training import plan
 from dreamjax.training.devices import keep_compiled_programs
 from dreamjax.training.loop import generations, train, updates
-from dreamjax.training.online import OnlineConfig, train_online
+from dreamjax.training.online import train_online
+from dreamjax.training.online_config import OnlineConfig, updates_due
 from dreamjax.training.stages import Collect, Evolve, TrainVision, collect, may_change
-from dreamjax.training.trainer import updates_due
 from dreamjax.types import EnvSpec, PyTree, Space
 from dreamjax.worldmodels import MemoryConfig, MemoryLearner, learner as worldmodels_learner
 
@@ -309,6 +309,10 @@ def test_the_plan_says_what_will_be_needed(tmp_path: Path) -> None:
     assert held <= plan.plan(dreamer, replace(cfg, on_disk=True), 2).files <= 1.6 * held
     table = plan.table(needs, LAPTOP)
     assert f"{needs.parameters:,}" in table and "2,500 steps in memory" in table and "16 GiB" in table
+    assert needs.part == needs.agent and "on every device\n" in table
+    part = plan.plan(Dreamer.of(SIZES["12m"], PIXELS.spec), replace(cfg, sharded=True), 2)
+    assert part.part == part.agent  # there is one device
+    assert "on every device; 2 KiB in all" in plan.table(part._replace(part=1024, agent=2048), LAPTOP)
 
 
 def test_a_run_that_cannot_fit_is_refused_with_what_to_change(tmp_path: Path) -> None:

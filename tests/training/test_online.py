@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from dreamjax.acting.vector import VectorEnvironment
+from dreamjax.dreamerv3 import experience
 from dreamjax.dreamerv3.config import DreamerConfig, HeadsConfig, RSSMConfig
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs import probes
@@ -29,8 +30,9 @@ from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.metrics import read_metrics
 from dreamjax.storage.recordings import open_recording, write_recording
 from dreamjax.storage.replays import ReplayError
-from dreamjax.training.online import OnlineConfig, train_offline, train_online
-from dreamjax.training.trainer import updates_at_once, updates_due
+from dreamjax.training.online import train_offline, train_online
+from dreamjax.training.online_config import OnlineConfig, updates_at_once, updates_due
+from dreamjax.training.trainer import Training
 from dreamjax.types import Step
 
 TINY = DreamerConfig(
@@ -73,6 +75,20 @@ class Telling(gymnasium.Wrapper):
     def step(self, action):
         self.seen += 1
         return *super().step(action)[:4], {"seen": self.seen}
+
+
+def test_the_plan_times_the_update_that_training_uses_and_leaves_the_agent_new(tmp_path):
+    before = experience.learn_several._cache_size()
+    run(tmp_path, CFG)
+    assert experience.learn_several._cache_size() - before <= 1  # none if another test has compiled it
+    updates = updates_due(CFG, 9, 2, CFG.steps)
+    assert f"  learning   {updates} updates of " in (tmp_path / "plan.txt").read_text()
+    assert Checkpoints(tmp_path / "checkpoints").steps()[-1] == updates
+    with jax.debug_key_reuse(False):
+        training = Training(RunFolder(tmp_path / "new", TINY), Dreamer.of(TINY, SPEC), 2, CFG, 0, 1)
+        new = jax.device_get(training.state)
+        assert training.probe() > 0
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(training.state), new)
 
 
 def test_what_environments_tell_about_an_episode_is_written_down(tmp_path):

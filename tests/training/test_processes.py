@@ -21,7 +21,7 @@ from dreamjax.storage.checkpoints import Checkpoints
 from dreamjax.storage.metrics import read_metrics
 from dreamjax.storage.recordings import open_recording
 from dreamjax.training import processes
-from dreamjax.training.trainer import OnlineConfig, updates_due
+from dreamjax.training.online_config import OnlineConfig, updates_due
 from tests.training import together
 from tests.training.same_numbers import DREAMER
 from tests.training.test_online import counter
