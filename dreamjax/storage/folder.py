@@ -26,6 +26,11 @@ class FolderInUse(RuntimeError):
     """Another process is writing to the run folder."""
 
 
+def folder_of(run: Path, process: int) -> Path:
+    """Return the folder that a process writes to, of those that train together: the first that of the run itself."""
+    return run / "processes" / str(process) if process else run
+
+
 class Change(NamedTuple):
     """What follows when a run goes on with another value of a field."""
 

@@ -16,7 +16,7 @@ from dreamjax.dreamerv3.experience import Experience, Latent, recorded
 from dreamjax.envs.host import Leaf, checked, leaf_of
 from dreamjax.replay.sequences import Address, ReplayConfig, SequenceReplay
 from dreamjax.storage.atomic import replacing
-from dreamjax.storage.replays import ReplayError, ReplayFolder
+from dreamjax.storage.replays import ReplayError, ReplayFolder, read_share, saved_parts
 from dreamjax.storage.specs import spec_from_json, spec_to_json
 from dreamjax.types import Action, EnvSpec, Space, Step
 
@@ -75,20 +75,26 @@ def _leaf(path: Any, space: Space, environments: int) -> Leaf:
 
 
 def open_recording(folder: str | os.PathLike[str]) -> SequenceReplay:
-    """Read a recording. Raises ReplayError where there is none or it is damaged."""
+    """Read a recording; of a run in several processes what all of them have recorded.
+
+    Raises: ReplayError where there is none or it is damaged.
+    """
     spec, saved = read_spec(folder), ReplayFolder(Path(folder) / "replay")
     if not saved.steps():
         raise ReplayError(f"{folder} holds no recording: it has no replay")
     newest = saved.steps()[-1]
+    parts = saved_parts(Path(folder), newest)
     shape = saved.shape(newest)
     kinds = {name: jax.ShapeDtypeStruct(tuple(size), dtype) for name, (size, dtype) in shape["steps"].items()}
     example = recorded(spec)
     if set(LATENT) <= kinds.keys():
         example = example._replace(latent=Latent._make(kinds[name] for name in LATENT))
-    recording = SequenceReplay(
-        ReplayConfig(shape["capacity"], 1, online=False, block=shape["block"]), example, shape["streams"]
-    )
-    saved.restore(recording, newest)
+    cfg = ReplayConfig(shape["capacity"] * len(parts), 1, online=False, block=shape["block"])
+    recording = SequenceReplay(cfg, example, shape["streams"] * len(parts))
+    if len(parts) == 1:
+        saved.read(recording, newest)  # block by block
+    else:
+        read_share(parts, recording, newest, 0)
     return recording
 
 

@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from dreamjax.replay.sequences import Allocate, ReplayState, SequenceReplay
 from dreamjax.storage.atomic import replacing
+from dreamjax.storage.folder import folder_of
 
 Kind = tuple[tuple[int, ...], np.dtype]  # shape and dtype of an array
 
@@ -158,6 +160,15 @@ class ReplayFolder:
         for file in self.folder.glob("*.npz"):
             if file.name not in needed:
                 file.unlink()
+
+
+def saved_parts(run: Path, step: int) -> list[ReplayFolder]:
+    """The replays that the processes of a run have saved at a step. Raises ReplayError if there is none."""
+    replays = (ReplayFolder(folder_of(run, process) / "replay") for process in count())
+    parts = list(takewhile(lambda replay: step in replay.steps(), replays))
+    if not parts:
+        raise ReplayError(f"{run / 'replay'} holds no replay of update {step}: copy it back, or name a recording")
+    return parts
 
 
 def read_share(parts: Sequence[ReplayFolder], replay: SequenceReplay, step: int, first: int) -> list[list[np.ndarray]]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,11 +19,11 @@ from dreamjax.storage.identity import pin
 from dreamjax.storage.metrics import MetricsLog
 from dreamjax.storage.progress import Progress as Bar, progress
 from dreamjax.storage.recordings import fill, open_recording
-from dreamjax.storage.replays import ReplayError, ReplayFolder
+from dreamjax.storage.replays import ReplayError, saved_parts
 from dreamjax.storage.transfer import Begin
 from dreamjax.training import plan
 from dreamjax.training.online_config import AT_ONCE, OnlineConfig, updates_at_once
-from dreamjax.training.processes import asked_to_stop, folder_of, label, meet, run_folder, share
+from dreamjax.training.processes import asked_to_stop, label, meet, run_folder, share
 from dreamjax.training.signals import StopRequest, stop_request
 from dreamjax.training.trace import Trace, tracing
 from dreamjax.training.trainer import Training
@@ -160,7 +159,8 @@ def train_offline(
     """
     saved = Checkpoints(run_folder(run.path) / "checkpoints").steps()
     if saved:
-        streams = share(_saved_streams(run_folder(run.path), saved[-1]), "the streams of the replay")
+        parts = saved_parts(run_folder(run.path), saved[-1])
+        streams = share(sum(part.shape(saved[-1])["streams"] for part in parts), "the streams of the replay")
         training = Training(run, dreamer, streams, cfg, seed, at_once)
         training.restore()
     elif recording is not None:
@@ -206,12 +206,3 @@ def _training(run: RunFolder, bar: Bar) -> Iterator[tuple[StopRequest, MetricsLo
         bar,
     ):
         yield stop, log, trace, stage
-
-
-def _saved_streams(run: Path, step: int) -> int:
-    """Count the streams of the replays that all processes of a run have saved at a step. Raises ReplayError if none."""
-    replays = (ReplayFolder(folder_of(run, process) / "replay") for process in count())
-    saved = list(takewhile(lambda replay: step in replay.steps(), replays))
-    if not saved:
-        raise ReplayError(f"{run / 'replay'} holds no replay of update {step}: copy it back, or name a recording")
-    return sum(replay.shape(step)["streams"] for replay in saved)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from dreamjax.storage.folder import folder_of
 from dreamjax.training.devices import device_mesh, replicated, split, together
 from dreamjax.training.signals import StopRequest
 
@@ -108,11 +109,6 @@ def meet(what: str, number: int = 0) -> None:
 def own_folder(run: Path) -> Path:
     """Return the folder that this process writes to: the first that of the run, the others one within it."""
     return folder_of(run, jax.process_index())
-
-
-def folder_of(run: Path, process: int) -> Path:
-    """Return the folder that a process writes to."""
-    return run / "processes" / str(process) if process else run
 
 
 def run_folder(own: Path) -> Path:

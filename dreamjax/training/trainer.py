@@ -20,7 +20,7 @@ from dreamjax.replay.sequences import Address, SequenceReplay
 from dreamjax.rollout import AgentState
 from dreamjax.storage import agents
 from dreamjax.storage.checkpoints import Checkpoints
-from dreamjax.storage.folder import RunFolder
+from dreamjax.storage.folder import RunFolder, folder_of
 from dreamjax.storage.metrics import MetricsLog
 from dreamjax.storage.recordings import write_spec
 from dreamjax.storage.replays import ReplayError, ReplayFolder, mapped, read_share
@@ -28,7 +28,7 @@ from dreamjax.storage.transfer import Begin, begun
 from dreamjax.training.devices import near, own_part, replicated, sharded, split, splitting_mesh, together
 from dreamjax.training.loop import finite
 from dreamjax.training.online_config import OnlineConfig, updates_due
-from dreamjax.training.processes import folder_of, meet, run_folder
+from dreamjax.training.processes import meet, run_folder
 from dreamjax.types import PyTree, Step
 
 STARTS = 64  # first observations that are kept, where the dreams of the trained agent may begin

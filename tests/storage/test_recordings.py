@@ -10,6 +10,7 @@ from dreamjax.dreamerv3 import experience
 from dreamjax.dreamerv3.config import debug
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.replay.sequences import Address, ReplayConfig, SequenceReplay
+from dreamjax.storage.folder import folder_of
 from dreamjax.storage.recordings import fill, open_recording, read_spec, write_recording, write_spec
 from dreamjax.storage.replays import ReplayError
 from dreamjax.types import EnvSpec, Space, Step
@@ -66,6 +67,18 @@ def test_what_was_recorded_fills_a_replay(tmp_path: Path):
     assert read.step.observation["x"].tolist() == [[[2499, 2499]]]
     assert read.action.tolist() == [[2499 % 3]]
     assert not read.latent.deter.any()
+
+
+def test_what_several_processes_have_recorded_is_read_together(tmp_path: Path) -> None:
+    for process, first in ((0, 0), (1, 100), (2, 200)):
+        later = ((step._replace(reward=step.reward + first), action) for step, action in steps(5))
+        write_recording(folder_of(tmp_path, process), SPEC, 2, later)
+    together = open_recording(tmp_path)
+    assert together.streams == 6 and together.written == 5
+    rewards = together.read(Address(np.arange(6), np.full(6, 3)), 1).step.reward
+    assert rewards[:, 0].tolist() == [3, 3, 103, 103, 203, 203]
+    (folder_of(tmp_path, 1) / "replay" / "replay-0.json").unlink()  # of a run that went on in one process
+    assert open_recording(tmp_path).streams == 2
 
 
 def test_bad_recordings_are_refused(tmp_path: Path):
