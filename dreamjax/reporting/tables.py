@@ -25,6 +25,7 @@ RESULTS = {"experiments": "results/*/result.json", "benchmarks": "results/*.json
 HIGHLIGHTS = {  # folder -> rows
     "experiments": (
         Highlight("doom_take_cover", "real", "Doom, evolved in dreams only: tics in the real game"),
+        Highlight("doom_ppo", "PPO, real", "PPO of stable-baselines3, trained in the dream of the same V and M"),
         Highlight("planning", "planner, real", "no controller: plans in the same V and M, at every tic"),
         Highlight("doom_take_cover", "random_every_tic", "a random agent in the real game"),
         Highlight("car_racing", "full", "CarRacing, evolved on the road, `[z, h]`"),
