@@ -28,7 +28,7 @@ class Bsuite(gymnasium.Env[np.ndarray, np.integer]):
     The settings of mnist download their pictures when the first is made.
 
     Source: Osband et al. 2020, https://arxiv.org/abs/1908.03568.
-    Raises: ValueError for an unknown setting.
+    Raises: ValueError for an unknown setting; OSError if pictures cannot be downloaded.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012, the base class declares it so
@@ -37,7 +37,14 @@ class Bsuite(gymnasium.Env[np.ndarray, np.integer]):
         if setting not in SETTINGS:
             names = sorted({f"{known.partition('/')[0]}/0" for known in SETTINGS})
             raise ValueError(f"unknown setting {setting!r}; there are {', '.join(names)} and so on, 468 in all")
-        self._game = bsuite.load(setting.partition("/")[0], sweep.SETTINGS[setting])
+        try:
+            self._game = bsuite.load(setting.partition("/")[0], sweep.SETTINGS[setting])
+        except OSError as error:
+            raise OSError(
+                f"{setting} could not be made: {error}. The settings of mnist need pictures that bsuite downloads to "
+                "/tmp/mnist; where there is no network, copy the four files of MNIST (train-images-idx3-ubyte.gz ...) "
+                "there, or choose another experiment"
+            ) from error
         self.episodes = int(sweep.EPISODES[setting])
         self._begun, self._running = 0, False
         shape, actions = self._game.observation_spec().shape, self._game.action_spec().num_values

@@ -1,9 +1,12 @@
 """The Behaviour Suite out of the adapter is the suite itself, and can be scored by it."""
 
+from urllib.error import URLError
+
 import bsuite
 import numpy as np
 import pytest
 from bsuite import sweep
+from bsuite.utils import datasets
 from gymnasium.error import ResetNeeded
 
 from dreamjax.acting.vector import VectorEnvironment
@@ -36,6 +39,15 @@ def test_a_seed_decides_all_episodes_from_there_on(experiment: str) -> None:
     np.testing.assert_array_equal(first, play(env, seed=1))
     np.testing.assert_array_equal(first, play(Bsuite(f"{experiment}/0"), seed=1))
     assert np.array_equal(first, play(env, seed=2)) == (experiment in CERTAIN)
+
+
+def test_pictures_that_cannot_be_downloaded_are_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(url: str, filename: str, directory: str) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(datasets, "_download", no_network)
+    with pytest.raises(OSError, match=r"mnist/3 could not be made: .*no network.* copy the four files"):
+        Bsuite("mnist/3")
 
 
 def test_episodes_are_those_of_the_suite() -> None:
