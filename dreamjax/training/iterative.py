@@ -22,6 +22,7 @@ from dreamjax.replay import latents
 from dreamjax.replay.latents import Latents
 from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.metrics import MetricsLog
+from dreamjax.storage.progress import progress
 from dreamjax.storage.weights import load_weights, save_weights
 from dreamjax.training import loop
 from dreamjax.training.devices import gathered, splitting_mesh
@@ -194,11 +195,12 @@ def _act(
         everyone = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), population, params.policy)
         posterior = partial(jax.jit(agent.model.encode), params.model)
         seen, totals = {}, np.zeros(len(requests))
-        with run.stage(stage), open_pool() as pool:
+        with run.stage(stage), open_pool() as pool, progress(len(requests), stage, unit="episode") as bar:
             acting = params._replace(policy=everyone)
             for played in play(pool, agent, acting, key_play, requests, record=True, rounded=True):
                 seen[played.request] = encode_episodes([to_episode(played)], posterior)
                 totals[played.request] = played.total
+                bar.update()
             write_latents(path, latents.concatenate([seen[i] for i in range(len(requests))]))
             individuals, means = np.split(totals, [cfg.episodes])
             stages = [f"{name}-iteration-{i:02}" for i in range(1, number)]
