@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 
 import dreamjax
 from dreamjax import dream, planning, rollout
@@ -271,6 +272,8 @@ def test_bad_settings_are_refused() -> None:
     unbounded = POINT._replace(spec=POINT.spec._replace(action=Space((2,))))
     with pytest.raises(ValueError, match="only what has bounds can be drawn uniformly"):
         Planner(unbounded)
+    with pytest.raises(ValueError, match="3 devices do not divide 128 candidates"):
+        Planner(POINT, mesh=AbstractMesh((3,), ("candidates",)))
     planner = Planner(POINT)
     with pytest.raises(ValueError, match=r"`state` of planning\.search must be a latent state"):
         search(planner, PlannerParams(TARGET), 0, jnp.zeros(3))
