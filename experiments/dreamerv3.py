@@ -38,7 +38,7 @@ from dreamjax.envs import suites
 from dreamjax.reporting import Section, curves, pages, result_row, show_rows
 from dreamjax.reporting.aggregate import aggregate_runs, episode_returns, published_scores, read_run
 from dreamjax.reporting.films import film_section
-from dreamjax.storage import Begin, Change, RunFolder, load, read_metrics
+from dreamjax.storage import Begin, Change, RunFolder, load, read_episodes, read_metrics
 from dreamjax.storage.recordings import read_spec
 from dreamjax.training import OnlineConfig, processes, train_offline, train_online
 from dreamjax.training.experiment import Aggregating, Distributing, Evaluating, command, open_folder, read_command_line
@@ -124,11 +124,11 @@ def train(cfg: Config, folder: Path, options: DreamerOptions) -> RunFolder:
         return run
 
 
-def crafter_score(path: Path) -> dict:
-    """The score that Crafter is published with: of all training episodes in the metrics at `path`."""
+def crafter_score(run: Path) -> dict:
+    """The score that Crafter is published with: of all training episodes of a run."""
     from dreamjax.envs.crafter import ACHIEVEMENTS, score
 
-    told = read_metrics(path)["episode"]
+    told = read_episodes(run)
     counts = np.stack([told[f"info/achievements/{name}"][1] for name in ACHIEVEMENTS], -1)
     percent = score([dict(zip(ACHIEVEMENTS, episode, strict=True)) for episode in counts])
     return result_row(f"crafter_reward, Crafter score of {len(counts)} episodes", np.array([percent]), "%")
@@ -143,7 +143,7 @@ def report(run: RunFolder, into: RunFolder, episodes: int) -> None:
     if len(returns):
         rows.append(result_row(cfg.task, returns[-5:], "return"))
         if cfg.task == "crafter_reward":
-            rows.append(crafter_score(run.path / "metrics.jsonl"))
+            rows.append(crafter_score(run.path))
         beside = published_scores(RESULTS) if cfg.size == "1m" else {}
         curves.return_curves({cfg.task: {"this run": (frames, returns)}}, into.path / "returns.png", beside)
         lead = f"{len(returns)} training episodes in {frames[-1]:,} frames."

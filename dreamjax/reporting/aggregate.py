@@ -15,7 +15,7 @@ from dreamjax.reporting.intervals import runs_row
 from dreamjax.reporting.labels import Settings, labels, read_settings, seed_groups, unique, without_seed
 from dreamjax.reporting.results import read_result, shown_number, write_result
 from dreamjax.storage.atomic import replacing
-from dreamjax.storage.metrics import read_metrics
+from dreamjax.storage.metrics import read_episodes, read_metrics
 
 _RESULTS = Path("experiments/results")
 
@@ -42,7 +42,7 @@ def read_run(folder: Path, task: str, episodes: tuple[np.ndarray, np.ndarray]) -
 
 def episode_returns(folder: Path, repeat: int = 1) -> curves.Series:
     """Frames before the end of each training episode of a run, and its return; `repeat` is the frames of an action."""
-    steps, returns = read_metrics(folder / "metrics.jsonl").get("episode", {}).get("return", ([], []))
+    steps, returns = read_episodes(folder).get("return", ([], []))
     return np.asarray(steps) * repeat, np.asarray(returns)
 
 

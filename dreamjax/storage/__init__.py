@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     from dreamjax.storage.agents import copy_agent as copy_agent, load as load, save_agent as save_agent
     from dreamjax.storage.checkpoints import Checkpoints as Checkpoints, newest as newest
     from dreamjax.storage.folder import Change as Change, RunFolder as RunFolder
-    from dreamjax.storage.metrics import MetricsLog as MetricsLog, read_metrics as read_metrics
+    from dreamjax.storage.metrics import (
+        MetricsLog as MetricsLog,
+        read_episodes as read_episodes,
+        read_metrics as read_metrics,
+    )
     from dreamjax.storage.recordings import open_recording as open_recording, write_recording as write_recording
     from dreamjax.storage.replays import ReplayFolder as ReplayFolder
     from dreamjax.storage.trackers import track as track

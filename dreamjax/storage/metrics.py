@@ -135,6 +135,18 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[str, dict[str, tuple[np.n
     }
 
 
+def read_episodes(run: str | os.PathLike[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Read the metrics of the training episodes of a run, of all its processes: name -> (steps, values), as above.
+
+    Empty where there are none. Raises: as `read_metrics` does.
+    """
+    series: dict[str, dict[int, float]] = {}
+    for path in [*sorted(Path(run).glob("processes/*/metrics.jsonl")), Path(run) / "metrics.jsonl"]:
+        for name, (steps, values) in read_metrics(path).get("episode", {}).items():
+            series.setdefault(name, {}).update(zip(steps.tolist(), values.tolist(), strict=True))
+    return {name: _arrays(values) for name, values in series.items()}
+
+
 @cache
 def _summary_writer() -> Any:
     """Return the class that writes for TensorBoard; None, and say so once, where it is not installed."""

@@ -200,6 +200,9 @@ def test_returns_are_placed_at_the_frames_of_the_environment(tmp_path: Path) -> 
             log.write("episode", step, {"return": step / 2, "length": 4})
     frames, returns = episode_returns(tmp_path, repeat=4)
     assert (frames.tolist(), returns.tolist()) == ([12, 32], [1.5, 4.0])
+    with MetricsLog(tmp_path / "processes" / "1") as log:  # which trained with the first
+        log.write("episode", 5, {"return": 9, "length": 4})
+    assert [part.tolist() for part in episode_returns(tmp_path)] == [[3, 5, 8], [1.5, 9.0, 4.0]]
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "metrics.jsonl").touch()
     assert [len(part) for part in episode_returns(tmp_path / "none")] == [0, 0]
