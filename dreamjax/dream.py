@@ -209,7 +209,7 @@ def returns(
 ) -> Returns:
     """Let every policy of a population dream: all episodes and all their steps in one call.
 
-    The policies share the keys. With a mesh of one axis the population is split over its devices, each of which dreams
+    The policies share the keys. With a mesh the population is split over its devices, each of which dreams
     for its own part; only returns are exchanged, and every device gets those of all. Agents are told apart by identity:
     make them once.
 
@@ -231,7 +231,7 @@ def returns(
     count = jax.tree.leaves(params.policy)[0].shape[0]
     if count % mesh.size:
         raise ValueError(f"{mesh.size} devices do not divide a population of {count}; use a multiple or fewer devices")
-    whole, split = PartitionSpec(), PartitionSpec(*mesh.axis_names)
+    whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names)
     specs = (AgentParams(whole, split, whole), whole, whole)
     # The loops inside start from constants, which the check of varying axes takes for equal on all devices.
     parallel = jax.shard_map(exchanged, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False)

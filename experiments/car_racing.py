@@ -114,7 +114,7 @@ def make_env(cfg: Config) -> partial[CarRacing]:
 def train(cfg: Config, run: RunFolder, key: Key, name: Name, agent: Agent) -> AgentParams:
     """Learn the world from what random networks see, unless the folder holds it, then evolve C."""
     key_see, key_init, key_remember, key_evolve = jax.random.split(key, 4)
-    stage_plan.announce(run, cfg.collect, cfg.vision, cfg.memory, cfg.evolve, FULL, agent)
+    stage_plan.announce(run, cfg.collect, cfg.vision, cfg.memory, cfg.evolve, FULL, agent, name == "full-dream")
     full_length = partial(CarRacing, full_length=True, max_steps=cfg.max_steps)
     game = partial(CarRacing, engine=cfg.engine, max_steps=cfg.max_steps, patience=cfg.patience)
     with MetricsLog(run.path) as log:

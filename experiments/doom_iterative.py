@@ -31,6 +31,7 @@ from dreamjax.reporting import Section, curves, film_dream_and_real, pages, resu
 from dreamjax.storage import Change, MetricsLog, RunFolder, load, read_metrics, save_agent
 from dreamjax.storage.identity import fingerprint, pin
 from dreamjax.training import IterativeConfig, learn_memory, stages, train_iteratively
+from dreamjax.training.devices import splitting_mesh
 from dreamjax.training.experiment import Options, command, read_command_line, run_folder
 from dreamjax.training.stages import Collect, TrainMemory
 from dreamjax.trust import TrustConfig, beside, promise, trust_section
@@ -87,6 +88,7 @@ def make_env(cfg: Config) -> partial[TakeCover]:
 
 def train(cfg: Config, run: RunFolder, key: Key, agent: Agent, begun: AgentParams) -> AgentParams:
     """Dream, act and learn in turns; return the agent that scored best while acting."""
+    splitting_mesh("population", cfg.evolution.population_size, "evolution.population_size")  # refused at once
     key_learn, key_iterate = jax.random.split(key)
     with MetricsLog(run.path) as log:
         store = stages.collect(run, cfg.collect, make_env(cfg), agent.model.spec, cfg.seed)

@@ -188,7 +188,7 @@ def main() -> None:
             make_env = suites.task(cfg.task).make_env
             if options.offline is None:
                 make_env().close()
-        except (ValueError, RuntimeError, ImportError, gymnasium.error.Error) as error:
+        except (ValueError, RuntimeError, ImportError, OSError, gymnasium.error.Error) as error:
             raise SystemExit(str(error)) from None
         run = train(cfg, options.folder or Path("runs") / f"{cfg.task}-{cfg.size}-{cfg.seed}", options)
         if processes.leave():  # the first one reports

@@ -20,7 +20,6 @@ What learns and dreams runs on all devices. The command started again resumes. M
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +33,9 @@ from dreamjax.replay import latents
 from dreamjax.reporting import Section, aggregate, curves, films, pages, result_row, show_rows
 from dreamjax.storage import Change, MetricsLog, RunFolder, load, newest, read_metrics, save_agent
 from dreamjax.training import recorded
+from dreamjax.training.devices import splitting_mesh
 from dreamjax.training.experiment import Aggregating, command, read_command_line, run_folder
-from dreamjax.training.iterative import evolve_again
+from dreamjax.training.iterative import IterativeConfig, evolve_again
 from dreamjax.training.learning import learn_on_devices
 from dreamjax.trust import TrustConfig, one_step_error, promise, trust_section
 from dreamjax.types import Agent, AgentParams, Key, PyTree
@@ -118,9 +118,9 @@ def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, agent: Agent
     memory_state = learn_on_devices(run, log, "memory", key_memory, remember, begin, chunks, end, shared=shared)
     params = AgentParams(wm.WorldModelParams(vision_state.params, memory_state.params), (), data.first_frames(STARTS))
     params = params._replace(policy=learned["search"].mean)
-    again: dict[str, Any] = {"number": n + 1, "generations": cfg.generations, "episodes": cfg.dream_episodes}
-    searching = cfg.evolution, agent, params, learned["search"]
-    found = evolve_again(run, log, "search", key_evolve, *searching, temperature=cfg.temperature, **again)
+    dreams = IterativeConfig(cfg.iterations, cfg.generations, cfg.dream_episodes, cfg.temperature)
+    searching = dreams, cfg.evolution, run, log, key_evolve, agent, params, learned["search"]
+    found = evolve_again(*searching, number=n + 1, name="search")
     params = params._replace(policy=found.mean)
     with run.stage("evaluate"):
         if n in (0, cfg.iterations - 1):
@@ -148,6 +148,7 @@ def evaluate(cfg: Config, key: Key, agent: Agent, params: AgentParams) -> dict[s
 
 def train_agent(cfg: Config, run: RunFolder) -> None:
     """Do all iterations that are left."""
+    splitting_mesh("population", cfg.evolution.population_size, "evolution.population_size")  # refused at once
     key_begin, key_iterations = jax.random.split(jax.random.key(cfg.seed))
     key_vision, key_memory, key_policy = jax.random.split(key_begin, 3)
     agent = wm.make(world(cfg), ENVIRONMENT.spec)

@@ -39,7 +39,9 @@ class Bsuite(gymnasium.Env[np.ndarray, np.integer]):
             raise ValueError(f"unknown setting {setting!r}; there are {', '.join(names)} and so on, 468 in all")
         try:
             self._game = bsuite.load(setting.partition("/")[0], sweep.SETTINGS[setting])
-        except OSError as error:
+        except (OSError, EOFError) as error:
+            if not setting.startswith("mnist"):
+                raise
             raise OSError(
                 f"{setting} could not be made: {error}. The settings of mnist need pictures that bsuite downloads to "
                 "/tmp/mnist; where there is no network, copy the four files of MNIST (train-images-idx3-ubyte.gz ...) "

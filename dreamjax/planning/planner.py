@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dreamjax import checks, dream
 from dreamjax.planning.beliefs import Belief, coloured_by, draw, draw_evenly, follow, likeliest, refit, unknown, within
@@ -47,8 +47,8 @@ class Value(Protocol):
 class Planner:
     """What is imagined, and how plans are searched for. Hashable.
 
-    With a mesh of one axis the candidates are split over its devices, each of which imagines its own; only returns are
-    exchanged, and the plans are those of one device.
+    With a mesh the candidates are split over its devices, each of which imagines its own; only returns are exchanged,
+    and the plans are those of one device, to rounding.
 
     Raises: ValueError for an action without bounds, if candidates are to come from a prior that is not there, or if the
         devices do not divide the candidates.
@@ -121,7 +121,11 @@ def start(planner: Planner) -> Plan:
     """Begin to search, with nothing known."""
     beliefs = [unknown(planner.cfg.horizon, planner.cfg.spread, space) for space in planner.spaces]
     best = map(likeliest, planner.spaces, beliefs)
-    return Plan(beliefs, [jnp.repeat(x[None], planner.cfg.kept, 0) for x in best], jnp.float32(0))
+    plan = Plan(beliefs, [jnp.repeat(x[None], planner.cfg.kept, 0) for x in best], jnp.float32(0))
+    if planner.mesh is None or planner.mesh.size == 1:
+        return plan
+    # Where `search` leaves it, or the second search would compile again.
+    return jax.lax.with_sharding_constraint(plan, NamedSharding(planner.mesh, PartitionSpec()))
 
 
 def advance(planner: Planner, plan: Plan) -> Plan:
@@ -198,13 +202,13 @@ def _promised(planner: Planner, params: PlannerParams, luck: Key, state: State, 
         return jax.vmap(lambda key: plan_return(planner, params, key, state, actions))(luck).mean()
 
     every = jax.vmap(promise, (None, None, None, 0))
-    if mesh is None:
+    if mesh is None or mesh.size == 1:
         return every(params, luck, state, candidates)
 
     def exchanged(*own: Any) -> Array:
         return jax.lax.all_gather(every(*own), mesh.axis_names, tiled=True)
 
-    whole, split = PartitionSpec(), PartitionSpec(*mesh.axis_names)
+    whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names)
     # The loops inside start from constants, which the check of varying axes takes for equal on all devices.
     apart = jax.shard_map(exchanged, mesh=mesh, in_specs=(whole, whole, whole, split), out_specs=whole, check_vma=False)
     return apart(params, luck, state, candidates)

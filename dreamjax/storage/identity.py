@@ -82,6 +82,10 @@ class _Describer:
                 return value.str
             case type():
                 return self._named(value)
+            case jax.sharding.Mesh():  # what is computed does not depend on how many devices share it
+                return f"Mesh{value.axis_names}"
+            case np.ndarray() if value.dtype.hasobject:
+                return f"object{list(value.shape)} {self.describe(value.ravel().tolist())}"
             case np.ndarray() | np.generic() | jax.Array():
                 return _array(value)
             case Mapping():

@@ -53,6 +53,13 @@ class Progress:
         elif time.monotonic() - self._printed >= _LINE_EVERY_S:
             self._print()
 
+    def say(self, line: str) -> None:
+        """Print a line, above the bar."""
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
     def set_postfix(self, numbers: Mapping[str, Any] | None = None, **more: Any) -> None:
         """Set the numbers at the end."""
         self._numbers = {**(numbers or {}), **more}

@@ -6,6 +6,7 @@ The folder of a DreamerV3 run is a recording. `write_recording` makes one from a
 import json
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,7 @@ def open_recording(folder: str | os.PathLike[str]) -> SequenceReplay:
     spec, saved = read_spec(folder), ReplayFolder(Path(folder) / "replay")
     if not saved.steps():
         raise ReplayError(f"{folder} holds no recording: it has no replay")
-    newest = saved.steps()[-1]
-    parts = saved_parts(Path(folder), newest)
+    newest, parts = _newest_parts(Path(folder), saved.steps())
     shape = saved.shape(newest)
     kinds = {name: jax.ShapeDtypeStruct(tuple(size), dtype) for name, (size, dtype) in shape["steps"].items()}
     example = recorded(spec)
@@ -96,6 +96,14 @@ def open_recording(folder: str | os.PathLike[str]) -> SequenceReplay:
     else:
         read_share(parts, recording, newest, 0)
     return recording
+
+
+def _newest_parts(run: Path, steps: list[int]) -> tuple[int, list[ReplayFolder]]:
+    """Find the newest step that all processes of a run have saved: the first may be ahead, if they were killed."""
+    for step in reversed(steps[1:]):
+        with suppress(ReplayError):
+            return step, saved_parts(run, step)
+    return steps[0], saved_parts(run, steps[0])
 
 
 def fill(

@@ -75,10 +75,11 @@ class ReplayFolder:
         self.folder, self._keep = Path(folder), keep
         self._files: dict[int, tuple[int, str]] = {}  # version and file of each block, as saved or read last
 
-    def save(self, replay: SequenceReplay, step: int, late: Sequence[np.ndarray] = ()) -> None:
+    def save(self, replay: SequenceReplay, step: int, late: Sequence[np.ndarray] = (), parts: int = 1) -> None:
         """Write the blocks that have changed, and finally the list of the files that belong to `step`.
 
-        `late` are arrays of whoever owns the replay: what is still to be written into it.
+        `late` are arrays of whoever owns the replay: what is still to be written into it. Several processes that save
+        their `parts` of the streams each have a folder of their own.
         Older steps stay readable if the process is killed at any moment or the disk is full (OSError).
         """
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -89,6 +90,7 @@ class ReplayFolder:
             if files[number] is not saved:
                 _write_arrays(self.folder / files[number][1], state.blocks[number])
         listed: dict[str, Any] = {
+            "parts": parts,
             "shape": replay.layout,
             "written": state.written,
             "online": [list(pair) for pair in state.online],
@@ -115,6 +117,10 @@ class ReplayFolder:
     def shape(self, step: int) -> dict[str, Any]:
         """The layout of the replay that was saved. Raises ReplayError as `restore` does."""
         return _read(self._list(step))["shape"]
+
+    def parts(self, step: int) -> int | None:
+        """Number of processes that saved together; None if an older version did not note it. Raises as `shape`."""
+        return _read(self._list(step)).get("parts")
 
     def restore(self, replay: SequenceReplay, step: int) -> list[np.ndarray]:
         """Restore a replay of the same layout to what was saved at `step`, and return `late`; later steps are deleted.
@@ -163,12 +169,14 @@ class ReplayFolder:
 
 
 def saved_parts(run: Path, step: int) -> list[ReplayFolder]:
-    """The replays that the processes of a run have saved at a step. Raises ReplayError if there is none."""
+    """The replays that the processes of a run have saved at a step. Raises ReplayError unless all are there."""
     replays = (ReplayFolder(folder_of(run, process) / "replay") for process in count())
     parts = list(takewhile(lambda replay: step in replay.steps(), replays))
-    if not parts:
-        raise ReplayError(f"{run / 'replay'} holds no replay of update {step}: copy it back, or name a recording")
-    return parts
+    saved = parts[0].parts(step) or len(parts) if parts else 1
+    if len(parts) < saved:
+        missing = folder_of(run, len(parts)) / "replay"
+        raise ReplayError(f"{missing} holds no replay of update {step}: copy it back, or name a recording")
+    return parts[:saved]  # there may be another of that number, from before the run went on in fewer processes
 
 
 def read_share(parts: Sequence[ReplayFolder], replay: SequenceReplay, step: int, first: int) -> list[list[np.ndarray]]:

@@ -24,10 +24,9 @@ from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.metrics import MetricsLog
 from dreamjax.storage.progress import progress
 from dreamjax.storage.weights import load_weights, save_weights
-from dreamjax.training import loop
 from dreamjax.training.devices import gathered, splitting_mesh
 from dreamjax.training.encode import encode_episodes, read_latents, write_latents
-from dreamjax.training.loop import train
+from dreamjax.training.loop import generations, train
 from dreamjax.training.stages import TrainMemory, remember
 from dreamjax.types import Agent, AgentParams, Key, Metrics, Params
 from dreamjax.worldmodels import learner, search
@@ -80,11 +79,6 @@ def train_iteratively(
     Shapes: key [], params.policy not stacked, params.starts [S, ...].
     Raises: ValueError if the devices do not divide the population.
     """
-    dreams: dict[str, Any] = {
-        "generations": cfg.generations,
-        "episodes": cfg.dream_episodes,
-        "temperature": cfg.temperature,
-    }
     best = params
     state = evolution.init(evolves, params.policy)
     seen: list[Latents] = []
@@ -93,9 +87,8 @@ def train_iteratively(
         if seen:
             params = params._replace(model=learn(number - 1, seen))
         begin = params._replace(policy=best.policy)
-        state = evolve_again(
-            run, log, f"{name}-evolve", key_dream, evolves, agent, begin, state, number=number, **dreams
-        )
+        searching = cfg, evolves, run, log, key_dream, agent, begin, state
+        state = evolve_again(*searching, number=number, name=f"{name}-evolve")
         params = params._replace(policy=state.mean)
         _, population = evolution.ask(evolves, key_ask, state)
         seen.append(_act(cfg, run, log, key_play, agent, params, population, number, open_pool=open_pool, name=name))
@@ -139,36 +132,34 @@ def learn_memory(
 
 
 def evolve_again(
+    cfg: IterativeConfig,
+    evolves: EvolutionConfig,
     run: RunFolder,
     log: MetricsLog,
-    name: str,
     key: Key,
-    evolves: EvolutionConfig,
     agent: Agent,
     params: AgentParams,
     state: EvolutionState,
     *,
     number: int,
-    generations: int,
-    episodes: int,
-    temperature: float,
+    name: str,
 ) -> EvolutionState:
     """Search anew around `params.policy`, in dreams: the generations of iteration `number`, from 1, of stage `name`.
 
-    Every individual dreams the same `episodes`. `state` is that of the iteration before; devices share the population.
+    `state` is that of the iteration before. Devices share the population.
 
-    Raises: ValueError if the devices do not divide the population.
+    Raises: ValueError if the devices do not divide it.
     """
-    mesh = splitting_mesh("population", evolves.population_size, "population_size")
+    mesh = splitting_mesh("population", evolves.population_size, "evolution.population_size")
 
     def generation(state: EvolutionState, count: int) -> tuple[EvolutionState, Metrics]:
-        if count % generations == 0:
+        if count % cfg.generations == 0:
             state = evolution.init(evolves, params.policy)
         key_count = jax.random.fold_in(key, count)
-        return search.generation(evolves, agent, params, key_count, state, episodes, temperature, mesh)
+        return search.generation(evolves, agent, params, key_count, state, cfg.dream_episodes, cfg.temperature, mesh)
 
     settings: dict[str, Any] = {"checkpoint_every": 5, "log_every": 1, "show": "fitness_mean"}
-    return gathered(mesh, train(run, log, name, state, loop.generations(generation), number * generations, **settings))
+    return gathered(mesh, train(run, log, name, state, generations(generation), number * cfg.generations, **settings))
 
 
 def _act(

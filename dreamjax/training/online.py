@@ -23,7 +23,7 @@ from dreamjax.storage.replays import ReplayError, saved_parts
 from dreamjax.storage.transfer import Begin
 from dreamjax.training import plan
 from dreamjax.training.online_config import AT_ONCE, OnlineConfig, updates_at_once
-from dreamjax.training.processes import asked_to_stop, label, meet, run_folder, share
+from dreamjax.training.processes import asked_to_stop, is_first, label, meet, run_folder, share
 from dreamjax.training.signals import StopRequest, stop_request
 from dreamjax.training.trace import Trace, tracing
 from dreamjax.training.trainer import Training
@@ -66,17 +66,24 @@ def train_online(
         `VectorEnvironment.step` does.
     """
     pin(run.path, "environment", environment.name)
-    training = _planned(run, dreamer, len(environment), cfg, seed, at_once)
-    if not training.restore() and begin is not None:
-        training.begin_with(begin)
+    plan.announce(dreamer, cfg, len(environment), run.path)
+    streams = len(environment) * jax.process_count()
+    training = Training(run, dreamer, len(environment), cfg, seed, updates_at_once(cfg, streams, at_once))
+    is_new = not training.restore()
     bar = progress(cfg.steps, label("train"), initial=training.steps, unit="step", waits="compiling")
     failures = 0
     with _training(run, bar) as (stop, log, trace, stage):
+        if is_new:
+            line = plan.learning(dreamer, cfg, streams, run.path, training.probe())
+            if is_first():
+                bar.say(line)
+            if begin is not None:
+                training.begin_with(begin)
         training.rewind(log)
         for now in act_and_learn(training, environment):
             trace.at(now.updates, training.state, training.at_once)
             for i, episode in now.episodes.items():
-                log.write("episode", now.steps - training.streams + environment.first + i, episode)
+                log.write("episode", now.steps - streams + environment.first + i, episode)
                 bar.set_postfix({"return": f"{episode['return'] + 0.0:.4g}", "updates": now.updates})
             if now.failures > failures:
                 log.write("failures", now.steps, {"environments": now.failures - failures})
@@ -96,20 +103,6 @@ def train_online(
         training.save()
         meet("the end, after update", training.updates)  # when the agent is written
     return training.state
-
-
-def _planned(run: RunFolder, dreamer: Dreamer, envs: int, cfg: OnlineConfig, seed: int, at_once: int) -> Training:
-    """Print what a run needs, refuse what cannot fit, and time an update; `envs` are those of this process."""
-    plan.announce(dreamer, cfg, envs, run.path)
-    streams = envs * jax.process_count()
-    training = Training(run, dreamer, envs, cfg, seed, updates_at_once(cfg, streams, at_once))
-    with progress(1, label("plan"), unit="update", waits="compiling") as bar:
-        training.probe()
-        bar.update(0)  # it is compiled
-        seconds = training.probe()
-        bar.update()
-    plan.announce_time(dreamer, cfg, streams, run.path, seconds)
-    return training
 
 
 def act_and_learn(training: Training, environment: VectorEnvironment) -> Iterator[Progress]:

@@ -80,10 +80,10 @@ def machine(folder: Path) -> Machine:
 
 def table(needs: Plan, has: Machine) -> str:
     """Show both, a line for each thing."""
-    of = f"; {shown_bytes(needs.agent)} in all" if needs.part < needs.agent else ""
+    whole = f"; {shown_bytes(needs.agent)} in all" if needs.part < needs.agent else ""
     rows = [
         ("parameters", f"{needs.parameters:,}", "of world model, actor and critic"),
-        ("agent", shown_bytes(needs.part), f"parameters and optimiser, on every device{of}"),
+        ("agent", shown_bytes(needs.part), f"parameters and optimiser, on every device{whole}"),
         ("replay", shown_bytes(needs.replay), f"{needs.steps:,} steps in {'files' if needs.on_disk else 'memory'}"),
         ("memory", shown_bytes(has.memory), "of this machine, or that it lets this process have"),
         (
@@ -136,17 +136,18 @@ def announce(dreamer: Dreamer, cfg: OnlineConfig, streams: int, folder: Path) ->
     needs, has = plan(dreamer, cfg, streams), machine(folder)
     if is_first():
         print(f"plan of {folder}\n{table(needs, has)}", file=sys.stderr, flush=True)
-        keep(folder, table(needs, has))
+        if not any((folder / "checkpoints").glob("*")):  # afterwards it is no longer a plan
+            keep(folder, table(needs, has))
     check(needs, has, folder)
 
 
-def announce_time(dreamer: Dreamer, cfg: OnlineConfig, streams: int, folder: Path, seconds: float) -> None:
-    """Print how long the updates of a run will take, and add it to its plan. `streams` are those of all processes."""
+def learning(dreamer: Dreamer, cfg: OnlineConfig, streams: int, folder: Path, seconds: float) -> str:
+    """Say how long the updates of a new run will take, and add it to its plan. `streams` are those of all processes."""
+    updates = updates_due(cfg, cfg.replay(dreamer.cfg.context).length, streams, cfg.steps)
+    line = f"  {'learning':<11}{duration(updates, seconds)}"
     if is_first():
-        updates = updates_due(cfg, cfg.replay(dreamer.cfg.context).length, streams, cfg.steps)
-        line = f"  {'learning':<11}{duration(updates, seconds)}"
-        print(line, file=sys.stderr, flush=True)
         keep(folder, (folder / "plan.txt").read_text(encoding="utf-8") + line)
+    return line
 
 
 def duration(updates: int, seconds: float) -> str:

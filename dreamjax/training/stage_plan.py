@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from dreamjax.replay.latents import Chunk
 from dreamjax.storage.folder import RunFolder
-from dreamjax.training.devices import fitting_mesh
+from dreamjax.training.devices import fitting_mesh, splitting_mesh
 from dreamjax.training.learning import learner_over
 from dreamjax.training.plan import Machine, duration, keep, machine, shown_bytes
 from dreamjax.training.stages import Collect, Evolve, TrainMemory, TrainVision
@@ -92,11 +92,14 @@ def announce(
     evolve: Evolve,
     world: WorldModelConfig,
     agent: Agent,
+    in_dreams: bool = True,
 ) -> None:
     """Print the plan of a run on stderr, with the time that V and M will take, unless they are done.
 
-    Raises: ValueError if it cannot fit.
+    Raises: ValueError if it cannot fit, or the devices do not divide the population that evolves `in_dreams`.
     """
+    if in_dreams:
+        splitting_mesh("population", evolve.search.population_size, "evolve.search.population_size")
     collected = run.stage_record("collect")["summary"].get("frames")
     needs, has = plan(collect, evolve, world, agent, collected), machine(run.path)
     counted = ", ".join(f"{name} {count:,}" for name, count in needs.parameters.items())

@@ -5,6 +5,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import count, takewhile
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -98,14 +100,19 @@ class Training:
         self._late: deque[Late] = deque()
 
     def probe(self) -> float:
-        """Time an update, in seconds, before there is anything to lose: the agent begins anew."""
+        """Compile the update and time it, in seconds; the agent begins anew. Raises RuntimeError once there is one."""
+        if self.updates or self._kept is not None:
+            raise RuntimeError("what the agent has learned would be lost: probe before it learns or is restored")
         shape = self.at_once, self.cfg.batch_size // self._processes, self.replay.cfg.length
         empty = jax.tree.map(lambda x: np.zeros((*shape, *x.shape), x.dtype), experience.example(self.dreamer))
-        batches = together(empty, split(self._mesh, 1))
-        begun = time.monotonic()
-        self.state, learned = self._learn(self.dreamer, self._key_learn, self.state, batches, np.int32(1))
-        jax.block_until_ready(learned)
+        batches = jax.block_until_ready(together(empty, split(self._mesh, 1)))
+        begun = 0.0
+        for _ in range(2):  # the first compiles
+            begun = time.monotonic()
+            self.state, learned = self._learn(self.dreamer, self._key_learn, self.state, batches, np.int32(1))
+            jax.block_until_ready((self.state, learned))
         seconds = time.monotonic() - begun
+        del self.state, learned, batches  # two agents may be more than a device holds
         self.state = self._new(self.dreamer, self._key_init)
         return seconds
 
@@ -131,9 +138,16 @@ class Training:
 
     def rewind(self, log: MetricsLog) -> None:
         """Let a log forget what was written after what this goes on from."""
+        self._rewind_steps(log)
+        log.rewind("learn", self.updates)
+        if self._process == 0:  # there may have been more processes than now
+            for folder in takewhile(Path.exists, (folder_of(self._folder, i) for i in count(self._processes))):
+                with MetricsLog(folder) as former:
+                    self._rewind_steps(former)
+
+    def _rewind_steps(self, log: MetricsLog) -> None:
         log.rewind("episode", self.steps - 1)  # the episodes that end with the next steps are numbered from here on
         log.rewind("failures", self.steps)
-        log.rewind("learn", self.updates)
 
     def note(self, step: Step) -> None:
         """Keep the observations of the steps that open an episode, the newest of them."""
@@ -215,7 +229,7 @@ class Training:
         agents.write_starts(self._folder, self._starts)
         if self.updates > self.saved or self.replay.written > self._written:
             late: Any = [np.stack(leaves) for leaves in zip(*map(jax.tree.leaves, self._late), strict=True)]
-            self._replays.save(self.replay, self.updates, late)
+            self._replays.save(self.replay, self.updates, late, self._processes)
             self._written = self.replay.written
         meet("the update to be saved", self.updates)  # when every replay is written
         if self._kept != self.updates:

@@ -23,13 +23,17 @@ PRINT = """
 import sys
 from functools import partial
 import jax
-from dreamjax import dreamerv3
+import numpy as np
+from dreamjax import dreamerv3, planning
 from dreamjax.acting import random_play
 from dreamjax.envs import probes, suites
 from dreamjax.envs.vizdoom import TakeCover, take_cover_spec
 from dreamjax.storage.identity import fingerprint
+from dreamjax.training.devices import device_mesh
 agent = dreamerv3.make(dreamerv3.debug(), probes.counter().spec)
-print(fingerprint(agent, random_play.random_agent(take_cover_spec(), "held"), partial(TakeCover, skill=4),
+planner = planning.agent(planning.Planner(agent.model, mesh=device_mesh("candidates")))
+print(fingerprint(agent, planner, np.array([None, "x", 2], object),
+                  random_play.random_agent(take_cover_spec(), "held"), partial(TakeCover, skill=4),
                   suites.task("gym_CartPole-v1").make_env, jax.random.key(1), lambda x: x in {"b", "c", "a"}))
 """
 

@@ -8,11 +8,12 @@ import pytest
 
 from dreamjax.dreamerv3 import experience
 from dreamjax.dreamerv3.config import debug
+from dreamjax.dreamerv3.experience import Experience, recorded
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.replay.sequences import Address, ReplayConfig, SequenceReplay
 from dreamjax.storage.folder import folder_of
 from dreamjax.storage.recordings import fill, open_recording, read_spec, write_recording, write_spec
-from dreamjax.storage.replays import ReplayError
+from dreamjax.storage.replays import ReplayError, ReplayFolder, saved_parts
 from dreamjax.types import EnvSpec, Space, Step
 
 SPEC = EnvSpec({"x": Space((2,), np.float32)}, Space((), np.int32, 0, 3), 9)
@@ -70,15 +71,28 @@ def test_what_was_recorded_fills_a_replay(tmp_path: Path):
 
 
 def test_what_several_processes_have_recorded_is_read_together(tmp_path: Path) -> None:
-    for process, first in ((0, 0), (1, 100), (2, 200)):
-        later = ((step._replace(reward=step.reward + first), action) for step, action in steps(5))
-        write_recording(folder_of(tmp_path, process), SPEC, 2, later)
+    def record(process: int, update: int, count: int, parts: int) -> None:
+        held = SequenceReplay(ReplayConfig(1000, 1, online=False), recorded(SPEC), 2)
+        for step, action in steps(count):
+            held.add(Experience(step._replace(reward=step.reward + 100 * process), action, None))
+        ReplayFolder(folder_of(tmp_path, process) / "replay").save(held, update, parts=parts)
+
+    write_spec(tmp_path, SPEC)
+    for process in range(3):
+        record(process, 0, 5, 3)
     together = open_recording(tmp_path)
     assert together.streams == 6 and together.written == 5
     rewards = together.read(Address(np.arange(6), np.full(6, 3)), 1).step.reward
     assert rewards[:, 0].tolist() == [3, 3, 103, 103, 203, 203]
-    (folder_of(tmp_path, 1) / "replay" / "replay-0.json").unlink()  # of a run that went on in one process
-    assert open_recording(tmp_path).streams == 2
+    record(0, 7, 9, 3)  # and killed, before the others had saved
+    assert (open_recording(tmp_path).streams, open_recording(tmp_path).written) == (6, 5)
+    record(0, 8, 11, 2)
+    record(1, 8, 11, 2)  # two went on; what the third has saved is from before
+    record(2, 8, 5, 3)
+    assert (open_recording(tmp_path).streams, open_recording(tmp_path).written) == (4, 11)
+    (folder_of(tmp_path, 1) / "replay" / "replay-8.json").unlink()
+    with pytest.raises(ReplayError, match=r"processes/1/replay holds no replay of update 8: copy it back"):
+        saved_parts(tmp_path, 8)
 
 
 def test_bad_recordings_are_refused(tmp_path: Path):

@@ -142,6 +142,7 @@ def planned(mesh) -> dict[str, np.ndarray]:
         plan, action = planning.search(planner, planning.PlannerParams(params.model), key, state, plan)
         found |= named(f"plan {number} ", (plan, action))
         plan = planning.advance(planner, plan)
+    assert planning.search.__wrapped__._cache_size() == 1  # where the first leaves the plan, the second takes it
     return found
 
 

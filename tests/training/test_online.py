@@ -27,7 +27,7 @@ from dreamjax.replay.sequences import Address
 from dreamjax.storage.agents import read_starts
 from dreamjax.storage.checkpoints import Checkpoints
 from dreamjax.storage.folder import RunFolder
-from dreamjax.storage.metrics import read_metrics
+from dreamjax.storage.metrics import MetricsLog, read_metrics
 from dreamjax.storage.recordings import open_recording, write_recording
 from dreamjax.storage.replays import ReplayError
 from dreamjax.training.online import train_offline, train_online
@@ -88,6 +88,9 @@ def test_the_plan_times_the_update_that_training_uses_and_leaves_the_agent_new(t
         training = Training(RunFolder(tmp_path / "new", TINY), Dreamer.of(TINY, SPEC), 2, CFG, 0, 1)
         new = jax.device_get(training.state)
         assert training.probe() > 0
+        training.updates = 1
+        with pytest.raises(RuntimeError, match="probe before it learns"):
+            training.probe()
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(training.state), new)
 
 
@@ -134,6 +137,15 @@ def test_a_run_learns_at_its_ratio_writes_episodes_and_goes_on(tmp_path):
     assert int(longer.step) == updates_due(CFG, 9, 2, 200)
     again = run(tmp_path, replace(CFG, steps=200))
     jax.tree.map(np.testing.assert_array_equal, again, longer)
+
+
+def test_what_other_processes_saw_after_the_checkpoint_is_forgotten_when_fewer_go_on(tmp_path):
+    run(tmp_path, CFG)
+    with MetricsLog(tmp_path / "processes" / "1") as log:
+        for step in (100, CFG.steps + 10):
+            log.write("episode", step, {"return": step})
+    run(tmp_path, replace(CFG, steps=CFG.steps + 20))
+    assert read_metrics(tmp_path / "processes" / "1" / "metrics.jsonl")["episode"]["return"][0].tolist() == [100]
 
 
 def test_several_updates_of_a_step_are_one_call(tmp_path):
