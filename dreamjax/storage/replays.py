@@ -66,6 +66,23 @@ class _Blocks(Mapping[int, list[np.ndarray]]):
         return len(self._files)
 
 
+class _Joined(Mapping[int, list[np.ndarray]]):
+    """Blocks of which several replays hold some of the streams each, put together when they are asked for."""
+
+    def __init__(self, parts: list[tuple[Mapping[int, list[np.ndarray]], slice]]) -> None:
+        self._parts = parts
+
+    def __getitem__(self, number: int) -> list[np.ndarray]:
+        parts = ([leaf[mine] for leaf in blocks[number]] for blocks, mine in self._parts)
+        return [np.concatenate(leaves) for leaves in zip(*parts, strict=True)]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._parts[0][0])
+
+    def __len__(self) -> int:
+        return len(self._parts[0][0])
+
+
 class ReplayFolder:
     """The last `keep` saved states of one replay, in a folder of their own."""
 
@@ -134,6 +151,16 @@ class ReplayFolder:
 
     def read(self, replay: SequenceReplay, step: int) -> list[np.ndarray]:
         """Do as `restore`, and leave all files as they are."""
+        state, late, files = self.peek(replay, step)
+        replay.restore(state)
+        self._files = {number: (replay.versions[number], name) for number, name in files.items()}
+        return late
+
+    def peek(self, replay: SequenceReplay, step: int) -> tuple[ReplayState, list[np.ndarray], dict[int, str]]:
+        """Return what was saved of a replay of the same layout, `late`, and the files of the blocks.
+
+        Blocks are read when they are asked for. Raises: as `restore` does.
+        """
         listed = _read(self._list(step))
         if listed["shape"] != replay.layout:
             raise ValueError(f"the replay in {self.folder} holds {listed['shape']}, this one {replay.layout}")
@@ -151,9 +178,7 @@ class ReplayFolder:
             )
         queue = listed["online"] if "online" in listed else listed["fresh"]  # as older versions named it
         online = [(stream, time) for stream, time in queue]
-        replay.restore(ReplayState(listed["written"], online, blocks, priorities))
-        self._files = {number: (replay.versions[number], name) for number, name in files.items()}
-        return late
+        return ReplayState(listed["written"], online, blocks, priorities), late, files
 
     def _list(self, step: int) -> Path:
         return self.folder / f"replay-{step}.json"
@@ -188,30 +213,24 @@ def read_share(parts: Sequence[ReplayFolder], replay: SequenceReplay, step: int,
     """
     late: list[list[np.ndarray]] = []
     states: list[ReplayState] = []
+    blocks: list[tuple[Mapping[int, list[np.ndarray]], slice]] = []
     for number, part in enumerate(parts):
         shape = part.shape(step)
         streams, begin = shape["streams"], number * shape["streams"] - first  # as the replay counts
         held = SequenceReplay(replace(replay.cfg, capacity=shape["capacity"]), replay.example, streams)
-        late.append(part.read(held, step))
-        state, mine = held.state(), slice(max(-begin, 0), max(replay.streams - begin, 0))
-        states.append(
-            ReplayState(
-                state.written,
-                [(begin + stream, time) for stream, time in state.online if 0 <= begin + stream < replay.streams],
-                {block: [leaf[mine] for leaf in leaves] for block, leaves in state.blocks.items()},
-                None if state.priorities is None else state.priorities[mine],
-            )
-        )
+        state, own, _ = part.peek(held, step)
+        late.append(own)
+        mine = slice(max(-begin, 0), max(replay.streams - begin, 0))
+        blocks.append((state.blocks, mine))
+        online = [(begin + stream, time) for stream, time in state.online if 0 <= begin + stream < replay.streams]
+        priorities = None if state.priorities is None else state.priorities[mine]
+        states.append(state._replace(online=online, priorities=priorities))
     written = states[0].written
     if any(state.written != written for state in states):
         raise ReplayError(f"the replays of step {step} hold {[state.written for state in states]} steps of a stream")
     online = sorted((pair for state in states for pair in state.online), key=lambda pair: pair[::-1])
-    blocks = {
-        block: [np.concatenate(leaves) for leaves in zip(*(state.blocks[block] for state in states), strict=True)]
-        for block in states[0].blocks
-    }
     kept = [state.priorities for state in states if state.priorities is not None]
-    replay.restore(ReplayState(written, online, blocks, np.concatenate(kept) if kept else None))
+    replay.restore(ReplayState(written, online, _Joined(blocks), np.concatenate(kept) if kept else None))
     return late
 
 
