@@ -44,8 +44,8 @@ class Bsuite(gymnasium.Env[np.ndarray, np.integer]):
                 raise
             raise OSError(
                 f"{setting} could not be made: {error}. The settings of mnist need pictures that bsuite downloads to "
-                "/tmp/mnist; where there is no network, copy the four files of MNIST (train-images-idx3-ubyte.gz ...) "
-                "there, or choose another experiment"
+                "the folder mnist in the one for temporary files; where there is no network, copy the four files of "
+                "MNIST (train-images-idx3-ubyte.gz ...) there, or choose another experiment"
             ) from error
         self.episodes = int(sweep.EPISODES[setting])
         self._begun, self._running = 0, False

@@ -136,9 +136,11 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[str, dict[str, tuple[np.n
 
 
 def read_episodes(run: str | os.PathLike[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Read the metrics of the training episodes of a run, of all its processes: name -> (steps, values), as above.
+    """Read the metrics of the training episodes of a run, of all its processes.
 
-    Empty where there are none. Raises: as `read_metrics` does.
+    They are name -> (steps int64 [T], values float64 [T]), steps ascending; none of them if no episode has ended.
+
+    Raises: as `read_metrics` does.
     """
     series: dict[str, dict[int, float]] = {}
     for path in [*sorted(Path(run).glob("processes/*/metrics.jsonl")), Path(run) / "metrics.jsonl"]:

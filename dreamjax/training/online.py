@@ -74,11 +74,7 @@ def train_online(
     failures = 0
     with _training(run, bar) as (stop, log, trace, stage):
         if is_new:
-            line = plan.learning(dreamer, cfg, streams, run.path, training.probe())
-            if is_first():
-                bar.say(line)
-            if begin is not None:
-                training.begin_with(begin)
+            _begin(training, run, bar, begin)
         training.rewind(log)
         for now in act_and_learn(training, environment):
             trace.at(now.updates, training.state, training.at_once)
@@ -103,6 +99,15 @@ def train_online(
         training.save()
         meet("the end, after update", training.updates)  # when the agent is written
     return training.state
+
+
+def _begin(training: Training, run: RunFolder, bar: Bar, begin: Begin | None) -> None:
+    """Say how long the updates of a new run will take, and begin with what is named of another one."""
+    line = plan.learning(training.dreamer, training.cfg, training.streams, run.path, training.probe())
+    if is_first():
+        bar.say(line)
+    if begin is not None:
+        training.begin_with(begin)
 
 
 def act_and_learn(training: Training, environment: VectorEnvironment) -> Iterator[Progress]:
