@@ -13,7 +13,7 @@ is evolved in dreams alone here too: only M learns from the real game. V stays a
     python experiments/doom_iterative.py --preset smoke --folder runs/smoke
 
 The same command resumes where it stopped. Every field of `Config` can be set; `--begin` is the folder of another agent.
-`cpu` is meant for two cores; it has not been measured yet.
+`cpu` is meant for two cores. Measured: results/doom_iterative.
 """
 
 from dataclasses import dataclass, replace
