@@ -209,9 +209,9 @@ def returns(
 ) -> Returns:
     """Let every policy of a population dream: all episodes and all their steps in one call.
 
-    The policies share the keys. With a mesh the population is split over its devices, each of which dreams
-    for its own part; only returns are exchanged, and every device gets those of all. Agents are told apart by identity:
-    make them once.
+    The policies share the keys. With a mesh the population is split over its devices, each of which dreams for its own
+    part; only returns are exchanged, and every device gets those of all. Agents are told apart by identity: make them
+    once.
 
     Shapes: params.policy [N, ...], params.starts [S, ...], keys [E] -> [N, E].
     Raises: ValueError if the devices do not divide the population.
