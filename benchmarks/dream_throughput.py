@@ -1,6 +1,6 @@
 """How fast the Doom dream is: the full M with C, against PyTorch, against one lane, against bare matrix products.
 
-    python benchmarks/dream_throughput.py            about five minutes on two cores
+    python benchmarks/dream_throughput.py            one or two minutes on two cores
     python benchmarks/dream_throughput.py --smoke    seconds, to see that it runs; writes nothing
 
 One imagined step is: C acts, M takes in (z, a), all 64 latents are drawn from their mixtures at temperature 1.5, and

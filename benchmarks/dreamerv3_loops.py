@@ -1,6 +1,6 @@
 """What the loops around DreamerV3's update cost: online loop and jitted loop on one probe, and the share of updates.
 
-    python benchmarks/dreamerv3_loops.py            five to ten minutes on two cores, mostly to compile
+    python benchmarks/dreamerv3_loops.py            a quarter of an hour on two cores, mostly to compile
     python benchmarks/dreamerv3_loops.py --host     the host loop's rows alone; writes nothing
     python benchmarks/dreamerv3_loops.py --smoke    a minute, to see that it runs; writes nothing
 

@@ -119,7 +119,7 @@ def report(cfg: Config, run: RunFolder, rows: list[dict], key: Key, agent: Agent
     )
     error = std / np.sqrt(cfg.iterative.evaluation_episodes)
     panels = {"tics survived, and standard error": {"the real game": (frames, mean, error)}}
-    axis = "tics that M learned from, beside those of the random policy"
+    axis = "tics played so far, beside those of the random policy"
     curves.series_with_bars(panels, axis, run.path / "iterations.png")
     curves.learning_curves({"memory": metrics["memory"]}, run.path / "learning.png")
     looks = TrustConfig(max(2, min(cfg.episodes, 32)), temperatures=beside(cfg.iterative.temperature))

@@ -2,7 +2,7 @@
 
 Neither paper plans. What it takes is there in both: a model that says what follows from actions, what it pays, and
 whether the episode goes on (`dreamjax.planning`; iCEM is that of Pinneri et al. 2020). At every step the agent imagines
-more than a thousand, and takes the first action of the best plan.
+more than a thousand others, those of all its plans, and takes the first action of the best plan.
 
     game     test episodes of the real environment: the planner, the evolved agent, random play
     dream    the same two in dreams, and what one decision costs

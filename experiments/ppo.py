@@ -38,7 +38,7 @@ class Config:
     tasks: tuple[str, ...] = tuple(normalized.TASKS)
     seed: int = 0  # the first
     seeds: int = 5  # so many from there on
-    steps: int = 12_288  # of the environment, of each seed; 5 % more than there, in whole rollouts
+    steps: int = 12_288  # of the environment, of each seed; 7 % more than there, in whole rollouts
     recurrent: bool = False  # an LSTM between the network and its heads
     episodes: int = 100  # test episodes in which each trained agent is scored
     envs: int = 8  # stepped together

@@ -1,4 +1,4 @@
-"""Agents that travel: what acts, as one program for several platforms, and a runner that needs only JAX."""
+"""Agents that travel: what acts, as one program for several platforms, and a runner on JAX and flatbuffers alone."""
 
 from typing import TYPE_CHECKING
 

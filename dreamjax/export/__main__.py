@@ -1,4 +1,4 @@
-"""python -m dreamjax.export AGENT FOLDER: write a trained agent as a folder that needs only JAX."""
+"""python -m dreamjax.export AGENT FOLDER: write a trained agent as a folder that needs only JAX and flatbuffers."""
 
 import argparse
 from pathlib import Path

@@ -31,7 +31,7 @@ class Options:
     folder: Path | None = None  # of the run; otherwise one in runs/, named after the experiment or its task
     track: tuple[trackers.Name, ...] | None = None  # where its metrics go as well; as before if not given
     profile: tuple[int, int] | None = None  # first and last update, of each stage, that jax's profiler looks at
-    ray: str | None = None  # address of a Ray cluster where the workers of host environments run: "auto", or host:port
+    ray: str | None = None  # address of a Ray cluster where host environments run: "auto", "local", or host:port
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,8 @@ def learning(dreamer: Dreamer, cfg: OnlineConfig, streams: int, folder: Path, se
     updates = updates_due(cfg, cfg.replay(dreamer.cfg.context).length, streams, cfg.steps)
     line = f"  {'learning':<11}{duration(updates, seconds)}"
     if is_first():
-        keep(folder, (folder / "plan.txt").read_text(encoding="utf-8") + line)
+        plan, _, _ = (folder / "plan.txt").read_text(encoding="utf-8").partition("  learning")  # of a run killed early
+        keep(folder, plan + line)
     return line
 
 

@@ -30,6 +30,7 @@ from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.metrics import MetricsLog, read_metrics
 from dreamjax.storage.recordings import open_recording, write_recording
 from dreamjax.storage.replays import ReplayError
+from dreamjax.training import plan
 from dreamjax.training.online import train_offline, train_online
 from dreamjax.training.online_config import OnlineConfig, updates_at_once, updates_due
 from dreamjax.training.trainer import Training
@@ -91,6 +92,9 @@ def test_the_plan_times_the_update_that_training_uses_and_leaves_the_agent_new(t
         training.updates = 1
         with pytest.raises(RuntimeError, match="probe before it learns"):
             training.probe()
+    again = plan.learning(Dreamer.of(TINY, SPEC), CFG, 2, tmp_path, 1.0)  # as after a kill before the first checkpoint
+    assert (tmp_path / "plan.txt").read_text().splitlines()[-1:] == [again]
+    assert (tmp_path / "plan.txt").read_text().count("learning") == 1
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(training.state), new)
 
 
