@@ -48,6 +48,20 @@ def test_an_actor_and_a_critic_learn_in_the_dream_of_m() -> None:
     assert abs(float(metrics["value"][-1]) - returns[-1]) < abs(returns[0]), "the critic has not learned"
 
 
+def test_an_update_that_is_not_finite_changes_nothing() -> None:
+    model, params, starts = model_and_params()
+    learner = ActorCriticLearner(model, BehaviourConfig(horizon=2), HeadsConfig(8, 41, 1, 1, 1, 1))
+    latents = jax.vmap(dream.environment(model, params, starts).reset)(jax.random.split(jax.random.key(2), 4))[0].latent
+    broken = params._replace(memory=jax.tree.map(lambda leaf: leaf.at[...].set(jnp.nan), params.memory))
+    before = imagination.init(learner, jax.random.key(3))
+    with jax.debug_key_reuse(False):  # the check takes keys that are scanned under vmap for used ones
+        after, metrics = imagination.train_step(
+            learner, broken, jax.random.key(4), jax.tree.map(jnp.array, before), latents
+        )
+    assert int(metrics["skipped"]) == 1 and not np.isfinite(metrics["loss"])
+    jax.tree.map(np.testing.assert_array_equal, after, before._replace(step=after.step))
+
+
 def test_a_trajectory_is_what_the_model_says_of_a_dream() -> None:
     model, params, starts = model_and_params()
     agent = imagination.agent(ActorCriticLearner(model, heads=HeadsConfig(8, 41, 1, 1, 1, 1)))

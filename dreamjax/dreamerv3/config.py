@@ -24,8 +24,11 @@ class RSSMConfig:
     unimix: float = 0.01  # share of a uniform distribution mixed into every latent; 0 switches it off
 
     def __post_init__(self) -> None:
-        if min(self.deter, self.hidden, self.stoch, self.classes, self.blocks, self.prior_layers) < 1:
+        layers = self.prior_layers, self.posterior_layers
+        if min(self.deter, self.hidden, self.stoch, self.classes, self.blocks, *layers) < 1:
             raise ValueError(f"every size of the RSSM must be positive, got {self}")
+        if self.classes > 256:
+            raise ValueError(f"classes must be at most 256, as the replay keeps them as bytes; got {self.classes}")
         if self.deter % self.blocks:
             raise ValueError(f"blocks must divide deter, got {self.blocks} and {self.deter}")
         if not 0 <= self.unimix < 1:
@@ -71,8 +74,9 @@ class HeadsConfig:
     policy_unimix: float = 0.0  # of a discrete action; the paper has 0.01, the published code ignores its setting
 
     def __post_init__(self) -> None:
-        if min(self.units, self.bins, self.reward_layers, self.continue_layers) < 1:
-            raise ValueError(f"every size of the heads must be positive, got {self}")
+        layers = self.reward_layers, self.continue_layers, self.policy_layers, self.value_layers
+        if min(self.units, *layers) < 1 or self.bins < 2:
+            raise ValueError(f"the heads need sizes of at least 1, and 2 bins, got {self}")
         if self.huber and self.twohot:
             raise ValueError("huber replaces the two-hot distribution: set twohot to False with it")
         if not 0 < self.min_std < self.max_std:
@@ -140,6 +144,8 @@ class DreamerConfig:
     def __post_init__(self) -> None:
         if self.compute_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"compute_dtype must be 'float32' or 'bfloat16', got {self.compute_dtype!r}")
+        if self.context < 0:
+            raise ValueError(f"context must be 0 or more steps, got {self.context}")
 
 
 def sized(width: int, base: DreamerConfig | None = None) -> DreamerConfig:

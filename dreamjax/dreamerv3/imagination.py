@@ -120,7 +120,9 @@ def train_step(
     """Update actor and critic on dreams from N latent states of a world model with parameters `params`.
 
     The starts are where a real episode may stand: what filtering recorded ones gives, or the posterior of first
-    observations. The same key may be passed at every step; `state` is donated.
+    observations. The same key may be passed at every step; `state` is donated. An update that is not finite, as where
+    the model predicts a reward that is not, changes nothing but the number of the step; the metric `skipped` counts
+    these since training began.
 
     Shapes: starts [N, ...].
     """
@@ -133,7 +135,8 @@ def train_step(
         parts = (*learned, state.slow)
         found = actor_critic.imagined_losses(actors, parts, state.range, imagined, settings.entropy)
         losses = {"loss/policy": found.policy_loss.mean(), "loss/value": found.value_loss.mean()}
-        return losses["loss/policy"] + losses["loss/value"], (found.range, found.metrics | losses)
+        losses["loss"] = losses["loss/policy"] + losses["loss/value"]
+        return losses["loss"], (found.range, found.metrics | losses)
 
     learned = state.policy, state.value
     grads, (range_, metrics) = jax.grad(loss, has_aux=True)(learned)
@@ -141,4 +144,7 @@ def train_step(
     policy, value = optax.apply_updates(learned, updates)
     slow = optax.incremental_update(value, state.slow, settings.slow_rate)
     metrics |= {"gradient_norm": optim.global_norm(grads), "update_norm": optim.global_norm(updates)}
-    return TrainState(state.step + 1, policy, value, slow, opt_state, range_), metrics
+    is_finite = jnp.isfinite(metrics["loss"] + metrics["gradient_norm"] + metrics["update_norm"])
+    new = TrainState(state.step + 1, policy, value, slow, opt_state, range_)
+    state = optim.keep_finite(is_finite, new, state._replace(step=new.step))
+    return state, metrics | {"skipped": optim.skipped(state.step, state.opt_state)}

@@ -21,6 +21,8 @@ from dreamjax.replay.ring import Ring
 from dreamjax.rollout import AgentState
 from dreamjax.types import Action, Array, Environment, Key, Metrics, State, Step
 
+_LONGEST = 1_000_000  # updates, or steps, of an iteration
+
 
 @dataclass(frozen=True)
 class LoopConfig:
@@ -33,13 +35,21 @@ class LoopConfig:
     capacity: int = 100_000  # steps that are kept
 
     def __post_init__(self) -> None:
-        if min(self.envs, self.batch_size, self.batch_length, self.capacity) < 1 or self.train_ratio <= 0:
+        if min(self.envs, self.batch_size, self.batch_length, self.capacity) < 1 or self.rhythm[0] < 1:
             raise ValueError(f"every number must be positive, got {self}")
+        if max(self.rhythm) > _LONGEST:
+            raise ValueError(
+                f"a train_ratio of {self.train_ratio} asks for {self.rhythm[0]:,} updates after every "
+                f"{self.rhythm[1]:,} steps of each environment: round it"
+            )
 
     @property
     def rhythm(self) -> tuple[int, int]:
         """Updates of an iteration, and steps of every environment before them, that give the train ratio exactly."""
-        per_step = Fraction(self.train_ratio) * self.envs / (self.batch_size * self.batch_length)
+        # A decimal such as 0.1 is a binary fraction of 55 digits; what is meant is 1 / 10.
+        per_step = (
+            Fraction(self.train_ratio).limit_denominator(_LONGEST) * self.envs / (self.batch_size * self.batch_length)
+        )
         return per_step.numerator, per_step.denominator
 
 

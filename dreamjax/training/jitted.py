@@ -108,15 +108,15 @@ def train_agents(
     Shapes: -> parameters [agents, ...]. Raises: as `training.loop.train`, `jitted_loop` and `dreamerv3.loop.init` do.
     """
     seeds, configs = zip(*agents.values(), strict=True)
-    names, keys = list(agents), jax.vmap(jax.random.key)(jnp.array(seeds))
+    names, (key_begin, key_train, _) = list(agents), _keys(seeds)
     program = jitted_loop(dreamer, environment, cfg, len(agents))
 
     def go_on(state: LoopState, done: int) -> Iterator[tuple[LoopState, Metrics]]:
         fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
         state = program.place(state)
         while True:
-            numbers = 1 + done * per_call + jnp.arange(per_call)
-            state, progress = program.advance(state, fold(keys, numbers))
+            numbers = done * per_call + jnp.arange(per_call)
+            state, progress = program.advance(state, fold(key_train, numbers))
             done += 1
             finished, returns = (np.asarray(x).sum(1) for x in (progress.finished, progress.returns))  # [agents]
             metrics: dict[str, Any] = {name: np.mean(x[:, -1]) for name, x in progress.metrics.items()}
@@ -131,7 +131,7 @@ def train_agents(
         run,
         log,
         name,
-        program.begin(keys, stacked(list(configs))),
+        program.begin(key_begin, stacked(list(configs))),
         go_on,
         calls,
         checkpoint_every=checkpoint_every,
@@ -168,8 +168,14 @@ def evaluate_agents(
         one = jax.tree.map(lambda leaf: leaf[None], params.policy)
         return rollout.population_returns(environment, policy, one, jax.random.split(key, episodes)).total[0]
 
-    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 0))(jnp.array(seeds))
-    return np.asarray(jax.jit(jax.vmap(play))(params, keys))  # training folds in numbers from 1 on
+    _, _, key_test = _keys(seeds)
+    return np.asarray(jax.jit(jax.vmap(play))(params, key_test))
+
+
+def _keys(seeds: Sequence[int]) -> tuple[Key, Key, Key]:
+    """Return the keys with which each agent begins, trains and is tested. Shapes: -> [agents] each."""
+    begin, train, test = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3), out_axes=1)(jnp.array(seeds))
+    return begin, train, test
 
 
 def _shared_places(mesh: Mesh) -> Any:

@@ -23,7 +23,7 @@ from dreamjax.storage.replays import ReplayError, saved_parts
 from dreamjax.storage.transfer import Begin
 from dreamjax.training import plan
 from dreamjax.training.online_config import AT_ONCE, OnlineConfig, updates_at_once
-from dreamjax.training.processes import asked_to_stop, is_first, label, meet, run_folder, share
+from dreamjax.training.processes import asked_to_stop, is_first, is_time_to_ask, label, meet, run_folder, share
 from dreamjax.training.signals import StopRequest, stop_request
 from dreamjax.training.trace import Trace, tracing
 from dreamjax.training.trainer import Training
@@ -85,7 +85,8 @@ def train_online(
                 log.write("failures", now.steps, {"environments": now.failures - failures})
                 failures = now.failures
             bar.update(now.steps - bar.n)
-            stopping = asked_to_stop(stop)  # once, so that nothing is left unsaved by a signal that comes in between
+            # Once, so that nothing is left unsaved by a signal that comes in between.
+            stopping = is_time_to_ask(now.steps // streams) and asked_to_stop(stop)
             saving = now.updates - training.saved >= cfg.checkpoint_every or stopping
             for number, metrics in (now.metrics | (training.wait() if saving else {})).items():
                 log.write("learn", number, metrics)
@@ -175,12 +176,14 @@ def train_offline(
     bar = progress(updates, label("train"), initial=training.updates, unit="update", waits="compiling")
     with _training(run, bar) as (stop, log, trace, stage):
         training.rewind(log)
+        calls = 0
         while training.updates < updates:
             trace.at(training.updates, training.state, at_once)
             metrics = training.learn(min(updates, training.updates + at_once, training.saved + cfg.checkpoint_every))
             done = training.updates
             bar.update(done - bar.n)
-            stopping = asked_to_stop(stop)
+            calls += 1
+            stopping = is_time_to_ask(calls) and asked_to_stop(stop)
             saving = done - training.saved >= cfg.checkpoint_every or done >= updates or stopping
             for number, values in (metrics | (training.wait() if saving else {})).items():
                 log.write("learn", number, values)

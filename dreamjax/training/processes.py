@@ -92,6 +92,14 @@ def anywhere(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
+def is_time_to_ask(step: int) -> bool:
+    """Whether processes ask each other after this step of theirs: several do at every eighth.
+
+    They wait for each other then, and for all that was begun on their devices, which are to be kept ahead.
+    """
+    return jax.process_count() == 1 or step % 8 == 0
+
+
 def asked_to_stop(stop: StopRequest) -> bool:
     """Whether a signal has asked any process to stop, which all then take for theirs. All of them ask together."""
     asked = anywhere(bool(stop))

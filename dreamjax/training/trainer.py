@@ -156,9 +156,7 @@ class Training:
 
     def act(self, memory: AgentState, step: Step) -> tuple[AgentState, Latent]:
         """Begin to act; nothing is waited for."""
-        key = jax.random.fold_in(self._key_act, self.replay.written)
-        if self._process:
-            key = jax.random.fold_in(key, self._process)
+        key = jax.random.fold_in(jax.random.fold_in(self._key_act, self.replay.written), self._process)
         if self._acting is None:
             gathered = self._gather(self.state.params) if self.cfg.sharded else self.state.params
             self._acting = near(gathered) if self._mesh.size > 1 else gathered

@@ -43,10 +43,24 @@ def iterate() -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize(
-    ("envs", "ratio", "rhythm"), [(16, 32, (1, 2)), (1, 512, (1, 2)), (4, 1024, (4, 1)), (3, 512, (3, 2))]
+    ("envs", "ratio", "rhythm"),
+    [
+        (16, 32, (1, 2)),
+        (1, 512, (1, 2)),
+        (4, 1024, (4, 1)),
+        (3, 512, (3, 2)),
+        (10, 0.1, (1, 1024)),
+        (15, 1 / 3, (5, 1024)),
+    ],
 )
 def test_rhythm_keeps_the_train_ratio(envs: int, ratio: float, rhythm: tuple[int, int]):
     assert LoopConfig(envs=envs, train_ratio=ratio).rhythm == rhythm
+
+
+@pytest.mark.parametrize(("ratio", "why"), [(0.0, "positive"), (1e-8, "positive"), (np.pi, "round it")])
+def test_a_ratio_without_a_rhythm_is_refused(ratio: float, why: str):
+    with pytest.raises(ValueError, match=why):
+        LoopConfig(train_ratio=ratio)
 
 
 def test_it_collects_and_learns_in_step(begin, iterate):

@@ -146,6 +146,22 @@ def test_regression_of_numbers_as_they_are_with_a_huber_loss():
         changed("heads", huber=True)
 
 
+@pytest.mark.parametrize(
+    ("part", "fields", "why"),
+    [
+        ("rssm", {"classes": 257}, "as bytes"),
+        ("rssm", {"posterior_layers": 0}, "positive"),
+        ("heads", {"bins": 1}, "2 bins"),
+        ("heads", {"value_layers": 0}, "at least 1"),
+    ],
+)
+def test_sizes_that_would_go_wrong_later_are_refused(part: str, fields: dict[str, int], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        changed(part, **fields)
+    with pytest.raises(ValueError, match="context must be 0 or more"):
+        DreamerConfig(context=-1)
+
+
 def imagined(**settings) -> tuple[np.ndarray, np.ndarray]:
     """Policy loss of a fixed imagined trajectory, and its advantages in units of reward."""
     cfg = replace(BASE, behaviour=replace(BASE.behaviour, **settings))
