@@ -8,7 +8,7 @@ ADAPTERS := .venv-adapters
 CHIPS := h100 v5e
 
 .DELETE_ON_ERROR:
-.PHONY: help test test-adapters test-page demo lint format table benchmarks accelerators clean
+.PHONY: help test test-long test-adapters test-page demo lint format table benchmarks accelerators clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.12]"
@@ -17,6 +17,10 @@ help: ## list the targets
 test: lint ## install, lint, check the types, run the tests
 	@echo "==> tests"
 	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal --durations=15
+
+test-long: $(VENV)/test.stamp ## run the longest tests, which `make test` leaves out: kills, signals, many devices, learning
+	@echo "==> long tests"
+	@$(BIN)/python -m pytest -m long --numprocesses auto --maxprocesses 8 --dist worksteal --durations=15
 
 test-adapters: $(ADAPTERS)/test.stamp ## try gymnax, Craftax, Brax, EnvPool, Procgen, Memory Maze and trackio, in a venv of their own: they hold packages back
 	@echo "==> tests of the adapters"
