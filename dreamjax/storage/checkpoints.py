@@ -3,7 +3,8 @@
 Orbax writes the files, commits a step by renaming its folder and keeps the last few. Three things are added here,
 because it notices neither a flipped bit nor an empty folder named like a step, and silently skips a step that is not
 newer than the latest one: every leaf carries a CRC-32, `restore` verifies it and falls back to an older step if one is
-damaged, and saving out of order is an error.
+damaged, and saving out of order is an error. Who only reads changes nothing in the folder, which may be that of a
+training under way.
 
 Trees are copied to host memory, so that a checkpoint written on one set of devices can be read on any other. Where
 several processes train together, all of them save, each has a part of what is spread over them, and the first one
@@ -45,8 +46,7 @@ class _DamageError(Exception):
 class Checkpoints:
     """The last `keep` checkpoints of one training, in a folder of their own.
 
-    A damaged step is renamed to `damaged-<step>`, never deleted, and the step before it is used instead, so `keep`
-    should be at least 2.
+    A damaged step is never deleted, and the step before it is used instead, so `keep` should be at least 2.
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int = 2) -> None:
@@ -88,7 +88,8 @@ class Checkpoints:
         if existing and step <= existing[-1]:
             raise ValueError(
                 f"step {step} is not newer than step {existing[-1]} in {self.folder}. To continue this training call "
-                "restore() first and go on from the step it returns; for a new one use another folder."
+                "restore(like, set_aside=True) first and go on from the step it returns; for a new one use another "
+                "folder."
             )
         records = {name: describe(leaf) | {"crc32": _crc32(arrays[name])} for name, leaf in leaves.items()}
         meta = {"leaves": records, "crc32": _records_crc32(records)}
@@ -110,8 +111,11 @@ class Checkpoints:
         if not saved:
             raise CheckpointError(f"orbax declined to save step {step} in {self.folder}")
 
-    def restore(self, like: PyTree) -> tuple[int, PyTree] | None:
+    def restore(self, like: PyTree, set_aside: bool = False) -> tuple[int, PyTree] | None:
         """Read the newest undamaged step into the structure of `like`; None if no step was ever saved.
+
+        With `set_aside` damaged steps that are newer are renamed to `damaged-<step>`, so that training can go on and
+        save from there: only who trains may do so. To all others an error of reading may be theirs alone.
 
         `like` holds arrays, `jax.ShapeDtypeStruct`s (see `jax.eval_shape`) or Python numbers, and every leaf comes back
         as the same type: NumPy arrays, Python numbers, and otherwise JAX arrays, sharded as the leaf of `like` if that
@@ -129,14 +133,15 @@ class Checkpoints:
                 check_same(records, leaves, f"step {step} in {self.folder}", same_type)
                 arrays = self._read_arrays(step, records)
             except _DamageError as damage:
-                self._set_aside(step, damage)
+                self._pass_over(step, damage, set_aside)
                 continue
             values = [from_numpy(arrays[name], leaf, records[name]) for name, leaf in leaves.items()]
             return step, jax.tree.unflatten(jax.tree.structure(like), values)
         if not steps:
             return None
+        renamed = "; they were renamed to damaged-<step>" if set_aside else ""
         raise CheckpointError(
-            f"every checkpoint in {self.folder} is damaged ({steps}); they were renamed to damaged-<step>. "
+            f"every checkpoint in {self.folder} is damaged ({steps}){renamed}. "
             "Copy a sound one back, or start this training again, which writes new ones beside them."
         )
 
@@ -174,18 +179,20 @@ class Checkpoints:
         except Exception as error:  # orbax and tensorstore raise bare exceptions of many types for a damaged file
             raise _DamageError(f"orbax cannot read its {item} ({repr(error)[:200]})") from error
 
-    def _set_aside(self, step: int, damage: _DamageError) -> None:
+    def _pass_over(self, step: int, damage: _DamageError, set_aside: bool) -> None:
         if jax.process_index():  # the first process sees the same damage
             return
-        aside = self.folder / f"damaged-{step}"
-        copies = 1
-        while aside.exists():
-            copies += 1
-            aside = self.folder / f"damaged-{step}-{copies}"
-        os.rename(self.folder / str(step), aside)
+        done = "It was left as it is"
+        if set_aside:
+            aside = self.folder / f"damaged-{step}"
+            copies = 1
+            while aside.exists():
+                copies += 1
+                aside = self.folder / f"damaged-{step}-{copies}"
+            os.rename(self.folder / str(step), aside)
+            done = f"It was renamed to {aside.name}"
         warnings.warn(
-            f"checkpoint {step} in {self.folder} is damaged: {damage}. It was renamed to {aside.name}; "
-            "going back to the checkpoint before it.",
+            f"checkpoint {step} in {self.folder} is damaged: {damage}. {done}; going back to the checkpoint before it.",
             stacklevel=3,
         )
 

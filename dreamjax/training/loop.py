@@ -85,7 +85,7 @@ def train(
         the step is done and saved.
     """
     checkpoints = Checkpoints(run_folder(run.path) / "checkpoints" / name)
-    found = checkpoints.restore(jax.tree.map(_like, state))
+    found = checkpoints.restore(jax.tree.map(_like, state), set_aside=True)
     begin, state = found if found is not None else (0, state)
     meet(f"the step of stage {name!r} to go on from", begin)
     log.rewind(name, begin)

@@ -236,7 +236,7 @@ class Training:
 
     def restore(self) -> bool:
         """Go on from the newest checkpoint; False if there is none. Raises ReplayError if its replay is damaged."""
-        found = self._checkpoints.restore(self.state)
+        found = self._checkpoints.restore(self.state, set_aside=True)
         meet("the checkpoint to go on from", -1 if found is None else found[0])
         if found is None:
             return False

@@ -1,6 +1,7 @@
 """Agents on disk: what comes back, in this process and in another, and what is refused with advice."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -164,6 +165,10 @@ def test_a_run_folder_gives_the_agent_of_its_newest_checkpoint(tmp_path: Path) -
     jax.tree.map(np.testing.assert_array_equal, found.value, new.params.value)
     (tmp_path / "config.json").write_text('{"task": "counter", "seed": 0}')  # of the run
     assert read_stored(tmp_path).task == "counter"
+    shutil.rmtree(tmp_path / "checkpoints" / "2" / "state")
+    with pytest.warns(UserWarning, match="checkpoint 2 .*left as it is"):  # this may be a run under way
+        jax.tree.map(np.testing.assert_array_equal, load(tmp_path)[1].policy, old.params.policy)
+    assert checkpoints.steps() == [1, 2]
     (tmp_path / "agent.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"agent\.json is missing"):
         load(tmp_path)

@@ -88,10 +88,14 @@ def two_steps(tmp_path) -> Checkpoints:
 
 
 def assert_falls_back(checkpoints: Checkpoints, problem: str) -> None:
-    with pytest.warns(UserWarning, match=problem) as warned:
-        step, tree = Checkpoints(checkpoints.folder).restore(weights(0))
-    assert step == 1 and str(checkpoints.folder) in str(warned[0].message)
-    assert_same(tree, weights(1))
+    """Who reads leaves all as it is; who trains sets the damaged step aside."""
+    steps = checkpoints.steps()
+    for set_aside, after, done in [(False, steps, "left as it is"), (True, steps[:-1], "renamed to damaged-2")]:
+        with pytest.warns(UserWarning, match=problem) as warned:
+            step, tree = Checkpoints(checkpoints.folder).restore(weights(0), set_aside)
+        assert step == 1 and str(checkpoints.folder) in str(warned[0].message) and done in str(warned[0].message)
+        assert_same(tree, weights(1))
+        assert checkpoints.steps() == after
 
 
 def test_every_kind_of_leaf_comes_back_exactly(tmp_path):
@@ -228,22 +232,23 @@ def test_training_goes_on_after_falling_back(two_steps):
     folder = two_steps.folder
     (folder / "99").mkdir()
     with pytest.warns(UserWarning, match="checkpoint 99"):
-        assert two_steps.restore(weights(0))[0] == 2
+        assert two_steps.restore(weights(0), set_aside=True)[0] == 2
     two_steps.save(3, weights(3))
     (folder / "99").mkdir()
     with pytest.warns(UserWarning, match="damaged-99-2"):
-        assert two_steps.restore(weights(0))[0] == 3
+        assert two_steps.restore(weights(0), set_aside=True)[0] == 3
     assert {"damaged-99", "damaged-99-2", "2", "3"} <= {path.name for path in folder.iterdir()}
 
 
 def test_nothing_readable_says_what_to_do(two_steps):
     for step in (1, 2):
         largest_file(two_steps.folder / str(step)).unlink()
-    with (
-        pytest.warns(UserWarning),
-        pytest.raises(CheckpointError, match=r"every checkpoint .* start this training again"),
-    ):
-        two_steps.restore(weights(0))
+    for set_aside in (False, True):
+        with (
+            pytest.warns(UserWarning),
+            pytest.raises(CheckpointError, match=r"every checkpoint .* start this training again"),
+        ):
+            two_steps.restore(weights(0), set_aside)
     two_steps.save(1, weights(1))
     assert_same(two_steps.restore(weights(0))[1], weights(1))
 
@@ -253,7 +258,7 @@ import sys
 import numpy as np
 from dreamjax.storage.checkpoints import Checkpoints
 checkpoints = Checkpoints(sys.argv[1])
-found = checkpoints.restore({"w": np.zeros(4_000_000, np.float32), "step": 0})
+found = checkpoints.restore({"w": np.zeros(4_000_000, np.float32), "step": 0}, set_aside=True)
 for step in range(1 + (found[0] if found else 0), 10_000):
     w = np.random.default_rng(step).normal(size=4_000_000).astype(np.float32)
     checkpoints.save(step, {"w": w, "step": step})

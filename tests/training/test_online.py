@@ -232,6 +232,10 @@ def test_a_damaged_replay_is_refused_with_a_way_on(tmp_path):
     assert str(older) in str(error.value)
     shutil.rmtree(tmp_path / "checkpoints" / str(newest))
     assert int(run(tmp_path, replace(CFG, steps=120)).step) == updates_due(CFG, 9, 2, 120)
+    newest = Checkpoints(tmp_path / "checkpoints").steps()[-1]
+    shutil.rmtree(tmp_path / "checkpoints" / str(newest) / "state")  # and an agent that is damaged is set aside
+    with pytest.warns(UserWarning, match=f"renamed to damaged-{newest}"):
+        assert int(run(tmp_path, replace(CFG, steps=130)).step) == updates_due(CFG, 9, 2, 130)
 
 
 def test_a_replay_in_files_learns_the_same_and_may_be_chosen_later(tmp_path):
