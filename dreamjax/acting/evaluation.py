@@ -14,6 +14,7 @@ import numpy as np
 from dreamjax.acting.playing import Played, Request, play
 from dreamjax.acting.pool import Pool
 from dreamjax.envs.adaptation import adapted
+from dreamjax.envs.gymnasium import is_adapted
 from dreamjax.storage.atomic import replacing
 from dreamjax.storage.identity import fingerprint
 from dreamjax.storage.progress import progress
@@ -78,8 +79,7 @@ def play_all(
     envs = min(envs, len(seeds))
     workers = (os.cpu_count() or 1) * (envs > 1) if workers is None else workers
     one = AgentParams(params.model, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], params.policy))
-    spaces = jax.tree.leaves(agent.model.spec.action)
-    if all(space.is_discrete or (space.low, space.high) == (-1, 1) for space in spaces):
+    if is_adapted(agent.model.spec):
         make_env = partial(adapted, make_env)
     with Pool(make_env, envs, workers) as pool:
         yield from play(pool, agent, one, key, map(Request, seeds), record=record)

@@ -69,6 +69,19 @@ def spec_from_spaces(observation: spaces.Space, action: spaces.Space, max_steps:
     return EnvSpec(parts, unflatten(action, map(_from_leaf, leaves(action))), max_steps)
 
 
+def is_adapted(spec: EnvSpec) -> bool:
+    """Whether every action is such as `envs.adapted` makes it: floats in [-1, 1], integers with the same bounds.
+
+    An agent with such a spec acts in adapted environments, any other one in environments as they are.
+    """
+
+    def fits(space: Space) -> bool:
+        uneven = isinstance(space.low, tuple) or isinstance(space.high, tuple)  # `adapted` makes a tuple of its entries
+        return not uneven if space.is_discrete else (space.low, space.high) == (-1, 1)
+
+    return all(map(fits, jax.tree.leaves(spec.action)))
+
+
 class _Single(gymnasium.Env[Any, Any]):
     def __init__(self, environment: Environment, render: Render | None) -> None:
         self.metadata = {"render_modes": [] if render is None else ["rgb_array"], "render_fps": RENDER_FPS}

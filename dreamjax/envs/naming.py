@@ -11,7 +11,7 @@ import numpy as np
 from dreamjax.checks import same_spaces
 from dreamjax.envs import jitted, suites
 from dreamjax.envs.adaptation import SMALLEST, adapted
-from dreamjax.envs.gymnasium import spec_from_gymnasium
+from dreamjax.envs.gymnasium import is_adapted, spec_from_gymnasium
 from dreamjax.types import Environment, EnvSpec, Space
 
 WORLD_MODELS = ("take_cover", "car_racing")  # as Ha & Schmidhuber 2018 have them; those of `suites` are DreamerV3's
@@ -68,8 +68,7 @@ def _fitting(make_env: Callable[[], gymnasium.Env], spec: EnvSpec) -> Callable[[
 
     What is returned is made of functions that need no JAX, for quick workers.
     """
-    actions = jax.tree.leaves(spec.action)
-    if not all(space.is_discrete or (space.low, space.high) == (-1, 1) for space in actions):
+    if not is_adapted(spec):
         return make_env
     with adapted(make_env) as env:
         found = spec_from_gymnasium(env, spec.max_steps).observation

@@ -66,10 +66,18 @@ def test_an_environment_is_found_as_its_agent_was_trained_in_it(resize: int | tu
         assert spec_from_gymnasium(env, 10) == spec
 
 
-def test_an_agent_of_world_models_gets_the_environment_as_it_is() -> None:
-    with Sights() as env:
+class Uneven(gymnasium.Env):
+    """Choices of different numbers, which `adapted` takes apart."""
+
+    observation_space = gymnasium.spaces.Discrete(2)
+    action_space = gymnasium.spaces.MultiDiscrete([3, 4])
+
+
+@pytest.mark.parametrize("made", [Sights, Uneven])
+def test_an_agent_of_its_own_actions_gets_the_environment_as_it_is(made: type[gymnasium.Env]) -> None:
+    with made() as env:
         spec = spec_from_gymnasium(env, 10)
-    assert naming.find_for(spec, "tests.envs.test_naming:Sights") is Sights
+    assert naming.find_for(spec, f"{__name__}:{made.__name__}") is made
 
 
 class Memory(gymnasium.Env):

@@ -13,7 +13,7 @@ from gymnasium import spaces
 
 import dreamjax
 from dreamjax.acting import random_play
-from dreamjax.acting.evaluation import play_all
+from dreamjax.acting.evaluation import evaluate, play_all
 from dreamjax.acting.vector import VectorEnvironment
 from dreamjax.dreamerv3 import Dreamer, debug
 from dreamjax.envs import adapted, spec_from_gymnasium
@@ -286,3 +286,12 @@ def test_whoever_plays_an_agent_plays_in_the_spaces_that_it_was_made_for() -> No
     [played] = play_all(raw, random_play.PARAMS, make_env, [3], key, workers=0, record=True)
     assert played.recorded is not None and np.abs(played.recorded.action).max() > 1
     np.testing.assert_allclose(played.recorded.step.reward[1:], played.recorded.action[:-1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(ACTIONS.keys() - {"fixed"}))  # which only `adapted` makes free
+def test_an_agent_of_the_spaces_as_they_are_is_evaluated_in_them(name: str) -> None:
+    kept: list[Any] = []
+    make_env = partial(Acts, ACTIONS[name][0], kept)
+    agent = random_play.random_agent(spec_from_gymnasium(make_env(), 3))
+    assert evaluate(agent, random_play.PARAMS, make_env, [3], jax.random.key(0), workers=0).tolist() == [3]
+    assert len(kept) == 3
