@@ -29,8 +29,9 @@ def to_gymnasium(environment: Environment, render: Render | None = None) -> gymn
 
     `reset(seed=s)` starts a stream of episodes from `jax.random.key(s)`; later resets without a seed continue that
     stream, so the whole stream repeats from its seed. `terminated` is `is_terminal`, `truncated` is an end that is not
-    terminal. Discrete scalars become `Discrete`, discrete arrays `MultiDiscrete` (`Box` if uint8), floats `Box`, dicts
-    `Dict` and tuples `Tuple`. With `render` (pure, state -> [height, width, 3] uint8) the render mode is "rgb_array".
+    terminal. Discrete scalars become `Discrete`, discrete arrays `MultiDiscrete` (`Box` if uint8), floats `Box` (of
+    float32 where they are bfloat16), dicts `Dict` and tuples `Tuple`. With `render` (pure, state -> [height, width, 3]
+    uint8) the render mode is "rgb_array".
 
     Raises: ValueError or TypeError for a spec that Gymnasium cannot express. The environment raises `ResetNeeded` when
     stepped before a reset or after an end, `InvalidAction` for an action outside its space, ValueError for a bad seed.
@@ -224,7 +225,8 @@ def _to_space(space: PyTree) -> spaces.Space:
     if not isinstance(space, Space):
         raise TypeError(f"a spec is made of dicts, tuples and Space, got {type(space).__name__}")
     if not space.is_discrete:
-        return spaces.Box(space.low_array, space.high_array, space.shape, space.dtype.type)
+        dtype = space.dtype if space.dtype.kind == "f" else np.dtype(np.float32)  # NumPy has no bfloat16
+        return spaces.Box(space.low_array.astype(dtype), space.high_array.astype(dtype), space.shape, dtype.type)
     low, high = space.low_array, space.high_array
     if not np.isfinite([low, high]).all():
         raise ValueError(f"a discrete Space needs finite bounds to become a Gymnasium space, got {space}")

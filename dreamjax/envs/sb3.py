@@ -66,7 +66,7 @@ class VectorEnv(VecEnv):
             self._keys = jax.vmap(jax.random.key)(jnp.asarray(self._seeds, jnp.uint32))
             self._reset_seeds()
         self._keys, self._state, step = self._reset(self._keys)
-        return np.array(step.observation)
+        return self._observed(step.observation)
 
     def step_async(self, actions: np.ndarray) -> None:
         """Note the actions of the next step. Shapes: [num_envs, ...]."""
@@ -78,9 +78,13 @@ class VectorEnv(VecEnv):
         shown, step = jax.device_get((shown, step))
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
         for i in np.flatnonzero(step.is_last):
-            infos[i] |= {"terminal_observation": np.array(step.observation[i])}
+            infos[i] |= {"terminal_observation": self._observed(step.observation[i])}
             infos[i]["TimeLimit.truncated"] = not step.is_terminal[i]
-        return np.array(shown), np.array(step.reward), np.array(step.is_last), infos
+        return self._observed(shown), np.array(step.reward), np.array(step.is_last), infos
+
+    def _observed(self, observation: Array | np.ndarray) -> np.ndarray:
+        """Copy what is observed into the dtype that is declared, which a dream's own may not be."""
+        return np.array(observation, self.observation_space.dtype)
 
     def close(self) -> None:
         """Do nothing: there is nothing to close."""

@@ -12,7 +12,7 @@ from dreamjax import dream, planning, rollout
 from dreamjax.dreamerv3 import actor_critic, codec, experience, heads, model, rssm
 from dreamjax.dreamerv3.config import debug
 from dreamjax.dreamerv3.model import Dreamer
-from dreamjax.envs import probes
+from dreamjax.envs import probes, to_gymnasium
 from dreamjax.types import AgentParams, EnvSpec, Space, Step
 
 CFG = replace(debug(), compute_dtype="float32")
@@ -43,6 +43,16 @@ def test_its_dream_is_an_environment():
         state, step = advance(jax.random.key(3 + i), state, jnp.int32(1))
         assert np.isfinite(step.reward)
         assert not step.is_first
+
+
+def test_others_play_in_its_dream_through_gymnasium():
+    world = model.make(debug(), GAME.spec).model
+    dreamed = dream.environment(world, PARAMS, world.encode(PARAMS, jnp.eye(5)))
+    assert dreamed.spec.observation.dtype == jnp.bfloat16  # which Gymnasium does not know
+    env = to_gymnasium(dreamed)
+    first, _ = env.reset(seed=0)
+    assert first.dtype == np.float32 and env.observation_space.contains(first)
+    assert env.observation_space.contains(env.step(np.int64(1))[0])
 
 
 def test_actor_and_critic_help_to_plan():

@@ -1,5 +1,8 @@
 """Pure environments as stable-baselines3 wants them, beside the environment itself."""
 
+from functools import partial
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from stable_baselines3 import PPO
@@ -7,7 +10,7 @@ from stable_baselines3 import PPO
 from dreamjax.envs.offers import offers
 from dreamjax.envs.probes import counter, dodge
 from dreamjax.envs.sb3 import VectorEnv
-from dreamjax.types import EnvSpec, Space
+from dreamjax.types import Environment, EnvSpec, Space
 
 
 def test_an_ended_copy_shows_the_next_episode_and_tells_the_last_observation() -> None:
@@ -25,6 +28,20 @@ def test_an_ended_copy_shows_the_next_episode_and_tells_the_last_observation() -
     shown, reward, over, infos = seen[2]  # the time of the second is over
     assert (over.tolist(), infos[1]["TimeLimit.truncated"]) == ([False, True], True)
     np.testing.assert_array_equal(infos[1]["terminal_observation"], [1, 0, 0])
+
+
+def test_a_dtype_that_numpy_lacks_is_shown_as_float32() -> None:
+    game, half = counter(size=3, max_steps=3), partial(jnp.asarray, dtype=jnp.bfloat16)
+    show = lambda state, step: (state, step._replace(observation=half(step.observation)))  # noqa: E731
+    spec = game.spec._replace(observation=Space((3,), jnp.bfloat16, 0.0, 1.0))
+    env = VectorEnv(Environment(lambda key: show(*game.reset(key)), lambda *args: show(*game.step(*args)), spec), 1)
+    seen = [env.reset()]
+    for _ in range(2):
+        env.step_async(np.array([1]))
+        shown, *_, infos = env.step_wait()
+        seen.append(shown)
+    seen.append(infos[0]["terminal_observation"])
+    assert {one.dtype for one in seen} == {np.dtype(np.float32)} and env.observation_space.contains(seen[-1])
 
 
 def test_everything_follows_from_the_seed() -> None:
