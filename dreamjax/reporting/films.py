@@ -53,7 +53,7 @@ def film(
     agent = Agent(agent.model._replace(spec=short), agent.policy)
     draw_without_screen()
     with make_env() as env:
-        rate = fps or env.metadata.get("render_fps") or 30
+        rate = fps or _rate(env)
         _picture(env, env.reset(seed=seeds.TEST[0])[0])
     with videos.video_writer(path, rate) as write:
         watched = partial(_Watched, make_env, write)
@@ -89,6 +89,10 @@ class _Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
         observation, *rest = self.env.step(action)
         self._write(_picture(self.env, observation))
         return observation, *rest
+
+
+def _rate(env: gymnasium.Env) -> float:
+    return env.metadata.get("render_fps") or 30
 
 
 def _picture(env: gymnasium.Env, observation: Any) -> np.ndarray:
@@ -180,12 +184,13 @@ def film_dream_and_real(
 
     Shapes: key [], params.policy not stacked, params.starts [S, ...]. Raises: as `film_episode` does.
     """
+    with make_env() as env:
+        rate = _rate(env)
     # Acting folds the seed of its episode into the key, which is never 0 in a test episode.
     panels = {"its dream": film_dream(agent, params, jax.random.fold_in(key, 0), steps, temperature)}
     for label, (other, parameters) in {"the real environment": (agent, params), **(beside or {})}.items():
         panels[label] = film_episode(other, parameters, make_env, seeds.TEST[0], key)[:steps]
-    with make_env() as env:
-        write_films(path.parent, panels, env.metadata["render_fps"], path.stem)
+    write_films(path.parent, panels, rate, path.stem)
 
 
 def write_open_loop(

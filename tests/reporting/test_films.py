@@ -14,7 +14,16 @@ from PIL import Image
 from dreamjax.acting.random_play import PARAMS, random_agent
 from dreamjax.envs.gymnasium import spec_from_gymnasium, to_gymnasium
 from dreamjax.envs.swingup import swingup
-from dreamjax.reporting.films import CannotFilm, film, film_episode, film_section, write_open_loop
+from dreamjax.reporting.films import (
+    CannotFilm,
+    film,
+    film_dream_and_real,
+    film_episode,
+    film_section,
+    write_open_loop,
+)
+from tests.acting.agents import AGENT as SEEING, ONE
+from tests.acting.environments import Ragged
 
 GREEN, RED = (0, 158, 115), (213, 94, 0)
 
@@ -94,6 +103,13 @@ def test_an_agent_that_sees_no_picture_is_filmed_as_its_environment_renders(tmp_
     assert [int(np.flatnonzero(row).mean()) // 32 for row in bright[:12]] == list(range(12))
     assert film(tmp_path / "short.mp4", AGENT, PARAMS, partial(Dot, "rgb_array"), episodes=2, max_steps=3) == [3, 3]
     assert len(imageio.mimread(tmp_path / "short.mp4", memtest=False)) == 2 * 4
+
+
+def test_an_environment_that_tells_no_rate_is_filmed_beside_its_dream(tmp_path: Path) -> None:
+    assert "render_fps" not in Ragged.metadata
+    params = ONE._replace(starts=np.zeros((2, 3), np.float32))
+    film_dream_and_real(tmp_path / "both.mp4", SEEING, params, Ragged, jax.random.key(0), 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["both.mp4", "both.png"]
 
 
 @pytest.mark.parametrize(
