@@ -74,7 +74,7 @@ def play_all(
     An agent whose actions are such as `envs.adapted` makes them acts in adapted environments, as it was trained.
     `params.policy` is not stacked. What is recorded has shapes [steps + 1, ...], as in `Played`.
     """
-    if not seeds:
+    if not len(seeds):
         return
     envs = min(envs, len(seeds))
     workers = (os.cpu_count() or 1) * (envs > 1) if workers is None else workers
@@ -82,7 +82,7 @@ def play_all(
     if is_adapted(agent.model.spec):
         make_env = partial(adapted, make_env)
     with Pool(make_env, envs, workers) as pool:
-        yield from play(pool, agent, one, key, map(Request, seeds), record=record)
+        yield from play(pool, agent, one, key, (Request(int(seed)) for seed in seeds), record=record)
 
 
 def record_episode(

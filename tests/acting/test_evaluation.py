@@ -128,3 +128,11 @@ def test_a_recorded_episode_is_the_one_that_was_scored(returns: np.ndarray) -> N
     assert episode.total == returns[2] and episode.recorded is not None
     assert len(episode.recorded.action) == episode.steps + 1 == 13
     assert list(play_all(AGENT, ONE, Ragged, [], KEY)) == []
+
+
+def test_seeds_may_be_an_array(tmp_path: Path, returns: np.ndarray) -> None:
+    seeds, notes = np.array(SEEDS[:2]), tmp_path / "notes.jsonl"
+    for _ in range(2):  # played, and read
+        np.testing.assert_array_equal(evaluate(AGENT, ONE, Ragged, seeds, KEY, workers=0, notes=notes), returns[:2])
+    assert sorted(row["seed"] for row in rows(notes)) == [3, 14]
+    assert {one.seed for one in play_all(AGENT, ONE, Ragged, seeds, KEY, workers=0)} == {3, 14}
