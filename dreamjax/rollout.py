@@ -89,7 +89,9 @@ def random_policy(space: PyTree) -> Policy:
         draws = []
         for part, one in zip(leaves, jax.random.split(key, len(leaves)), strict=True):
             draw = jax.random.randint if part.is_discrete else jax.random.uniform
-            draws.append(draw(one, part.shape, dtype=part.dtype, minval=part.low_array, maxval=part.high_array))
+            dtype = np.int32 if part.dtype == bool else part.dtype  # booleans cannot be drawn
+            drawn = draw(one, part.shape, dtype=dtype, minval=part.low_array, maxval=part.high_array)
+            draws.append(drawn.astype(part.dtype))
         return jax.tree.unflatten(structure, draws)
 
     return Policy(lambda key: (), act)

@@ -326,11 +326,16 @@ def test_a_recurrent_policy_forgets_where_an_episode_begins() -> None:
 
 
 def test_random_actions_fill_their_space() -> None:
-    space = {"move": Space((2,), np.float32, -1.0, 3.0), "fire": Space((), np.int32, 0, 3)}
+    space = {
+        "move": Space((2,), np.float32, -1.0, 3.0),
+        "fire": Space((), np.int32, 0, 3),
+        "jump": Space((), bool, 0, 2),
+    }
     policy = rollout.random_policy(space)
     actions = jax.vmap(lambda key: policy.act((), key, jnp.zeros(1)))(jax.random.split(jax.random.key(0), 500))
     assert actions["move"].shape == (500, 2) and actions["move"].dtype == jnp.float32
     assert sorted(set(actions["fire"].tolist())) == [0, 1, 2]
+    assert sorted(set(actions["jump"].tolist())) == [False, True] and actions["jump"].dtype == bool
     np.testing.assert_allclose(actions["move"].min(0), -1, atol=0.05)
     np.testing.assert_allclose(actions["move"].max(0), 3, atol=0.05)
     np.testing.assert_allclose(actions["move"].mean(0), 1, atol=0.15)
