@@ -76,7 +76,8 @@ def app(offer: Offer, token: str | None = None) -> Starlette:
         if path != recorded:
             try:
                 async with writing:
-                    await run_in_threadpool(write_gif, path, recorded)
+                    if not _is_of(path, recorded):
+                        await run_in_threadpool(write_gif, path, recorded)
             except ValueError:  # it is still being recorded
                 return PlainTextResponse("There is no such film yet.", 404)
         return FileResponse(path, headers=HEADERS)
@@ -125,6 +126,12 @@ def pack(frame: Frame) -> bytes:
     sizes = {name: list(picture.shape[:2]) for name, picture in frame.pictures.items()}
     header = json.dumps(frame.told | {"pictures": sizes}, allow_nan=False).encode()
     return b"".join([struct.pack("<I", len(header)), header, *(one.tobytes() for one in frame.pictures.values())])
+
+
+def _is_of(gif: Path, film: Path) -> bool:
+    """Whether a GIF was made of a film already, and not of an earlier one of that number, and is no link elsewhere."""
+    is_there = gif.is_file() and not gif.is_symlink()
+    return is_there and gif.stat().st_mtime_ns >= film.stat().st_mtime_ns
 
 
 def _is_of_our_page(browser: WebSocket) -> bool:

@@ -111,13 +111,18 @@ def test_the_page_is_served_and_nothing_else(client: TestClient, tmp_path: Path)
         assert client.get(path).status_code == 404, path
 
 
-def test_a_film_is_served_as_a_gif_as_well(client: TestClient, tmp_path: Path) -> None:
+def test_a_film_is_served_as_a_gif_as_well(client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_video(tmp_path / "films" / "play-001.mp4", np.zeros((4, 32, 32, 3), np.uint8), 20)
     (tmp_path / "secret").write_bytes(b"secret")
     (tmp_path / "films" / "play-001.gif").symlink_to(tmp_path / "secret")
     gif = client.get("/films/play-001.gif")
     assert gif.headers["content-type"] == "image/gif" and gif.content.startswith(b"GIF89a")
     assert (tmp_path / "secret").read_bytes() == b"secret"
+    with monkeypatch.context() as patched:
+        patched.setattr(server, "write_gif", None)  # it is kept
+        assert client.get("/films/play-001.gif").content == gif.content
+    write_video(tmp_path / "films" / "play-001.mp4", np.full((4, 32, 32, 3), 99, np.uint8), 20)
+    assert client.get("/films/play-001.gif").content != gif.content  # another film of that number
     (tmp_path / "films" / "play-002.mp4").touch()  # it is being recorded
     assert client.get("/films/play-002.gif").status_code == 404
 
