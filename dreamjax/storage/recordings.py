@@ -52,10 +52,12 @@ def write_recording(
     step of an episode is followed by the first of the next, and the action between them is ignored. A single long
     stream of episodes, E = 1, is as good as many.
 
-    Raises: ValueError if a step is not what the spec says, as of an environment (see `envs.host.checked`), or if there
-        is none.
+    Raises: ValueError if a step is not what the spec says, as of an environment (see `envs.host.checked`), an action is
+        not finite or, if it is discrete, out of bounds, or if there is no step. Continuous actions may exceed their
+        bounds, as those of an agent that its environment clips.
     """
     door = [_leaf(path, space, environments) for path, space in jax.tree_util.tree_leaves_with_path(spec.observation)]
+    chosen = jax.tree_util.tree_leaves_with_path(spec.action)
     recording = SequenceReplay(ReplayConfig(2**62, 1, online=False), recorded(spec), environments)
     for step, action in steps:
         recording.add(Experience(step, action, None))
@@ -63,10 +65,23 @@ def write_recording(
             checked(leaf, part)
         if not np.isfinite(step.reward).all():
             raise ValueError(f"rewards must be finite, got {step.reward} in step {recording.written - 1}")
+        for (path, space), part in zip(chosen, jax.tree.leaves(action), strict=True):
+            _check_actions(jax.tree_util.keystr(path), space, np.asarray(part)[~np.asarray(step.is_last)])
     if not recording.written:
         raise ValueError("a recording of no steps teaches nothing")
     ReplayFolder(Path(folder) / "replay").save(recording, 0)
     write_spec(folder, spec)
+
+
+def _check_actions(name: str, space: Space, taken: np.ndarray) -> None:
+    """Refuse actions [K, ...] that an agent cannot have taken."""
+    if space.is_discrete:
+        what, fits = f"in [{space.low}, {space.high})", (taken >= space.low_array) & (taken < space.high_array)
+    else:
+        with np.errstate(over="ignore"):  # what becomes infinite is refused
+            what, fits = "finite", np.isfinite(taken.astype(space.dtype))
+    if not fits.all():
+        raise ValueError(f"actions{name} must be {what}, got {taken}")
 
 
 def _leaf(path: Any, space: Space, environments: int) -> Leaf:

@@ -121,3 +121,25 @@ def test_what_no_environment_may_emit_is_not_recorded(tmp_path: Path, what: floa
         with pytest.raises(ValueError, match="rewards must be finite"):
             write_recording(tmp_path, SPEC, 2, [(next(steps(1))[0]._replace(reward=np.float32([0, what])), action)])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("what", [77, 3, -5, 2**32, np.nan, np.inf, 1e300])
+def test_actions_that_cannot_be_taken_are_not_recorded(tmp_path: Path, what: float) -> None:
+    is_discrete = isinstance(what, int)
+    space = SPEC.action if is_discrete else Space((), np.float32, -1, 1)
+    spec, (step, _) = SPEC._replace(action={"a": space}), next(steps(1))
+    action = {"a": np.array([0, what], np.int64 if is_discrete else np.float64)}
+    with pytest.raises(
+        ValueError, match=r"actions\['a'\] must be " + (r"in \[0, 3\), got" if is_discrete else "finite")
+    ):
+        write_recording(tmp_path, spec, 2, [(step, action)])
+    assert not list(tmp_path.iterdir())
+    over = step._replace(is_last=np.array([False, True]))  # the action after it is ignored
+    if is_discrete:
+        write_recording(tmp_path, spec, 2, [(over, action)])
+
+
+def test_continuous_actions_may_exceed_their_bounds(tmp_path: Path) -> None:
+    spec = SPEC._replace(action=Space((), np.float32, -1, 1))
+    write_recording(tmp_path, spec, 2, [(next(steps(1))[0], np.array([-3, 3], np.float32))])
