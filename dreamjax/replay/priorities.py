@@ -6,6 +6,8 @@ steps of a sampled sequence have none until they are given a new one.
 
 import numpy as np
 
+_AT_ONCE = 2**16  # sequences that are weighed at once, for which the priorities of their steps are copied
+
 
 class SumTree:
     """N weights, of which one can be changed, or sampled in proportion to its size, in O(log N)."""
@@ -97,7 +99,9 @@ class Priorities:
         self._finite, self._infinite = SumTree(streams * kept), SumTree(streams * kept)
         times = np.arange(max(0, written - kept), written)
         for stream in range(streams):
-            self._weigh(np.full(len(times), stream), times)
+            for begin in range(0, len(times), _AT_ONCE):
+                some = times[begin : begin + _AT_ONCE]
+                self._weigh(np.full(len(some), stream), some)
 
     def _weigh(self, stream: np.ndarray, time: np.ndarray) -> None:
         """Update the weights of the complete sequences that begin at these times. Shapes: [K], [K]."""

@@ -1,5 +1,7 @@
 """Priorities against a table of all sequences, written out anew at every step."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -79,3 +81,19 @@ def test_negative_priorities_are_refused():
     priorities.add()
     with pytest.raises(ValueError, match="not negative"):
         priorities.update(np.array([0]), np.array([0]), np.array([[np.nan]]))
+
+
+def test_restoring_needs_little_more_memory_than_drawing():
+    kept, length = 300_000, 64
+    priorities = Priorities(1, kept, length, EXPONENT, LARGEST)
+    steps = np.random.default_rng(0).random((1, kept))
+    tracemalloc.start()
+    priorities.restore(steps, kept + 7)
+    needed = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert needed < kept * length * 8  # bytes of the priorities in all sequences
+    for time in (7, 65542, 65543, kept + 7 - length):  # the oldest, beside a boundary, and the newest
+        inside = steps[0, (time + np.arange(length)) % kept] ** EXPONENT
+        weight = priorities._finite._sums[priorities._finite._leaves + time % kept]
+        assert weight == pytest.approx(LARGEST * inside.max() + (1 - LARGEST) * inside.mean())
+    assert np.count_nonzero(priorities._finite._sums[priorities._finite._leaves :]) == kept - length + 1
