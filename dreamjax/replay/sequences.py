@@ -163,7 +163,8 @@ class SequenceReplay:
             stored[:, row] = leaf
         self._mark(number)
         self.written += 1
-        for gone in [old for old in self._blocks if (old + 1) * self.cfg.block <= self.oldest]:
+        gone = self.oldest // self.cfg.block - 1  # the only one of which a step less may have been the last
+        if gone in self._blocks:
             del self._blocks[gone]
             del self.versions[gone]
         begin = self.written - self.cfg.length

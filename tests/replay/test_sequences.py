@@ -57,6 +57,18 @@ def test_what_is_too_old_is_dropped_and_its_memory_with_it():
     assert replay.nbytes <= 4 * 4 * STREAMS * (4 + 8)  # the blocks that the last ten steps touch
 
 
+def test_adding_looks_at_the_oldest_block_alone():
+    class Unlisted(dict):
+        def __iter__(self):
+            raise AssertionError("all blocks are looked at")
+
+    replay = filled(40)
+    replay._blocks = Unlisted(replay._blocks.items())
+    for t in range(40, 60):
+        replay.add(step_at(t))
+    assert list(replay._blocks.keys()) == [12, 13, 14]
+
+
 def test_every_step_after_the_first_is_drawn_once_from_the_online_queue():
     replay = SequenceReplay(ReplayConfig(capacity=300, length=LENGTH, block=8), EXAMPLE, STREAMS)
     seen = []
