@@ -79,13 +79,9 @@ def collect(
     numbers: list[int] = []  # of the attempts, in the order in which they were requested
 
     def requests() -> Iterator[Request]:
-        """Request the missing attempts in order, as long as too few with smaller numbers are known to be kept."""
-        for number in itertools.count():
-            if sum(k < number for k in kept) >= cfg.episodes:
-                return
-            if number not in kept and number not in short:
-                numbers.append(number)
-                yield Request(seeds.collecting(cfg.seed, number))
+        for number in _missing(kept, short, cfg.episodes):
+            numbers.append(number)
+            yield Request(seeds.collecting(cfg.seed, number))
 
     one = AgentParams(params.model, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], params.policy))
     key = jax.random.key(cfg.seed)
@@ -110,6 +106,22 @@ def to_episode(played: Played) -> Episode:
     step, action = played.recorded
     action = np.asarray(action, np.float16)
     return Episode(step.observation, action, np.asarray(step.reward, np.float32), played.terminated, played.seed)
+
+
+def _missing(kept: set[int], short: set[int], episodes: int) -> Iterator[int]:
+    """Yield the missing attempts in order, as long as too few with smaller numbers are known to be kept.
+
+    What becomes known of those that were yielded is added to the sets meanwhile.
+    """
+    stored = frozenset(kept)
+    passed = 0  # of those, with smaller numbers; all others that are kept have been yielded, and so have they
+    for number in itertools.count():
+        if passed + len(kept) - len(stored) >= episodes:
+            return
+        if number in stored:
+            passed += 1
+        elif number not in short:
+            yield number
 
 
 def _continue(folder: Path, settings: Settings, episodes: int) -> tuple[set[int], int]:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 
 from dreamjax import rollout
 from dreamjax.acting import random_play, seeds
-from dreamjax.acting.collection import CollectConfig, collect
+from dreamjax.acting.collection import CollectConfig, _missing, collect
 from dreamjax.acting.pool import Pool
 from dreamjax.storage import episodes
 from dreamjax.types import Agent
@@ -272,3 +273,22 @@ def test_a_random_network_drives_as_the_published_one() -> None:
     assert np.median(gas.std(1)) == pytest.approx(0.08, abs=0.015)
     assert np.median(brake.mean(1)) == pytest.approx(0.07, abs=0.015)
     assert len(np.unique(steer.mean(1).round(6))) > 950  # a network for each episode
+
+
+def test_what_is_kept_is_not_counted_anew_for_every_number() -> None:
+    class Counted(set[int]):
+        counts = 0
+
+        def __iter__(self) -> Iterator[int]:
+            self.counts += 1
+            return super().__iter__()
+
+    kept, short = Counted({0, 2, 3, 5, 9}), {1}
+    missing = _missing(kept, short, 8)
+    assert [next(missing), next(missing)] == [4, 6]
+    kept.add(6)
+    short.add(4)
+    assert [next(missing), next(missing)] == [7, 8]
+    kept |= {7, 8}
+    assert list(missing) == []  # 0, 2, 3, 5, 6, 7, 8 and 9
+    assert kept.counts <= 1
