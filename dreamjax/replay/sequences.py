@@ -8,7 +8,7 @@ Source: Hafner et al. 2023, "Experience replay", and its published code: an onli
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -78,7 +78,7 @@ class SequenceReplay:
         self.names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(example)]
         self.kinds = [(leaf.shape, np.dtype(leaf.dtype)) for leaf in leaves]
         self.written = 0  # steps of each stream so far
-        self.versions: dict[int, int] = {}  # of each block; it grows when the block is written to
+        self.versions: dict[int, list[int]] = {}  # of the leaves of each block; one grows when its leaf is written to
         self.priorities: Priorities | None = None
         self._blocks: dict[int, list[np.ndarray]] = {}  # number -> leaves [E, block, ...]
         self._allocate = allocate
@@ -205,7 +205,7 @@ class SequenceReplay:
             for number, there, here in self._parts(int(time) + offset, length):
                 if number not in self._blocks:
                     continue
-                self._mark(number)
+                self._mark(number, [leaf is not None for leaf in leaves])
                 for stored, leaf in zip(self._blocks[number], leaves, strict=True):
                     if leaf is not None:
                         stored[stream, there] = leaf[i, here]
@@ -216,9 +216,12 @@ class SequenceReplay:
             raise ValueError("this replay has no priorities: set ReplayConfig.prioritized above 0")
         self.priorities.update(address.stream, address.time + offset, values)
 
-    def _mark(self, number: int) -> None:
+    def _mark(self, number: int, written: Sequence[bool] | None = None) -> None:
+        """Note that leaves of a block were written to; None means all of them."""
         self._writes += 1
-        self.versions[number] = self._writes
+        before = self.versions.get(number, [0] * len(self.kinds))
+        which = written or [True] * len(self.kinds)
+        self.versions[number] = [self._writes if new else old for new, old in zip(which, before, strict=True)]
 
     def _choose(self, rng: np.random.Generator, batch: int) -> Address:
         chosen: list[tuple[int, int]] = []

@@ -1,4 +1,4 @@
-"""A `SequenceReplay` on disk, in blocks, of which only those that changed are written again."""
+"""A `SequenceReplay` on disk, in blocks, of which only what has changed is written again."""
 
 import json
 import math
@@ -7,9 +7,9 @@ import resource
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import count, takewhile
+from itertools import chain, count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +53,15 @@ def mapped(folder: str | os.PathLike[str]) -> Allocate:
 class _Blocks(Mapping[int, list[np.ndarray]]):
     """Blocks of a replay in their files, each read when it is asked for."""
 
-    def __init__(self, files: dict[int, Path], kinds: list[Kind]) -> None:
-        self._files, self._kinds = files, kinds
+    def __init__(self, files: dict[int, list[Path]], kinds: list[Kind]) -> None:
+        self._files, self._kinds = files, kinds  # of each leaf
 
     def __getitem__(self, number: int) -> list[np.ndarray]:
-        return _read_arrays(self._files[number], self._kinds)
+        leaves: dict[int, np.ndarray] = {}
+        for path in dict.fromkeys(self._files[number]):
+            kinds = {i: kind for i, kind in enumerate(self._kinds) if self._files[number][i] == path}
+            leaves |= _read_arrays(path, kinds)
+        return [leaves[i] for i in range(len(self._kinds))]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._files)
@@ -84,42 +88,52 @@ class _Joined(Mapping[int, list[np.ndarray]]):
 
 
 class ReplayFolder:
-    """The last `keep` saved states of one replay, in a folder of their own."""
+    """The last `keep` saved states of one replay, in a folder of their own.
 
-    def __init__(self, folder: str | os.PathLike[str], keep: int = 2) -> None:
+    Every block is a file, which is written again when it changed. Leaves that are named in `apart`, because they change
+    in old blocks too, have files of their own, so that all others are written once when their block is full.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], keep: int = 2, apart: Collection[str] = ()) -> None:
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}")
-        self.folder, self._keep = Path(folder), keep
-        self._files: dict[int, tuple[int, str]] = {}  # version and file of each block, as saved or read last
+        self.folder, self._keep, self._apart = Path(folder), keep, apart
+        # Version and file of each leaf of each block, as saved or read last.
+        self._files: dict[int, list[tuple[int, str]]] = {}
 
     def save(self, replay: SequenceReplay, step: int, late: Sequence[np.ndarray] = (), parts: int = 1) -> None:
-        """Write the blocks that have changed, and finally the list of the files that belong to `step`.
+        """Write what has changed of the blocks, and finally the list of the files that belong to `step`.
 
         `late` are arrays of whoever owns the replay: what is still to be written into it. Several processes that save
         their `parts` of the streams each have a folder of their own.
         Older steps stay readable if the process is killed at any moment or the disk is full (OSError).
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        state, files = replay.state(), dict[int, tuple[int, str]]()
-        for number, version in sorted(replay.versions.items()):
-            saved = self._files.get(number)
-            files[number] = saved if saved and saved[0] == version else (version, f"block-{number}-{step}.npz")
-            if files[number] is not saved:
-                _write_arrays(self.folder / files[number][1], state.blocks[number])
+        state, files = replay.state(), dict[int, list[tuple[int, str]]]()
+        for number, versions in sorted(replay.versions.items()):
+            saved = self._files.get(number, [(0, "")] * len(versions))
+            files[number] = list(saved)
+            for prefix, is_apart in (("block", False), ("apart", True)):
+                changed = {
+                    i: state.blocks[number][i]
+                    for i, (name, version) in enumerate(zip(replay.names, versions, strict=True))
+                    if (name in self._apart) == is_apart and version != saved[i][0]
+                }
+                if changed:
+                    file = self._write(f"{prefix}-{number}-{step}", changed)
+                    files[number] = [(v, file) if i in changed else files[number][i] for i, v in enumerate(versions)]
         listed: dict[str, Any] = {
             "parts": parts,
             "shape": replay.layout,
             "written": state.written,
             "online": [list(pair) for pair in state.online],
-            "blocks": {str(number): name for number, (_, name) in files.items()},
+            "blocks": {str(number): [name for _, name in leaves] for number, leaves in files.items()},
         }
         if state.priorities is not None:
-            listed["priorities"] = f"priorities-{step}.npz"
-            _write_arrays(self.folder / listed["priorities"], [state.priorities])
+            listed["priorities"] = self._write(f"priorities-{step}", {0: state.priorities})
         if late:
-            listed["late"] = f"late-{step}.npz"
+            listed["late"] = self._write(f"late-{step}", dict(enumerate(late)))
             listed["late_kinds"] = [[list(array.shape), array.dtype.name] for array in late]
-            _write_arrays(self.folder / listed["late"], late)
         with replacing(self._list(step)) as temporary:
             temporary.write_text(json.dumps(listed | {"crc32": _crc32(listed)}))
         self._files = files
@@ -153,11 +167,11 @@ class ReplayFolder:
         """Do as `restore`, and leave all files as they are."""
         state, late, files = self.peek(replay, step)
         replay.restore(state)
-        self._files = {number: (replay.versions[number], name) for number, name in files.items()}
+        self._files = {n: list(zip(replay.versions[n], names, strict=True)) for n, names in files.items()}
         return late
 
-    def peek(self, replay: SequenceReplay, step: int) -> tuple[ReplayState, list[np.ndarray], dict[int, str]]:
-        """Return what was saved of a replay of the same layout, `late`, and the files of the blocks.
+    def peek(self, replay: SequenceReplay, step: int) -> tuple[ReplayState, list[np.ndarray], dict[int, list[str]]]:
+        """Return what was saved of a replay of the same layout, `late`, and the files of the leaves of each block.
 
         Blocks are read when they are asked for. Raises: as `restore` does.
         """
@@ -165,17 +179,19 @@ class ReplayFolder:
         if listed["shape"] != replay.layout:
             raise ValueError(f"the replay in {self.folder} holds {listed['shape']}, this one {replay.layout}")
         kinds = [((replay.streams, replay.cfg.block, *shape), dtype) for shape, dtype in replay.kinds]
-        files = {int(number): name for number, name in listed["blocks"].items()}
-        blocks = _Blocks({number: self.folder / name for number, name in files.items()}, kinds)
+        files = {
+            int(number): [names] * len(kinds) if isinstance(names, str) else names  # one, as older versions listed
+            for number, names in listed["blocks"].items()
+        }
+        blocks = _Blocks({number: [self.folder / name for name in names] for number, names in files.items()}, kinds)
         priorities = None
         if replay.priorities and "priorities" in listed:
             kept = replay.priorities.steps
-            (priorities,) = _read_arrays(self.folder / listed["priorities"], [(kept.shape, kept.dtype)])
+            priorities = _read_arrays(self.folder / listed["priorities"], {0: (kept.shape, kept.dtype)})[0]
         late: list[np.ndarray] = []
         if "late" in listed:
-            late = _read_arrays(
-                self.folder / listed["late"], [(tuple(shape), np.dtype(dtype)) for shape, dtype in listed["late_kinds"]]
-            )
+            late_kinds = [(tuple(shape), np.dtype(dtype)) for shape, dtype in listed["late_kinds"]]
+            late = list(_read_arrays(self.folder / listed["late"], dict(enumerate(late_kinds))).values())
         queue = listed["online"] if "online" in listed else listed["fresh"]  # as older versions named it
         online = [(stream, time) for stream, time in queue]
         return ReplayState(listed["written"], online, blocks, priorities), late, files
@@ -183,11 +199,21 @@ class ReplayFolder:
     def _list(self, step: int) -> Path:
         return self.folder / f"replay-{step}.json"
 
+    def _write(self, stem: str, arrays: Mapping[int, np.ndarray]) -> str:
+        """Write arrays to a new file, as a list may name one that is there already; return its name."""
+        names = (f"{stem}{suffix}.npz" for suffix in chain([""], (f"-{again}" for again in count(1))))
+        name = next(name for name in names if not (self.folder / name).exists())
+        with replacing(self.folder / name) as temporary:
+            np.savez(temporary, allow_pickle=False, **{f"leaf{i}": _plain(array) for i, array in arrays.items()})
+        return name
+
     def _sweep(self) -> None:
         needed: set[str] = set()
         for step in self.steps():
             listed = _read(self._list(step))
-            needed |= {*listed["blocks"].values(), listed.get("priorities", ""), listed.get("late", "")}
+            needed |= {listed.get("priorities", ""), listed.get("late", "")}
+            for names in listed["blocks"].values():
+                needed |= {names} if isinstance(names, str) else set(names)
         for file in self.folder.glob("*.npz"):
             if file.name not in needed:
                 file.unlink()
@@ -249,22 +275,18 @@ def _read(path: Path) -> dict[str, Any]:
     return listed
 
 
-def _write_arrays(path: Path, arrays: Sequence[np.ndarray]) -> None:
-    with replacing(path) as temporary:
-        np.savez(temporary, allow_pickle=False, **{f"leaf{i}": _plain(array) for i, array in enumerate(arrays)})
-
-
 def _plain(array: np.ndarray) -> np.ndarray:
     """View bfloat16, which NumPy cannot store, as its bits."""
     return array.view(np.uint16) if array.dtype.kind == "V" else array
 
 
-def _read_arrays(path: Path, kinds: list[tuple[tuple[int, ...], np.dtype]]) -> list[np.ndarray]:
+def _read_arrays(path: Path, kinds: Mapping[int, Kind]) -> dict[int, np.ndarray]:
+    """Read some of the arrays in a file, by their numbers."""
     try:
         with np.load(path, allow_pickle=False) as archive:  # zip verifies a CRC-32 of every array
-            arrays = [archive[f"leaf{i}"].view(dtype) for i, (_, dtype) in enumerate(kinds)]
+            arrays = {i: archive[f"leaf{i}"].view(dtype) for i, (_, dtype) in kinds.items()}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ReplayError(f"{path} cannot be read: {error}") from error
-    if [(array.shape, array.dtype) for array in arrays] != kinds:
+    if {i: (array.shape, array.dtype) for i, array in arrays.items()} != kinds:
         raise ReplayError(f"{path} does not hold the arrays that its list names")
     return arrays

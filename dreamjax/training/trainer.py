@@ -24,7 +24,7 @@ from dreamjax.storage import agents
 from dreamjax.storage.checkpoints import Checkpoints
 from dreamjax.storage.folder import RunFolder, folder_of
 from dreamjax.storage.metrics import MetricsLog
-from dreamjax.storage.recordings import write_spec
+from dreamjax.storage.recordings import LATENT, write_spec
 from dreamjax.storage.replays import ReplayError, ReplayFolder, mapped, read_share
 from dreamjax.storage.transfer import Begin, begun
 from dreamjax.training.devices import near, own_part, replicated, sharded, split, splitting_mesh, together
@@ -91,7 +91,7 @@ class Training:
         allocate = mapped(run.path / "replay") if cfg.on_disk else None
         self.replay = SequenceReplay(kept, experience.example(dreamer), streams, allocate)
         self._checkpoints = Checkpoints(run_folder(run.path) / "checkpoints")
-        self._replays = ReplayFolder(run.path / "replay")
+        self._replays = ReplayFolder(run.path / "replay", apart=LATENT)
         self._folder = run.path
         self._starts: deque[PyTree] = deque(maxlen=STARTS)
         self.updates = self.saved = self._written = 0  # the last: steps of each stream that were saved

@@ -1,5 +1,10 @@
 """A replay that was saved comes back as it was, whatever happened in between."""
 
+import contextlib
+import itertools
+import json
+import os
+import zlib
 from dataclasses import replace
 
 import jax
@@ -189,3 +194,90 @@ def test_another_replay_is_refused(tmp_path):
         ReplayFolder(tmp_path).restore(replay(ReplayConfig(capacity=80, length=4, prioritized=0.5, block=8)), 1)
     with pytest.raises(ReplayError, match="replay-3"):
         ReplayFolder(tmp_path).restore(replay(), 3)
+
+
+HALF = ["['half']"]  # as a replay names it
+
+
+def refresh(one: SequenceReplay, time: int, value: float) -> None:
+    half = np.full((1, 3, 2), value, ml_dtypes.bfloat16)
+    one.update(Address(np.array([0]), np.array([time])), 0, {"x": None, "half": half})
+
+
+def contents(one: SequenceReplay) -> list:
+    """All steps that are kept, and their priorities."""
+    every = Address(np.arange(2), np.full(2, one.oldest))
+    read = one.read(every, one.written - one.oldest)
+    return [one.written, read["x"].tolist(), read["half"].astype(float).tolist(), one.state().priorities.tolist()]
+
+
+def test_what_is_refreshed_is_written_without_the_rest(tmp_path):
+    one, folder = replay(), ReplayFolder(tmp_path, apart=HALF)
+    fill(one, 20)
+    folder.save(one, 1)
+    refresh(one, 6, 0.5)  # in two blocks
+    folder.save(one, 2)
+    new = {path.name for path in tmp_path.glob("*-2.npz")}
+    assert new == {"apart-0-2.npz", "apart-1-2.npz", "priorities-2.npz"}
+    again, back = ReplayFolder(tmp_path, apart=HALF), replay()
+    again.restore(back, 2)
+    assert contents(back) == contents(one)
+    refresh(back, 0, 0.25)
+    again.save(back, 3)
+    assert {path.name for path in tmp_path.glob("*-3.npz")} == {"apart-0-3.npz", "priorities-3.npz"}
+    assert not (tmp_path / "apart-0-1.npz").exists() and (tmp_path / "block-0-1.npz").exists()
+    third = replay()
+    ReplayFolder(tmp_path).restore(third, 3)
+    assert contents(third) == contents(back)
+
+
+def test_what_older_versions_wrote_is_read_and_gone_on_with(tmp_path):
+    one = replay()
+    fill(one, 20)
+    ReplayFolder(tmp_path).save(one, 1)
+    listed = json.loads((tmp_path / "replay-1.json").read_text())
+    del listed["crc32"]
+    listed["blocks"] = {number: names[0] for number, names in listed["blocks"].items()}  # one file for all leaves
+    listed["crc32"] = zlib.crc32(json.dumps(listed, sort_keys=True).encode())
+    (tmp_path / "replay-1.json").write_text(json.dumps(listed))
+    folder, back = ReplayFolder(tmp_path, apart=HALF), replay()
+    folder.restore(back, 1)
+    assert contents(back) == contents(one)
+    refresh(back, 1, 0.5)
+    folder.save(back, 2)
+    folder.save(back, 3)
+    assert folder.steps() == [2, 3] and not list(tmp_path.glob("block-*-[23].npz"))
+    third = replay()
+    ReplayFolder(tmp_path).restore(third, 3)
+    assert contents(third) == contents(back)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_kill_at_any_moment_leaves_what_was_saved(tmp_path, monkeypatch, step: int):
+    """While the next step is saved, and while the same one is saved again with more in it."""
+    one, folder = replay(), ReplayFolder(tmp_path, apart=HALF)
+    fill(one, 45)
+    folder.save(one, 1)
+    saved = contents(one)
+    replace_file = os.replace
+    for whole in itertools.count():
+        fill(one, 1)
+        refresh(one, one.oldest, whole + 0.5)
+        left = iter(range(whole))
+
+        def killed(*paths, left=left):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            replace_file(*paths)
+
+        monkeypatch.setattr(os, "replace", killed)
+        with contextlib.suppress(KeyboardInterrupt):
+            folder.save(one, step)
+            break
+        back = replay()
+        ReplayFolder(tmp_path).read(back, 1)
+        assert contents(back) == saved
+    assert whole > 3
+    back = replay()
+    ReplayFolder(tmp_path).restore(back, step)
+    assert contents(back) == contents(one)
