@@ -40,6 +40,7 @@ from dreamjax.dreamerv3 import experience, learner
 from dreamjax.dreamerv3.config import SIZES, DreamerConfig, debug
 from dreamjax.dreamerv3.experience import Experience
 from dreamjax.dreamerv3.model import Dreamer
+from dreamjax.optim import parameter_count
 from dreamjax.reporting.results import result_row, write_result
 from dreamjax.reporting.timing import matrix_flops, measure
 from dreamjax.training.devices import keep_freed_memory
@@ -206,7 +207,7 @@ def rows_of(
     is_compared = name in SIZES
     if checkout is not None and is_compared:
         contenders["published"] = published_update(checkout, name, kind, batch, length, cfg.compute_dtype)
-    parameters = {"ours": sum(leaf.size for leaf in jax.tree.leaves(state.params))}
+    parameters = {"ours": parameter_count(state.params)}
     with ExitStack() as running:
         if name in ("1m", "debug"):
             for library, python, is_compiled in libraries:

@@ -33,6 +33,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from dreamjax import checks
+from dreamjax.optim import parameter_count
 from dreamjax.types import Array, Key, Metrics, Params
 
 if TYPE_CHECKING:  # importing evosax computes, which processes that are still to meet may not do
@@ -83,7 +84,7 @@ def init(cfg: EvolutionConfig, mean: Params) -> EvolutionState:
         if leaf.dtype != jnp.float32:
             name = jax.tree_util.keystr(path) or "the parameter"
             raise ValueError(f"CMA-ES searches in float32, but {name} is {leaf.dtype}; cast it with astype")
-    n = sum(leaf.size for leaf in jax.tree.leaves(mean))
+    n = parameter_count(mean)
     if n == 0:
         raise ValueError("there is nothing to evolve: the pytree of parameters has no elements")
     return EvolutionState(

@@ -133,6 +133,11 @@ def laprop(cfg: LaPropConfig, learning_rate: Array | float | None = None) -> opt
     )
 
 
+def parameter_count(params: Params) -> int:
+    """Count the numbers in a tree of parameters, or of their shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
 def keep_finite(is_finite: Array, new: PyTree, old: PyTree) -> PyTree:
     """Return `new` where an update was finite, else `old`, without a word to the host: see `skipped`.
 

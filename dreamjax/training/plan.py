@@ -17,6 +17,7 @@ import numpy as np
 
 from dreamjax.dreamerv3 import experience, learner
 from dreamjax.dreamerv3.model import Dreamer
+from dreamjax.optim import parameter_count
 from dreamjax.storage.atomic import replacing
 from dreamjax.training.devices import device_mesh, sharded
 from dreamjax.training.online_config import OnlineConfig, updates_due
@@ -57,7 +58,7 @@ def plan(dreamer: Dreamer, cfg: OnlineConfig, streams: int) -> Plan:
     blocks = -(-kept // block) + (cfg.steps > cfg.capacity)  # a full one holds parts of two
     agent, replay = _bytes(state), blocks * block * streams * step
     files = blocks * len(jax.tree.leaves(experience.example(dreamer))) * cfg.on_disk
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    parameters = parameter_count(state.params)
     disk = 3 * (agent + replay) + cfg.on_disk * replay
     part = agent
     if cfg.sharded:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dreamjax.optim import parameter_count
 from dreamjax.replay.latents import Chunk
 from dreamjax.storage.folder import RunFolder
 from dreamjax.training.devices import fitting_mesh, splitting_mesh
@@ -54,7 +55,7 @@ def plan(
     memory = [int(frames * max(2 * encoded, pooled * frame)) for frames in bounds]
     episodes = evolve.search.population_size * evolve.episodes * evolve.generations
     return StagePlan(
-        {name: sum(leaf.size for leaf in jax.tree.leaves(params)) for name, params in counted.items()},
+        {name: parameter_count(params) for name, params in counted.items()},
         (bounds[0], bounds[1]),
         frame,
         (memory[0], memory[1]),

@@ -114,8 +114,3 @@ def _to_unit(frame: Array) -> Array:
             "with dreamjax.envs.pixels first, and leave the division by 255 to V"
         )
     return frame.astype(jnp.float32) / 255.0
-
-
-def parameter_count(params: Params) -> int:
-    """Count the numbers in a parameter tree."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -12,11 +12,11 @@ from dreamjax.envs.car_racing import car_racing_spec
 from dreamjax.envs.probes import remember
 from dreamjax.envs.vizdoom import take_cover_spec
 from dreamjax.evolution import EvolutionConfig
+from dreamjax.optim import parameter_count
 from dreamjax.types import Space
 from dreamjax.worldmodels import controller
 from dreamjax.worldmodels.controller import ControllerConfig
 from dreamjax.worldmodels.model import CAR_RACING, DOOM, feature_size
-from dreamjax.worldmodels.vision import parameter_count
 
 SIDE, DRIVE = take_cover_spec().action, car_racing_spec().action
 DODGER, DRIVER = (DOOM.controller, SIDE), (CAR_RACING.controller, DRIVE)

@@ -11,8 +11,9 @@ import pytest
 from jax.test_util import check_grads
 
 from dreamjax.nets.lstm import LSTMState
+from dreamjax.optim import parameter_count
 from dreamjax.replay.latents import Chunk
-from dreamjax.worldmodels import memory, vision
+from dreamjax.worldmodels import memory
 from dreamjax.worldmodels.memory import MemoryConfig
 from dreamjax.worldmodels.model import CAR_RACING, DOOM
 
@@ -119,7 +120,7 @@ def oracle_loss(cfg, params, key, state, chunk):
 @pytest.mark.parametrize(("cfg", "count"), [(CAR_RACING.memory, 422_368), (DOOM.memory, 1_678_785)])
 def test_parameter_count_is_the_published_one(cfg, count):
     params = jax.eval_shape(partial(memory.init, cfg), jax.random.key(0))
-    assert vision.parameter_count(params) == count
+    assert parameter_count(params) == count
     assert MemoryConfig() == DOOM.memory
 
 

@@ -14,6 +14,7 @@ from dreamjax.distributions import mixture_sample
 from dreamjax.envs.car_racing import car_racing_spec
 from dreamjax.envs.vizdoom import take_cover_spec
 from dreamjax.nets.lstm import LSTMState
+from dreamjax.optim import parameter_count
 from dreamjax.types import Agent, EnvSpec, LatentModel, Space
 from dreamjax.worldmodels import memory, model, vision
 from dreamjax.worldmodels.controller import ControllerConfig
@@ -331,5 +332,5 @@ def test_encoding_and_decoding_are_vs(vision_params):
 
 def test_parameters_of_v_and_m_are_drawn_apart():
     params = jax.eval_shape(bind(DOOM).init, jax.random.key(0))
-    counts = [vision.parameter_count(part) for part in (params.vision, params.memory)]
+    counts = [parameter_count(part) for part in (params.vision, params.memory)]
     assert counts == [4_446_915, 1_678_785]
