@@ -255,15 +255,12 @@ def episodes(
         state, step = environment.step(key_step, episode.environment, action)
         # An episode that is over stays as it was, until the batch is packed again.
         over = episode.step.is_last
-        return _Episode(
-            episode.number,
-            episode.params,
-            episode.key,
-            state,
-            step._replace(is_last=over | step.is_last),
-            memory,
-            episode.total + jnp.where(over, 0.0, step.reward),
-            episode.steps + jnp.where(over, 0, 1),
+        return episode._replace(
+            environment=state,
+            step=step._replace(is_last=over | step.is_last),
+            agent=memory,
+            total=episode.total + jnp.where(over, 0.0, step.reward),
+            steps=episode.steps + jnp.where(over, 0, 1),
         )
 
     def more_than(count: int, running: _Episode) -> Array:
@@ -284,6 +281,11 @@ def _batch_sizes(count: int, stages: int, smallest: int) -> list[int]:
     """Sizes of the stages: `count`, then evenly spaced down towards nothing, in multiples of 8."""
     later = {8 * -(-count * left // (8 * stages)) for left in range(1, stages)}
     return [count, *sorted((size for size in later if smallest <= size < count), reverse=True)]
+
+
+def population_of_one(params: Params) -> Params:
+    """Give the parameters of one policy the leading axis of a population. Shapes: [...] -> [1, ...]."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], params)
 
 
 @checks.arguments

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dreamjax.acting import seeds
 from dreamjax.acting.playing import Played, Request, play
 from dreamjax.acting.pool import Pool
+from dreamjax.rollout import population_of_one
 from dreamjax.storage import episodes as store
 from dreamjax.storage.atomic import read_json, write_json
 from dreamjax.storage.episodes import Episode, Store
@@ -83,7 +83,7 @@ def collect(
             numbers.append(number)
             yield Request(seeds.collecting(cfg.seed, number))
 
-    one = AgentParams(params.model, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], params.policy))
+    one = AgentParams(params.model, population_of_one(params.policy))
     key = jax.random.key(cfg.seed)
     for made, played in enumerate(play(pool, agent, one, key, requests(), record=True, rounded=True), start=1):
         number = numbers[played.request]

@@ -7,14 +7,13 @@ from functools import partial
 from pathlib import Path
 
 import gymnasium
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dreamjax.acting.playing import Played, Request, play
 from dreamjax.acting.pool import Pool
 from dreamjax.envs.adaptation import adapted
 from dreamjax.envs.gymnasium import is_adapted
+from dreamjax.rollout import population_of_one
 from dreamjax.storage.atomic import replacing
 from dreamjax.storage.identity import fingerprint
 from dreamjax.storage.progress import progress
@@ -78,7 +77,7 @@ def play_all(
         return
     envs = min(envs, len(seeds))
     workers = (os.cpu_count() or 1) * (envs > 1) if workers is None else workers
-    one = AgentParams(params.model, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], params.policy))
+    one = AgentParams(params.model, population_of_one(params.policy))
     if is_adapted(agent.model.spec):
         make_env = partial(adapted, make_env)
     with Pool(make_env, envs, workers) as pool:

@@ -165,7 +165,7 @@ def evaluate_agents(
 
     def play(params: DreamerParams, key: Key) -> Array:
         policy = rollout.step_policy(model.agent(dreamer), params.model)
-        one = jax.tree.map(lambda leaf: leaf[None], params.policy)
+        one = rollout.population_of_one(params.policy)
         return rollout.population_returns(environment, policy, one, jax.random.split(key, episodes)).total[0]
 
     _, _, key_test = _keys(seeds)

@@ -21,6 +21,7 @@ from dreamjax.evolution import EvolutionConfig, EvolutionState
 from dreamjax.optim import AdamConfig
 from dreamjax.replay import latents
 from dreamjax.replay.latents import Latents
+from dreamjax.rollout import population_of_one
 from dreamjax.storage import episodes
 from dreamjax.storage.episodes import Store
 from dreamjax.storage.folder import Change, RunFolder
@@ -234,7 +235,7 @@ def evolve_in_environment(
         state, metrics = evolution.tell(cfg.search, state, population, played.total.mean(1))
         metrics["frames"] = played.steps.sum()
         if (number + 1) % cfg.evaluate_every == 0 or number + 1 == cfg.generations:
-            alone = params._replace(policy=jax.tree.map(lambda leaf: leaf[None], state.mean))
+            alone = params._replace(policy=population_of_one(state.mean))
             requests = map(Request, seeds.validation(cfg.evaluation_episodes))
             total = np.array([one.total for one in play(pool, agent, alone, key_evaluate, requests)])
             metrics |= {"evaluation_mean": total.mean(), "evaluation_std": total.std()}

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from dreamjax import checks, dream, evolution
 from dreamjax.evolution import EvolutionConfig, EvolutionState
+from dreamjax.rollout import population_of_one
 from dreamjax.types import Agent, AgentParams, Array, Key, Metrics
 
 
@@ -39,5 +40,5 @@ def generation(
 @checks.arguments
 def score(agent: Agent, params: AgentParams, key: Key, episodes: int, temperature: Array | float = 1.0) -> Array:
     """Returns that one agent dreams. Shapes: -> [episodes]."""
-    alone = params._replace(policy=jax.tree.map(lambda leaf: leaf[None], params.policy))
+    alone = params._replace(policy=population_of_one(params.policy))
     return dream.returns(agent, alone, jax.random.split(key, episodes), temperature).total[0]
