@@ -205,8 +205,7 @@ class _Group:
             return False, False
         self._steps[i] += 1
         self._totals[i] += reply.reward[i]
-        # Some environments set both at a time limit, where a value may be bootstrapped.
-        is_terminal = bool(reply.terminated[i] and not reply.truncated[i])
+        is_terminal = bool(reply.is_terminal[i])
         return bool(is_terminal or reply.truncated[i] or self._steps[i] >= self._settings.max_steps), is_terminal
 
     def _choose(

@@ -56,7 +56,7 @@ class VectorEnvironment:
         self._steps, self._over = np.zeros(envs, int), np.ones(envs, bool)
         self._lost = np.ones(envs, bool)  # to be reset with a seed: new, or made anew
         self._reward = np.zeros(envs, np.float32)
-        self._terminated, self._truncated = np.zeros((2, envs), bool)
+        self._ended, self._terminal = np.zeros((2, envs), bool)
         self._seen: PyTree = jax.tree.map(
             lambda space: np.zeros((envs, *space.shape), space.dtype), self.spec.observation
         )
@@ -96,10 +96,9 @@ class VectorEnvironment:
         self.info = info
         self._lost = failed
         self._steps = np.where(opened, 0, self._steps + 1)
-        self._over = ~opened & (self._terminated | self._truncated | failed | (self._steps >= self.spec.max_steps))
+        self._over = ~opened & (self._ended | failed | (self._steps >= self.spec.max_steps))
         self._recent[self._over & ~failed] = 0
-        # Some environments set both at a time limit, where a value may be bootstrapped.
-        is_terminal = self._over & self._terminated & ~self._truncated & ~failed
+        is_terminal = self._over & self._terminal & ~failed
         arrived: Any = self._reward.copy()
         flags: Any = (opened, self._over.copy(), is_terminal)
         return Step(jax.tree.map(np.copy, self._seen), arrived, *flags)
@@ -142,7 +141,8 @@ class VectorEnvironment:
         if row in reply.info:
             self.info[i] = reply.info[row]
         self._reward[i] = reply.reward[row]
-        self._terminated[i], self._truncated[i] = reply.terminated[row], reply.truncated[row]
+        self._ended[i] = reply.terminated[row] or reply.truncated[row]
+        self._terminal[i] = reply.is_terminal[row]
         for kept, new in zip(jax.tree.leaves(self._seen), jax.tree.leaves(observation), strict=True):
             kept[i] = new[row]
 

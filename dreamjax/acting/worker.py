@@ -51,6 +51,11 @@ class Reply(NamedTuple):
     info: dict[int, dict[str, float]]  # finite numbers of the last info of episodes that ended, by environment
     errors: dict[int, Exception]  # of environments that raised; they are made anew at their next reset
 
+    @property
+    def is_terminal(self) -> np.ndarray:
+        """Where the future return is 0: not at a time limit, for which some environments set both flags. [K] bool."""
+        return self.terminated & ~self.truncated
+
 
 class Environments:
     """G groups of K environments, stepped one after the other, whose observations go to arrays [K, ...] of a group."""

@@ -105,7 +105,7 @@ class _Host:
         if 0 in reply.errors:
             raise Failed(f"the environment failed: {reply.errors[0]}") from reply.errors[0]
         observation = jax.tree.map(lambda leaf: leaf[0].copy(), self._pool.observation(0))
-        is_terminal = bool(reply.terminated[0] and not reply.truncated[0])
+        is_terminal = bool(reply.is_terminal[0])
         is_last = bool(reply.terminated[0] or reply.truncated[0] or self._steps >= self._max_steps)
         flags: Any = (np.bool_(self._steps == 0), np.bool_(is_last and self._steps > 0), np.bool_(is_terminal))
         return Step(observation, np.float32(reply.reward[0] if self._steps else 0.0), *flags)  # type: ignore[arg-type]
