@@ -3,6 +3,7 @@
 Source: Ha & Schmidhuber 2018, section 4 (training inside the dream); Hafner et al. 2023 (actor critic learning).
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -221,10 +222,6 @@ def returns(
         dreams = environment(agent.model, params.model, params.starts, temperature)
         return population_returns(dreams, reactive(agent.policy), params.policy, keys)
 
-    def exchanged(params: AgentParams, keys: Key, temperature: Array) -> Returns:
-        own = dreamed(params, keys, temperature)
-        return jax.lax.all_gather(own, mesh.axis_names if mesh else (), tiled=True)
-
     temperature = jnp.asarray(temperature, jnp.float32)
     if mesh is None:
         return dreamed(params, keys, temperature)
@@ -233,6 +230,17 @@ def returns(
         raise ValueError(f"{mesh.size} devices do not divide a population of {count}; use a multiple or fewer devices")
     whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names)
     specs = (AgentParams(whole, split, whole), whole, whole)
+    return over_devices(dreamed, mesh, specs)(params, keys, temperature)
+
+
+def over_devices(function: Callable[..., PyTree], mesh: Mesh, specs: PyTree) -> Callable[..., PyTree]:
+    """Call a function on every device of a mesh, with the parts of its arguments that their `PartitionSpec` give it.
+
+    Only results are exchanged: every device gets those of all, one after the other along their first axis.
+    """
+
+    def exchanged(*own: PyTree) -> PyTree:
+        return jax.lax.all_gather(function(*own), mesh.axis_names, tiled=True)
+
     # The loops inside start from constants, which the check of varying axes takes for equal on all devices.
-    parallel = jax.shard_map(exchanged, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False)
-    return parallel(params, keys, temperature)
+    return jax.shard_map(exchanged, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)

@@ -12,7 +12,7 @@ Sources: see `methods`.
 
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -205,13 +205,8 @@ def _promised(planner: Planner, params: PlannerParams, luck: Key, state: State, 
     if mesh is None or mesh.size == 1:
         return every(params, luck, state, candidates)
 
-    def exchanged(*own: Any) -> Array:
-        return jax.lax.all_gather(every(*own), mesh.axis_names, tiled=True)
-
     whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names)
-    # The loops inside start from constants, which the check of varying axes takes for equal on all devices.
-    apart = jax.shard_map(exchanged, mesh=mesh, in_specs=(whole, whole, whole, split), out_specs=whole, check_vma=False)
-    return apart(params, luck, state, candidates)
+    return dream.over_devices(every, mesh, (whole, whole, whole, split))(params, luck, state, candidates)
 
 
 def _proposed(planner: Planner, params: PlannerParams, key: Key, state: State) -> list[Array]:
