@@ -15,9 +15,7 @@ import numpy as np
 
 from dreamjax._extras import without
 from dreamjax.storage.atomic import replacing
-from dreamjax.storage.trackers import Trackers
-
-_COLUMNS = ("stage", "step", "seconds")
+from dreamjax.storage.trackers import COLUMNS, Trackers
 
 
 class MetricsLog:
@@ -117,7 +115,7 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[str, dict[str, tuple[np.n
     ):  # after the last newline there is nothing, or an incomplete line
         try:
             row = json.loads(line)
-            stage, step, _ = (row.pop(name) for name in _COLUMNS)
+            stage, step, _ = (row.pop(name) for name in COLUMNS)
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(
                 f"{path}, line {number} is not a row of metrics: {line[:80]!r}. Delete that line."
@@ -167,8 +165,8 @@ def _arrays(values: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _scalar(name: str, value: Any) -> float:
-    if name in _COLUMNS:
-        raise ValueError(f"a metric may not be named {name!r}: every row has {', '.join(_COLUMNS)}")
+    if name in COLUMNS:
+        raise ValueError(f"a metric may not be named {name!r}: every row has {', '.join(COLUMNS)}")
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind not in "biufV":  # V: bfloat16
         raise ValueError(f"metric {name!r} must be one number, got {array.dtype} of shape {array.shape}: take its mean")

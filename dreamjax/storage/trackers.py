@@ -16,9 +16,9 @@ from dreamjax.storage.atomic import read_json, write_json
 
 Name = Literal["wandb", "trackio"]
 PROJECT = "dreamjax"  # where nobody has named one, by WANDB_PROJECT or TRACKIO_PROJECT
+COLUMNS = ("stage", "step", "seconds")  # of every row of the metrics, beside its numbers
 
 _FILE = "trackers.json"
-_COLUMNS = ("stage", "step", "seconds")
 
 
 class _Tracker(NamedTuple):
@@ -63,7 +63,7 @@ class Trackers:
         path = Path(folder) / "metrics.jsonl"
         rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         for row in rows:
-            values = {name: value for name, value in row.items() if name not in _COLUMNS}
+            values = {name: value for name, value in row.items() if name not in COLUMNS}
             for name, about in known.items():
                 if not about["begun"]:
                     self._all[name].log(row["stage"], row["step"], values)
