@@ -16,7 +16,7 @@ import numpy as np
 from dreamjax.dreamerv3.experience import Experience, Latent, recorded
 from dreamjax.envs.host import Leaf, checked, leaf_of
 from dreamjax.replay.sequences import Address, ReplayConfig, SequenceReplay
-from dreamjax.storage.atomic import replacing
+from dreamjax.storage.atomic import write_json
 from dreamjax.storage.replays import ReplayError, ReplayFolder, read_share, saved_parts
 from dreamjax.storage.specs import spec_from_json, spec_to_json
 from dreamjax.types import Action, EnvSpec, Space, Step
@@ -26,8 +26,7 @@ LATENT = [f".latent.{field}" for field in Latent._fields]  # as a replay names t
 
 def write_spec(folder: str | os.PathLike[str], spec: EnvSpec) -> None:
     """Write what an environment emits and takes into `folder/spec.json`: see `spec_to_json`."""
-    with replacing(Path(folder) / "spec.json") as temporary:
-        temporary.write_text(json.dumps(spec_to_json(spec), indent=2))
+    write_json(Path(folder) / "spec.json", spec_to_json(spec))
 
 
 def read_spec(folder: str | os.PathLike[str]) -> EnvSpec:
