@@ -84,7 +84,12 @@ def in_batches(
     posterior: Callable[[np.ndarray], tuple[PyTree, PyTree]], frames: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and log variance of any number of frames, 256 at a time. Shapes: [N, 64, 64, 3] -> two of [N, Z] float16."""
-    padded = np.concatenate([frames, np.zeros((-len(frames) % _BATCH, *frames.shape[1:]), frames.dtype)])
-    parts = [posterior(padded[i : i + _BATCH]) for i in range(0, len(padded), _BATCH)]
+    parts = [posterior(_padded(frames[i : i + _BATCH])) for i in range(0, len(frames), _BATCH)]
     mean, log_variance = (np.concatenate(part)[: len(frames)] for part in zip(*parts, strict=True))
     return mean.astype(np.float16), log_variance.astype(np.float16)
+
+
+def _padded(frames: np.ndarray) -> np.ndarray:
+    """Fill the last batch up with zeros; the others are whole, and not copied. Shapes: [n, ...] -> [256, ...]."""
+    missing = _BATCH - len(frames)
+    return np.concatenate([frames, np.zeros((missing, *frames.shape[1:]), frames.dtype)]) if missing else frames

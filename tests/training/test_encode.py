@@ -14,7 +14,7 @@ from dreamjax.replay.latents import Latents
 from dreamjax.storage import episodes
 from dreamjax.storage.episodes import Episode, EpisodeError, Store
 from dreamjax.storage.folder import RunFolder
-from dreamjax.training.encode import encode as encode_by, read_latents
+from dreamjax.training.encode import encode as encode_by, in_batches, read_latents
 from dreamjax.types import Array
 
 EPISODES = 53  # 50 of them in the first file, 3 in the second
@@ -171,3 +171,18 @@ def test_a_kill_after_the_last_file_leaves_a_stage_that_the_next_call_ends(store
     none = Counted(lives=0)
     encode(run, store, none)
     assert run.stage_done("encode") and none.calls == 0
+
+
+@pytest.mark.parametrize("count", [1, 256, 600])
+def test_only_the_last_batch_is_padded_and_no_other_frames_are_copied(count: int) -> None:
+    frames, copied = np.random.default_rng(count).integers(0, 256, (count, 64, 64, 3), np.uint8), []
+
+    def noted(batch: np.ndarray) -> tuple[Array, Array]:
+        copied.append(not np.shares_memory(batch, frames))
+        return posterior(batch)
+
+    mean, log_variance = in_batches(noted, frames)
+    assert mean.shape == log_variance.shape == (count, 2)
+    assert copied == [False] * (count // 256) + [True] * (count % 256 > 0)
+    padded = np.concatenate([frames, np.zeros((-count % 256, 64, 64, 3), np.uint8)])
+    np.testing.assert_array_equal(mean[-1], np.float16(posterior(padded[-256:])[0])[255 - -count % 256])
