@@ -77,8 +77,9 @@ def symexp(x: Array) -> Array:
 
 @cache
 def symexp_bins(count: int) -> np.ndarray:
-    """Values of a two-hot distribution, evenly spaced in symlog from -20 to 20, exactly antisymmetric.
+    """Values of a two-hot distribution in symlog from -20 to 20, exactly antisymmetric.
 
+    An odd count is evenly spaced, as published; an even one has zero twice.
     A NumPy constant, so that no program computes it. Shapes: -> [count] float32.
     Source: Hafner et al. 2023, "symexp twohot", and its published code.
     """

@@ -47,7 +47,7 @@ class LaPropConfig:
     """Published settings."""
 
     learning_rate: float = 4e-5
-    warmup: int = 1000  # updates over which the learning rate rises from zero, where the first one stands
+    warmup: int = 1000  # updates over which the learning rate rises linearly; the first update has a rate of zero
     clip: float = 0.3  # largest norm of a gradient, as a share of the norm of its parameter
     smallest: float = 1e-3  # norm that a parameter counts as having at least
     beta1: float = 0.9

@@ -70,7 +70,7 @@ def play_all(
 ) -> Iterator[Played]:
     """Play one episode per seed with one agent, in environments made for it; yield each that ends.
 
-    An agent whose actions are such as `envs.adapted` makes them acts in adapted environments, as it was trained.
+    An agent with the kind of actions that `envs.adapted` makes acts in adapted environments, as in its training.
     `params.policy` is not stacked. What is recorded has shapes [steps + 1, ...], as in `Played`.
     """
     if not len(seeds):

@@ -1,8 +1,8 @@
 """One pool of host environments for everything that acts: in worker processes, on a cluster, or in this process.
 
 Workers only step environments. Those of a worker are divided into groups, so that the device acts for one group while
-the worker steps another. A worker that dies or does not answer in time is replaced; what becomes of the episodes it
-was at is decided by who asked for them: `acting.playing` begins them again, `acting.vector` closes them as truncated.
+the worker steps another. A worker that dies or does not answer in time is replaced; the caller decides what becomes of
+the episodes under way: `acting.playing` begins them again, `acting.vector` closes them as truncated.
 """
 
 import time

@@ -43,7 +43,7 @@ _INTERFACE = (
 
 
 class Reply(NamedTuple):
-    """What came of the orders to K environments; of those that were not asked, nothing is meant."""
+    """What came of the orders to K environments; the entries of those without orders mean nothing."""
 
     reward: np.ndarray  # [K] float32
     terminated: np.ndarray  # [K] bool

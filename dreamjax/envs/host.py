@@ -137,14 +137,14 @@ def to_action(leaf: Leaf, array: Any) -> Any:
     """
     array = np.asarray(array)
     if array.shape != leaf.shape or (array.dtype.kind == "f") != (leaf.dtype.kind == "f"):
-        raise InvalidStep(f"{_declared(leaf, 'action')}, got {array.dtype} of shape {array.shape} from who acts")
+        raise InvalidStep(f"{_declared(leaf, 'action')}, got {array.dtype} of shape {array.shape} from the agent")
     if leaf.dtype.kind == "f":
         is_valid = np.isfinite(array).all()
         array = array.clip(leaf.space.low, leaf.space.high)
     else:
         is_valid = _within(leaf, array)
     if not is_valid:
-        raise InvalidStep(f"{_declared(leaf, 'action')}, got {array} from who acts")
+        raise InvalidStep(f"{_declared(leaf, 'action')}, got {array} from the agent")
     return np.int64(array) if isinstance(leaf.space, spaces.Discrete) else np.asarray(array, leaf.space.dtype)
 
 

@@ -29,7 +29,7 @@ def offers(levels: int = LEVELS, max_steps: int = MAX_STEPS) -> Environment:
     the next; who refuses the last one ends with nothing. The observation is [2] float32: the offer, 0 when all is over,
     and how many are still to come, this one included.
 
-    What the best policy and random play get says `known_returns`.
+    `known_returns` says what the best policy and random play get.
 
     Raises: ValueError for levels < 2 or more than 7, or max_steps < 1.
     """

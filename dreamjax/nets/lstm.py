@@ -17,7 +17,7 @@ class LSTMState(NamedTuple):
 
 
 def glorot(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-    """Glorot-uniform for any rank; a vector counts as its own fan in and fan out (TensorFlow's convention)."""
+    """Glorot-uniform for vectors and matrices; a vector counts as its own fan in and fan out, as in TensorFlow."""
     fan_in, fan_out = (shape[0], shape[0]) if len(shape) == 1 else shape
     limit = (6 / (fan_in + fan_out)) ** 0.5
     return jax.random.uniform(key, shape, dtype, -limit, limit)

@@ -194,7 +194,7 @@ class SequenceReplay:
     def update(self, address: Address, offset: int, values: PyTree) -> None:
         """Overwrite some leaves of stored steps, beginning `offset` steps after the addresses.
 
-        Steps that are no longer kept are skipped. `values` has the structure of the example, with None for leaves
+        Steps of a block that was dropped are skipped. `values` has the structure of the example, with None for leaves
         that stay as they are. Shapes: values [B, T, ...].
         """
         leaves = jax.tree.leaves(values, is_leaf=lambda x: x is None)

@@ -97,10 +97,9 @@ class Repeat(NamedTuple):
 def aggregate_repeats(into: Path | None, experiment: str, stage: str, folders: Iterable[Path]) -> list[dict[str, Any]]:
     """Write `repeats.jsonl`, and from it `result.json` and `repeats.png`; return the rows of the result.
 
-    A row holds mean and standard deviation, over runs that differ in their seed alone, of the means in their rows of
-    that name. The plot shows mean and standard deviation of the metrics of one stage. Runs already in `repeats.jsonl`
-    are kept, and one that was aggregated before is replaced. The files go to the folder `into`, or to the committed
-    results of the experiment.
+    Runs that differ in their seed alone share a row: the mean and standard deviation, over these runs, of the means in
+    their own rows. The plot shows mean and standard deviation of the metrics of one stage. Runs already in
+    `repeats.jsonl` are kept, and one that was aggregated before is replaced.
 
     Raises: ValueError if there are no runs, two of the same configuration have other metrics, or runs that differ in
         their seed alone have other rows or steps; FileNotFoundError if one has no result yet.
@@ -183,7 +182,7 @@ def mean_rows(results: Sequence[dict[str, Any]], published: str | None = None) -
 
 
 def _named(first: str, label: str, row: dict[str, Any]) -> str:
-    """Name a row of a run, which begins with the task or the name of the run, after the run's label too."""
+    """Insert the label of a run into the name of a row, behind the task or name of the run that it begins with."""
     return ", ".join(filter(None, [first, label])) + row["name"].removeprefix(first)
 
 

@@ -43,7 +43,7 @@ def film(
     """Film an agent in test episodes, one after the other, in an `.mp4`; return the sum of rewards of each.
 
     The film shows what the environment renders, if its `render_mode` is "rgb_array", and otherwise the picture that it
-    observes, at the environment's own rate unless `fps` is given. `seed` is that of the agent's draws. Episodes are
+    observes, at the environment's own rate unless `fps` is given. `seed` seeds the agent's draws. Episodes are
     truncated at `max_steps`, if given.
 
     Raises: CannotFilm, before anything is played, if there is neither, or the environment cannot render.
@@ -179,8 +179,8 @@ def film_dream_and_real(
 ) -> None:
     """Film a dream beside the first test episode, at most `steps` of each: an `.mp4`, and a `.png` of some moments.
 
-    The episode is the first that `acting.evaluate` scores with the same key, not a chosen one. What others, by label,
-    do in the same episode is filmed `beside` it.
+    The episode is the first that `acting.evaluate` scores with the same key, not a chosen one. Other agents, by
+    label, are filmed `beside` it in the same episode.
 
     Shapes: key [], params.policy not stacked, params.starts [S, ...]. Raises: as `film_episode` does.
     """
@@ -198,8 +198,10 @@ def write_open_loop(
 ) -> list[str]:
     """Write `<name>.mp4`, N sequences next to each other, and ten moments of the first as `<name>.png`.
 
-    Above what happened, in the middle what the model makes of it, below the difference; framed green where the model
-    sees, red where it imagines. Pictures of neither one nor three channels are shown as the mean of their channels.
+    The top row is what happened, the middle one what the model predicts, the bottom one the difference; frames are
+    green where the model sees, red where it imagines. Pictures of neither one nor three channels are shown as the mean
+    of their channels.
+
     Returns the names of the files, the film first.
 
     Source: the layout is that of the published code of Hafner et al. 2023.

@@ -24,7 +24,7 @@ Statistic = Callable[[np.ndarray], np.ndarray]  # of the last axis
 def interquartile_mean(scores: np.ndarray) -> np.ndarray:
     """Return the mean of the middle half of the scores: a quarter is left out at either end. Shapes: [..., n] -> [...].
 
-    As published, what a quarter of n leaves over at either end is rounded down: of three scores, none is left out.
+    As published, n / 4 is rounded down: of three scores, none is left out.
     """
     cut = scores.shape[-1] // 4
     return np.sort(scores, axis=-1)[..., cut : scores.shape[-1] - cut].mean(-1)
@@ -35,7 +35,7 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Return the percentile interval of a statistic of all scores: of R runs [R], or of R runs of T tasks each [R, T].
 
-    Runs are drawn anew, with replacement, and those of each task by themselves, as published.
+    Runs are resampled with replacement, separately for each task, as published.
 
     Raises: ValueError if there are fewer than two runs, of which nothing can be said.
     """
@@ -76,7 +76,7 @@ class Band(NamedTuple):
 def band(at: np.ndarray, scores: np.ndarray) -> Band:
     """Average learning curves of comparable scores, with the interval of the mean at each point.
 
-    Runs of each task are drawn anew by themselves, as in `bootstrap_interval`; of a single run there is no interval.
+    Runs are resampled separately for each task, as in `bootstrap_interval`; of a single run there is no interval.
 
     Shapes: at [N], scores [R, T, N] of R runs of T tasks -> [N].
     """
@@ -116,12 +116,12 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: np.ndarray) -> Estimate:
-    """Average over episodes, of which those count that tell something, where a value is not NaN.
+    """Average over the episodes whose value is not NaN.
 
-    Steps and pieces of one episode have much in common, so that only whole episodes are drawn anew. The intervals are a
+    Steps and pieces of one episode have much in common, so that only whole episodes are resampled. The intervals are a
     little too narrow where there are few: with 10 they hold the true mean in some 90 % of cases.
 
-    Where fewer than two do, all but `n` is NaN. Shapes: values [E, ...] -> [...]. Raises: ValueError if E < 2.
+    With fewer than two values, all but `n` is NaN. Shapes: values [E, ...] -> [...]. Raises: ValueError if E < 2.
     """
     values = np.asarray(values, np.float64)
     weights, known = _draws(len(values)), ~np.isnan(values)
@@ -139,8 +139,8 @@ def estimate(values: np.ndarray) -> Estimate:
 def ratio(values: np.ndarray, others: np.ndarray) -> Estimate | None:
     """Divide the mean of values by that of others, where both are known of every episode.
 
-    `std` is that of the draws. None where a draw of others has a mean of 0 or less, beside which nothing is so many
-    times as much. Shapes: [E] and [E] -> []. Raises: ValueError if E < 2.
+    `std` is that of the draws. None where a draw of others has a mean of 0 or less, by which a ratio means nothing.
+    Shapes: [E] and [E] -> []. Raises: ValueError if E < 2.
     """
     weights = _draws(len(values))
     below = weights @ np.asarray(others, np.float64)

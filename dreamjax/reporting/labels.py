@@ -19,7 +19,7 @@ def read_settings(folder: Path) -> Settings:
 def labels(settings: Sequence[Settings], but: str = "") -> list[str]:
     """Say of each of several configurations how it differs from the others; the seed comes last.
 
-    Of a setting that some do not have, as an older version wrote them, only the others are compared.
+    A setting that some lack, because an older version wrote them, is compared among the others only.
     """
     names = unique(name for one in settings for name in one if name != but)
     values = {name: {json.dumps(one[name]) for one in settings if name in one} for name in names}
@@ -52,7 +52,7 @@ def without_seed(settings: Settings) -> str:
 
 
 def seed_groups(settings: Sequence[Settings]) -> list[tuple[str, list[int]]]:
-    """Group configurations that differ in their seed alone: how a group differs from others, and who is in it."""
+    """Group configurations that differ in their seed alone; return how each group differs, and its members."""
     called, groups = labels(settings, but="seed"), dict[str, list[int]]()
     for number, one in enumerate(settings):
         groups.setdefault(without_seed(one), []).append(number)

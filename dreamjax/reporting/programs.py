@@ -60,8 +60,8 @@ _Computations = dict[str, list[_Instruction]]
 def count(text: str) -> Program:
     """Count what `text` launches, as `jax.stages.Compiled.as_text` gives it: the scheduled HLO of one device.
 
-    The trips of a loop are those that the compiler notes or, where it notes none, as for TPUs, the number below which
-    the loop's condition wants its counter to be; those of `jax.lax.scan` begin at 0. Of several branches the one with
+    The trips of a loop are what the compiler notes. Where it notes none, as for TPUs, they are the bound below which
+    the loop's condition keeps its counter; the counters of `jax.lax.scan` begin at 0. Of several branches the one with
     the most launches counts.
 
     Raises: ValueError if the text holds no program.

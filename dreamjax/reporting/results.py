@@ -110,7 +110,7 @@ def _check_result(result: Any, where: str) -> None:
 
 
 def show_rows(rows: Iterable[dict[str, Any]], counted: str = "episodes") -> None:
-    """Print the rows of a result, of so many of what is `counted`."""
+    """Print the rows of a result; `counted` is what their `n` counts."""
     for row in rows:
         more = shown_intervals(row)
         print(f"{row['name']:>22}: {shown_measurement(row)}, {row['n']} {counted}{f' ({more})' if more else ''}")

@@ -23,9 +23,9 @@ class Timing(NamedTuple):
 def measure(contenders: dict[str, Callable[[], Any]], repeats: int, calls: int = 1) -> dict[str, Timing]:
     """Time functions without arguments, including the JAX arrays that they return.
 
-    The contenders take turns, so that other load on the machine affects all of them alike. With several `calls`, each
-    turn is so many, of which only the last is waited for, and what is returned is the time of one: on an accelerator,
-    which the host runs ahead of.
+    The contenders take turns, so that other load on the machine affects all of them alike. With several `calls`, a
+    turn makes that many, waits for the last one only, and counts the time of one: for accelerators, where the host runs
+    ahead of the device.
     """
 
     def call(function: Callable[[], Any], calls: int) -> float:

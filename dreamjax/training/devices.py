@@ -64,17 +64,17 @@ def fitting_mesh(axis: str, size: int, what: str) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Where every device has all of an array."""
+    """The sharding that gives every device all of an array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Where every device has an equal part of an axis, in the order of the mesh."""
+    """The sharding that gives every device an equal part of an axis, in the order of the mesh."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, *mesh.axis_names))
 
 
 def sharded(mesh: Mesh, tree: PyTree, smallest: int = SHARDED) -> PyTree:
-    """Where every device has an equal part of every large array: the shardings of a tree of parameters and the like.
+    """The shardings of a tree, such as parameters, that give every device an equal part of every large array.
 
     Each array of `smallest` numbers or more is split along the longest of its axes that the devices divide. The
     compiler gathers what it needs, when it does; this is known as fully sharded data parallelism.

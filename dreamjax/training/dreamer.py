@@ -61,7 +61,7 @@ def train(
     """Train DreamerV3 in an environment for `steps` actions; return the agent, as `load(folder)` does.
 
     The same call goes on where it stopped, and with more `steps` it trains longer. `make_env` makes an environment of
-    Gymnasium; the agent acts in `envs.adapted(make_env, resize)`, which brings its actions to what an actor chooses.
+    Gymnasium; the agent acts in `envs.adapted(make_env, resize)`, which turns its actions into those an actor chooses.
     Processes that have met by `training.processes.join` train one agent together, each in its share of environments.
 
     Args:

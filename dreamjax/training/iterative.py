@@ -66,7 +66,7 @@ def train_iteratively(
     open_pool: Callable[[], Pool],
     name: str,
 ) -> AgentParams:
-    """Bring an agent through all iterations; return the parameters whose mean scored best in between.
+    """Bring an agent through all iterations; return the parameters of the mean that scored best in any of them.
 
     Every iteration starts a new search around the best controller so far. Then individuals of its last generation,
     which fail in many ways, and its mean act in the real environment. Keeping the best mean guards against controllers

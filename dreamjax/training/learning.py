@@ -32,8 +32,8 @@ def learner_over(mesh: Mesh, learns: VisionLearner | MemoryLearner) -> Learning:
     """Return `learner.train_step` of batches that are split over a mesh; on one device it is the same function.
 
     Frames are split over the batch, chunks and the recurrent state of M over the streams. Several processes call it
-    together with the same state and the same batches, as they have who read the same recordings with the same seed;
-    each copies its share to its own devices.
+    together, with the same state and the same batches, since all read the same recordings with the same seed; each
+    copies its share to its own devices.
     """
     if mesh.size == 1:
         return Learning(lambda state: state, partial(learner.train_step, learns))
@@ -66,8 +66,8 @@ def learn_on_devices(
 ) -> TrainState:
     """Train V or M as stage `name` to update number `until`, on as many devices as divide a batch; see `loop.train`.
 
-    `batches` as in `loop.updates`; `shared` are the size of a batch and the setting that says it. What is returned is
-    bound to no device.
+    `batches` as in `loop.updates`; `shared` is the size of a batch and the name of its setting. The result is bound to
+    no device.
     """
     mesh = fitting_mesh("batch", *shared)
     begin, step = learner_over(mesh, learns)

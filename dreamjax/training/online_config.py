@@ -38,9 +38,9 @@ class OnlineConfig:
 
 
 def updates_due(cfg: OnlineConfig, length: int, streams: int, steps: int) -> int:
-    """Count the updates that belong to `steps` collected ones: none before the replay holds a batch, then exact.
+    """Count the updates that are due after `steps` collected steps: none before the replay holds a batch.
 
-    The first update comes with the first step at which it can, the others at the train ratio from there on.
+    The first update comes as soon as it does, the others at exactly the train ratio from there on.
     """
     before = -(-cfg.batch_size * cfg.batch_length // streams) + length - 1
     since = steps - before * streams
@@ -50,5 +50,5 @@ def updates_due(cfg: OnlineConfig, length: int, streams: int, steps: int) -> int
 
 
 def updates_at_once(cfg: OnlineConfig, streams: int, most: int) -> int:
-    """Say how many updates one call may make: those that a step of all environments asks for, if they are not more."""
+    """Return how many updates one call may make: as a step of all environments asks for, but at most `most`."""
     return min(most, math.ceil(Fraction(cfg.train_ratio) * streams / (cfg.batch_size * cfg.batch_length)))

@@ -75,7 +75,8 @@ def share(total: int, what: str) -> int:
     """Return the part of each process; `what` names the setting. Raises ValueError if it cannot be shared equally."""
     if total % jax.process_count():
         raise ValueError(
-            f"{what} = {total} cannot be shared equally by {jax.process_count()} processes: use a multiple of it"
+            f"{what} = {total} cannot be shared equally by {jax.process_count()} processes: use a multiple of "
+            f"{jax.process_count()}"
         )
     return total // jax.process_count()
 

@@ -18,7 +18,7 @@ class Trace:
     def at(self, done: int, state: PyTree, next_call: int = 1) -> None:
         """Begin or end the profile, if it is time after `done` updates; `state` is what the last one returned.
 
-        The next call makes up to so many updates; where that is several, the profile has a few more than were named.
+        The next call makes up to `next_call` updates; if these are several, the profile may cover more than were named.
         """
         if self._updates is None:
             return
@@ -42,8 +42,8 @@ class Trace:
 def tracing(run: RunFolder, stage: str) -> Iterator[Trace]:
     """Profile the updates of a stage that `run.profile` names, into `profile/<stage>/` of the run folder.
 
-    TensorBoard, with its plugin `xprof`, and https://ui.perfetto.dev show it. What it covers is written also where
-    training stops or fails within.
+    TensorBoard, with its plugin `xprof`, and https://ui.perfetto.dev show it. If training stops or
+    fails meanwhile, what was profiled so far is written.
     """
     trace = Trace(run, stage)
     try:

@@ -39,7 +39,7 @@ STARTS = 64  # first observations that are kept, where the dreams of the trained
 def learning(mesh: Mesh, places: PyTree) -> Callable[..., tuple[TrainState, Learned]]:
     """Return `experience.learn_several` of batches that are split over a mesh; `places` are the shardings of the state.
 
-    What is learned of the sequences of a batch stays where they are. On one device it is the same function.
+    What is learned about each sequence of a batch stays on its device. On one device it is the same function.
     """
     if mesh.size == 1:
         return experience.learn_several

@@ -93,7 +93,7 @@ def cut(
     """Cut an episode into pieces, one after the other, and take `pieces` of them.
 
     They are evenly spaced from a first that `draw`, in [0, 1), chooses, so that each is as likely as another. Where
-    there are fewer, the last is repeated, and known to be nothing. Compared are the `steps` after each beginning.
+    there are fewer, the last is repeated and marked as unknown. The `steps` after each beginning are compared.
 
     Shapes: recorded [T, ...], states [2, T, ...].
     """
