@@ -119,11 +119,11 @@ def train(cfg: Config, run: RunFolder, key: Key, name: Name, agent: Agent) -> Ag
     game = partial(CarRacing, engine=cfg.engine, max_steps=cfg.max_steps, patience=cfg.patience)
     with MetricsLog(run.path) as log:
         store = stages.collect(run, cfg.collect, full_length, agent.model.spec, cfg.seed)
-        v = stages.see(run, log, key_see, cfg.vision, FULL.vision, store, cfg.seed)
+        v = stages.train_vision(run, log, key_see, cfg.vision, FULL.vision, store, cfg.seed)
         data = stages.encode(run, store, FULL.vision, v)
         trained = None
         if name != "untrained-memory":
-            trained = stages.remember(run, log, key_remember, cfg.memory, DREAMED, data, 1000 * cfg.seed)
+            trained = stages.train_memory(run, log, key_remember, cfg.memory, DREAMED, data, 1000 * cfg.seed)
         m = trained.params if trained else memory.init(DREAMED, key_init)
         params = AgentParams(WorldModelParams(v, m), policy=(), starts=data.first_frames(100))
 

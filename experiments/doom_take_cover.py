@@ -104,9 +104,9 @@ def train(cfg: Config, run: RunFolder, agent: Agent) -> AgentParams:
     every = cfg.checkpoint_every
     with MetricsLog(run.path) as log:
         store = stages.collect(run, cfg.collect, make_env(cfg), agent.model.spec, cfg.seed)
-        v = stages.see(run, log, key_vision, cfg.vision, DOOM.vision, store, cfg.seed, every)
+        v = stages.train_vision(run, log, key_vision, cfg.vision, DOOM.vision, store, cfg.seed, every)
         data = stages.encode(run, store, DOOM.vision, v)
-        m = stages.remember(run, log, key_memory, cfg.memory, DOOM.memory, data, cfg.seed, checkpoint_every=every)
+        m = stages.train_memory(run, log, key_memory, cfg.memory, DOOM.memory, data, cfg.seed, checkpoint_every=every)
         world = AgentParams(WorldModelParams(v, m.params), policy=(), starts=data.first_frames(cfg.starts))
         return world._replace(policy=stages.evolve_in_dreams(run, log, key_evolve, cfg.evolve, agent, world))
 

@@ -8,23 +8,23 @@ from typing import Any
 
 from dreamjax.launch.jobs import Resources, run_here, submit, wait
 from dreamjax.launch.sweep import experiments
-from dreamjax.reporting.sweeps import gather
+from dreamjax.reporting.sweeps import aggregate
 
 _USAGE = """python -m dreamjax.launch [options] EXPERIMENT.py [its own options]
-       python -m dreamjax.launch --gather FOLDER"""
+       python -m dreamjax.launch --aggregate FOLDER"""
 _END = """A sweep has a run folder for each combination, and in the end result.json, sweep.png and a table with means,
 bootstrap intervals and interquartile means over the runs that differ in their seed alone. Started again, the same
 command goes on with what is not finished."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the command line, launch, and gather what came out; return the exit code."""
+    """Read the command line, launch, and aggregate what came out; return the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     cut = next((i for i, text in enumerate(given) if text.endswith(".py")), len(given))
     parser = _parser()
     chosen = parser.parse_args(given[:cut])
-    if chosen.gather is not None:
-        return _gather(parser, chosen.gather)
+    if chosen.aggregate is not None:
+        return _aggregate(parser, chosen.aggregate)
     if cut == len(given):
         parser.error("name an experiment, such as experiments/dreamerv3.py")
     script = Path(given[cut])
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(f"{job.job_id}: {one.command}" for job, one in zip(jobs, launched, strict=True)))
         print(
             f"What they print is in {logs}."
-            + f" At the end: python -m dreamjax.launch --gather {folder}" * bool(chosen.vary)
+            + f" At the end: python -m dreamjax.launch --aggregate {folder}" * bool(chosen.vary)
         )
         return 0
     if chosen.where == "local":
@@ -56,12 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"job {job.job_id} failed: {job.paths.stderr}", file=sys.stderr)
         if failed:
             return 1
-    return _gather(parser, folder) if folder and chosen.vary else 0
+    return _aggregate(parser, folder) if folder and chosen.vary else 0
 
 
-def _gather(parser: argparse.ArgumentParser, folder: Path) -> int:
+def _aggregate(parser: argparse.ArgumentParser, folder: Path) -> int:
     try:
-        print(gather(folder))
+        print(aggregate(folder))
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
     return 0
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--vary", nargs="+", default=[], metavar="NAME=VALUE,VALUE", help="options of the experiment, and their values")
     add("--where", choices=("here", "local", "slurm"), default="here", help="the last two need the extra slurm")
     add("--folder", type=Path, help="of the runs of a sweep, otherwise runs/sweeps/EXPERIMENT; or of the one run")
-    add("--gather", type=Path, metavar="FOLDER", help="put the finished runs of a sweep together, and launch nothing")
+    add("--aggregate", type=Path, metavar="FOLDER", help="put the finished runs of a sweep together; launch nothing")
     add("--hours", type=float, default=usual.hours, help="limit of a job, which is then queued again (%(default)s)")
     add("--warning-s", type=int, default=usual.warning_s, help="seconds before that, to save in (%(default)s)")
     add("--again", type=int, default=usual.again, help="times that a job is queued again (%(default)s; local: 5)")

@@ -9,7 +9,7 @@ from dreamjax.reporting.labels import read_settings, seed_groups, unique
 from dreamjax.reporting.results import read_result, shown_intervals, shown_measurement
 
 
-def gather(folder: Path) -> str:
+def aggregate(folder: Path) -> str:
     """Put together the finished runs in a folder, and write `result.json` and `sweep.png` into it; return a table.
 
     Runs that differ in their seed alone are averaged, with bootstrap intervals and interquartile means. The unit is the

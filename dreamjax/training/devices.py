@@ -89,8 +89,8 @@ def sharded(mesh: Mesh, tree: PyTree, smallest: int = SHARDED) -> PyTree:
     return jax.tree.map(place, tree)
 
 
-def together(parts: PyTree, sharding: Sharding) -> PyTree:
-    """Make arrays of what each process has of them: its own rows, where they are split, or else all, the same in each.
+def from_process_local(parts: PyTree, sharding: Sharding) -> PyTree:
+    """Make global arrays of what each process has: its own rows where they are split, else the whole, equal in all.
 
     Shapes: an axis of n in each of P processes, over whose devices it is split, becomes one of P n.
     """
@@ -100,7 +100,7 @@ def together(parts: PyTree, sharding: Sharding) -> PyTree:
 
 
 def own_part(tree: PyTree) -> PyTree:
-    """Wait for arrays, and return as NumPy arrays what this process has of them: the inverse of `together`."""
+    """Wait for arrays, and return as NumPy arrays what this process has of them: `from_process_local` undone."""
 
     def part(array: jax.Array) -> np.ndarray:
         if array.is_fully_addressable or array.is_fully_replicated:
@@ -113,8 +113,8 @@ def own_part(tree: PyTree) -> PyTree:
     return jax.tree.map(part, tree)
 
 
-def spread(tree: PyTree, places: PyTree) -> PyTree:
-    """Put what every process has whole, and the same, where it belongs: each copies the parts of its own devices.
+def shard(tree: PyTree, places: PyTree) -> PyTree:
+    """Place arrays that every process has whole, and equal: each copies the parts of its own devices.
 
     `places` are shardings, one for each array or for all those of a part of the tree.
     """
@@ -140,7 +140,7 @@ def gathered(mesh: Mesh, tree: PyTree) -> PyTree:
     return jax.tree.map(jnp.asarray, jax.device_get(everywhere))
 
 
-def near(tree: PyTree) -> PyTree:
+def local_replica(tree: PyTree) -> PyTree:
     """Return what is the same on every device as arrays on the first one of this process; nothing is copied."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 

@@ -27,7 +27,7 @@ from dreamjax.storage.weights import load_weights, save_weights
 from dreamjax.training.devices import gathered, splitting_mesh
 from dreamjax.training.encode import encode_episodes, read_latents, write_latents
 from dreamjax.training.loop import generations, train
-from dreamjax.training.stages import TrainMemory, remember
+from dreamjax.training.stages import TrainMemory, train_memory
 from dreamjax.types import Agent, AgentParams, Key, Metrics, Params
 from dreamjax.worldmodels import learner, search
 from dreamjax.worldmodels.learner import MemoryLearner, TrainState
@@ -68,8 +68,8 @@ def train_iteratively(
 ) -> AgentParams:
     """Bring an agent through all iterations; return the parameters of the mean that scored best in any of them.
 
-    Every iteration starts a new search around the best controller so far. Then individuals of its last generation,
-    which fail in many ways, and its mean act in the real environment. Keeping the best mean guards against controllers
+    Every iteration starts a new search around the best controller so far. Then its mean, and individuals of its last
+    generation, which fail in many ways, act in the real environment. Keeping the best mean guards against controllers
     that exploit errors of the dream. `learn(n, seen)` trains M further after iteration n, on what the iterations 1 to n
     saw, and returns the parameters of the world model. `open_pool` opens the environments to act in between dreams,
     `name` names the stages and a folder. Killed at any moment, it resumes where it was.
@@ -125,7 +125,7 @@ def learn_memory(
         nonlocal state
         known, first = latents.concatenate([data, *seen]), (iteration - 1) * cfg.updates
         order, key_learn = 1000 * seed + iteration, jax.random.fold_in(key, iteration)
-        state = remember(run, log, key_learn, cfg, world.memory, known, order, state=state, name=name, first=first)
+        state = train_memory(run, log, key_learn, cfg, world.memory, known, order, state=state, name=name, first=first)
         return params._replace(memory=state.params)
 
     return learn

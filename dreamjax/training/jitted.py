@@ -26,7 +26,7 @@ from dreamjax.dreamerv3.sweep import stacked
 from dreamjax.replay.ring import Ring
 from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.metrics import MetricsLog, read_metrics
-from dreamjax.training.devices import device_mesh, gathered, replicated, split, spread
+from dreamjax.training.devices import device_mesh, gathered, replicated, shard, split
 from dreamjax.training.loop import train
 from dreamjax.types import Array, Environment, Key, Metrics, PyTree
 
@@ -73,14 +73,14 @@ def jitted_loop(dreamer: Dreamer, environment: Environment, cfg: LoopConfig, age
         places: Any = split(mesh)
         return JittedLoop(
             jax.jit(apart(begin)),
-            partial(spread, places=places),
+            partial(shard, places=places),
             jax.jit(apart(advance), donate_argnums=0),
             gather,
         )
     places = _shared_places(mesh)
     return JittedLoop(
         jax.jit(begin, out_shardings=places),
-        partial(spread, places=places),
+        partial(shard, places=places),
         jax.jit(advance, donate_argnums=0, out_shardings=(places, replicated(mesh))),
         gather,
     )

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from dreamjax.replay.latents import Chunk
 from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.metrics import MetricsLog
-from dreamjax.training.devices import fitting_mesh, gathered, replicated, split, spread
+from dreamjax.training.devices import fitting_mesh, gathered, replicated, shard, split
 from dreamjax.training.loop import train, updates
 from dreamjax.types import Key, Metrics, PyTree
 from dreamjax.worldmodels import learner
@@ -46,9 +46,9 @@ def learner_over(mesh: Mesh, learns: VisionLearner | MemoryLearner) -> Learning:
     compiled = jax.jit(learner.train_step, static_argnums=0, donate_argnums=2, out_shardings=(places, whole))
 
     def step(key: Key, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
-        return compiled(learns, key, state, spread(batch, rows))
+        return compiled(learns, key, state, shard(batch, rows))
 
-    return Learning(partial(spread, places=places), step)
+    return Learning(partial(shard, places=places), step)
 
 
 def learn_on_devices(

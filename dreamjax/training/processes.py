@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dreamjax.storage.folder import folder_of
-from dreamjax.training.devices import device_mesh, replicated, split, together
+from dreamjax.training.devices import device_mesh, from_process_local, replicated, split
 from dreamjax.training.signals import StopRequest
 
 # What they are found by where JAX does not find them by itself: it reads the first of these, and none of the others.
@@ -53,7 +53,7 @@ def join() -> None:
         ) from None
     # They connect at their first exchange, and CPUs wait 30 s for that: now, while none compiles longer than another.
     mesh = device_mesh("everyone")
-    everyone = together(np.ones(jax.local_device_count(), np.float32), split(mesh))
+    everyone = from_process_local(np.ones(jax.local_device_count(), np.float32), split(mesh))
     jax.block_until_ready(jax.jit(jnp.sum, out_shardings=replicated(mesh))(everyone))
 
 

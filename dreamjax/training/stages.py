@@ -1,4 +1,4 @@
-"""The stages of *World Models*: collect, see, encode, remember, evolve, evaluate. Each is resumable, and done once.
+"""The stages of *World Models*: collect, train V, encode, train M, evolve, evaluate. Each is resumable, and done once.
 
 Source: Ha & Schmidhuber 2018, appendix A; every default is the published one of Doom.
 """
@@ -118,7 +118,7 @@ def collect(run: RunFolder, cfg: Collect, make_env: Callable[[], gymnasium.Env],
     return store
 
 
-def see(
+def train_vision(
     run: RunFolder,
     log: MetricsLog,
     key: Key,
@@ -143,7 +143,7 @@ def encode(run: RunFolder, store: Store, vision: VisionConfig, params: Params) -
     return encoding.encode(run, store, partial(_posterior, vision, params), fingerprint(vision, params))
 
 
-def remember(
+def train_memory(
     run: RunFolder,
     log: MetricsLog,
     key: Key,

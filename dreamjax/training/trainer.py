@@ -27,7 +27,15 @@ from dreamjax.storage.metrics import MetricsLog
 from dreamjax.storage.recordings import LATENT, write_spec
 from dreamjax.storage.replays import ReplayError, ReplayFolder, mapped, read_share
 from dreamjax.storage.transfer import Begin, begun
-from dreamjax.training.devices import near, own_part, replicated, sharded, split, splitting_mesh, together
+from dreamjax.training.devices import (
+    from_process_local,
+    local_replica,
+    own_part,
+    replicated,
+    sharded,
+    split,
+    splitting_mesh,
+)
 from dreamjax.training.loop import finite
 from dreamjax.training.online_config import OnlineConfig, updates_due
 from dreamjax.training.processes import meet, run_folder
@@ -105,7 +113,7 @@ class Training:
             raise RuntimeError("what the agent has learned would be lost: probe before it learns or is restored")
         shape = self.at_once, self.cfg.batch_size // self._processes, self.replay.cfg.length
         empty = jax.tree.map(lambda x: np.zeros((*shape, *x.shape), x.dtype), experience.example(self.dreamer))
-        batches = jax.block_until_ready(together(empty, split(self._mesh, 1)))
+        batches = jax.block_until_ready(from_process_local(empty, split(self._mesh, 1)))
         begun = 0.0
         for _ in range(2):  # the first compiles
             begun = time.monotonic()
@@ -159,7 +167,7 @@ class Training:
         key = jax.random.fold_in(jax.random.fold_in(self._key_act, self.replay.written), self._process)
         if self._acting is None:
             gathered = self._gather(self.state.params) if self.cfg.sharded else self.state.params
-            self._acting = near(gathered) if self._mesh.size > 1 else gathered
+            self._acting = local_replica(gathered) if self._mesh.size > 1 else gathered
         return experience.act(self.dreamer, self._acting, key, memory, step)
 
     def learn(self, until: int) -> dict[int, dict[str, float]]:
@@ -176,7 +184,7 @@ class Training:
             numbers = range(self.updates, min(until, self.updates + self.at_once))
             drawn, addresses = zip(*map(self._draw, numbers), strict=True)
             drawn += drawn[:1] * (self.at_once - len(numbers))  # one program, whatever the count
-            batches = together(jax.tree.map(lambda *leaves: np.stack(leaves), *drawn), split(self._mesh, 1))
+            batches = from_process_local(jax.tree.map(lambda *leaves: np.stack(leaves), *drawn), split(self._mesh, 1))
             count = np.int32(len(numbers))
             self._acting = None  # the update takes their place
             self.state, learned = self._learn(self.dreamer, self._key_learn, self.state, batches, count)

@@ -124,7 +124,7 @@ def test_a_job_that_gives_up_says_why(script: Path, tmp_path: Path) -> None:
     assert isinstance(error, submitit.core.utils.FailedJobError) and "gave up: it cannot be done" in str(error)
 
 
-def test_a_sweep_here_is_gathered(script: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_sweep_here_is_aggregated(script: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = tmp_path / "sweep"
     assert main(["--vary", "rate=1,2", "--folder", str(folder), str(script), "--steps", "5"]) == 0
     told = capsys.readouterr().out

@@ -62,7 +62,7 @@ def test_what_the_launcher_sets_is_not_set_again(given: str) -> None:
         (["--vary", "seed", __file__], "name=value,value"),
         (["--hours", "0.01", __file__], "more than --warning-s"),
         (["--options", "account", __file__], "name=value"),
-        (["--gather", "nowhere"], "no finished run"),
+        (["--aggregate", "nowhere"], "no finished run"),
     ],
 )
 def test_the_command_line_says_what_is_wrong(arguments: list[str], said: str, capsys: pytest.CaptureFixture) -> None:

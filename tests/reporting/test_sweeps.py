@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dreamjax.reporting.results import read_result, result_row, write_result
-from dreamjax.reporting.sweeps import gather
+from dreamjax.reporting.sweeps import aggregate
 from dreamjax.reporting.tables import section
 from dreamjax.storage.atomic import write_json
 
@@ -25,7 +25,7 @@ def test_seeds_are_averaged_and_settings_told_apart(tmp_path: Path) -> None:
         run(tmp_path / f"slow-{seed}", score, seed=seed, optimizer={"learning_rate": 1e-4})
         run(tmp_path / f"fast-{seed}", 2 * score, seed=seed, optimizer={"learning_rate": 1e-3})
     run(tmp_path / "fast-9", None, seed=9, optimizer={"learning_rate": 1e-3})
-    told = gather(tmp_path).splitlines()
+    told = aggregate(tmp_path).splitlines()
     rows = {row["name"]: row for row in read_result(tmp_path / "result.json")["rows"]}
     names = ["walk, held, learning_rate 0.0001", "walk, held, learning_rate 0.001"]
     assert list(rows) == [*names, "walk, learning_rate 0.0001", "walk, learning_rate 0.001"]
@@ -44,4 +44,4 @@ def test_seeds_are_averaged_and_settings_told_apart(tmp_path: Path) -> None:
 def test_a_sweep_without_a_finished_run_is_named(tmp_path: Path) -> None:
     run(tmp_path / "one", None, seed=0)
     with pytest.raises(FileNotFoundError, match="no finished run yet, and 1 that have begun"):
-        gather(tmp_path)
+        aggregate(tmp_path)

@@ -22,7 +22,7 @@ from dreamjax.optim import AdamConfig
 from dreamjax.replay.latents import Chunk
 from dreamjax.storage.checkpoints import Checkpoints
 from dreamjax.training import processes
-from dreamjax.training.devices import device_mesh, gathered, own_part, replicated, sharded, split, together
+from dreamjax.training.devices import device_mesh, from_process_local, gathered, own_part, replicated, sharded, split
 from dreamjax.training.learning import learner_over
 from dreamjax.training.trainer import learning
 from dreamjax.types import Agent, AgentParams, EnvSpec, Space
@@ -68,7 +68,7 @@ def updated(mesh, places, state) -> tuple:
     drawn = jax.tree.map(partial(draw, rng), experience.example(DREAMER))
     rows = BATCH // jax.process_count()
     own = jax.tree.map(lambda x: x[:, jax.process_index() * rows :][:, :rows], drawn)
-    batches = together(own, split(mesh, 1))
+    batches = from_process_local(own, split(mesh, 1))
     assert jax.tree.leaves(batches)[0].shape[1] == BATCH
     jax.tree.map(np.testing.assert_array_equal, own_part(batches), own)
     learn = learning(mesh, places)

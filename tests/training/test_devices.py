@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec
 from dreamjax.training.devices import (
-    device_mesh, fitting_mesh, near, own_part, sharded, split, splitting_mesh, together
+    device_mesh, fitting_mesh, from_process_local, local_replica, own_part, sharded, split, splitting_mesh
 )
 
 mesh = device_mesh("population")
@@ -38,8 +38,8 @@ like = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in like.it
 specs = {name: place.spec for name, place in sharded(mesh, like).items()}
 assert specs == {"long": PartitionSpec(None, "population"), "odd": PartitionSpec(), "small": PartitionSpec()}
 rows = np.arange(24.0, dtype=np.float32).reshape(3, 8)
-spread = together(rows, split(mesh, 1))
-assert spread.addressable_data(1).shape == (3, 2) and near(spread).shape == (3, 2)
+spread = from_process_local(rows, split(mesh, 1))
+assert spread.addressable_data(1).shape == (3, 2) and local_replica(spread).shape == (3, 2)
 np.testing.assert_array_equal(own_part(spread), rows)
 try:
     splitting_mesh("batch", 6, "batch_size")

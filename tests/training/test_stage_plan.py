@@ -63,5 +63,5 @@ def test_the_probe_compiles_what_training_uses(tmp_path: Path, capsys: pytest.Ca
     mean, flags = np.zeros((12, 64), np.float16), np.zeros(12, bool)
     data = Latents(mean, mean, np.zeros(12, np.float16), np.zeros(12, np.float32), flags, np.array([12]))
     with MetricsLog(tmp_path) as log:
-        stages.remember(run, log, jax.random.key(0), cfg, world.memory, data, seed=0)
+        stages.train_memory(run, log, jax.random.key(0), cfg, world.memory, data, seed=0)
     assert learner.train_step._cache_size() == compiled

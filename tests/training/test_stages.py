@@ -25,7 +25,7 @@ def remembered(folder: Path, lowest_reward: float | None, rewards: tuple[float, 
     mean, flags = np.ones((n, 2), np.float16), np.zeros(n, bool)
     data = Latents(mean, -mean, np.zeros(n, np.float16), np.array(rewards, np.float32), flags, np.array([n]))
     with MetricsLog(folder) as log:
-        return stages.remember(RunFolder(folder, cfg), log, jax.random.key(0), cfg, MEMORY, data, seed=0).params
+        return stages.train_memory(RunFolder(folder, cfg), log, jax.random.key(0), cfg, MEMORY, data, seed=0).params
 
 
 def test_memory_learns_no_reward_below_the_lowest(tmp_path: Path) -> None:
