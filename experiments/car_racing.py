@@ -29,7 +29,7 @@ from dreamjax.acting import Pool
 from dreamjax.envs.car_racing import CarRacing, Engine, car_racing_spec
 from dreamjax.evolution import EvolutionConfig
 from dreamjax.optim import AdamConfig
-from dreamjax.reporting import Section, curves, evaluate_and_film, film_dream_and_real, pages, result_row
+from dreamjax.reporting import Section, curves, evaluate_and_film, film_dream_and_real, pages, published_at, result_row
 from dreamjax.storage import MetricsLog, RunFolder, load, read_metrics, save_agent
 from dreamjax.training import IterativeConfig, experiment, learn_memory, stage_plan, stages, train_iteratively
 from dreamjax.training.experiment import Evaluating, command, read_command_line, run_folder
@@ -126,7 +126,6 @@ def train(cfg: Config, run: RunFolder, key: Key, name: Name, agent: Agent) -> Ag
             trained = stages.train_memory(run, log, key_remember, cfg.memory, DREAMED, data, 1000 * cfg.seed)
         m = trained.params if trained else memory.init(DREAMED, key_init)
         params = AgentParams(WorldModelParams(v, m), policy=(), starts=data.first_frames(100))
-
         if name == "full-dream":  # dream, drive and learn in turns
             key_init, key_learn, key_iterate = jax.random.split(key_evolve, 3)
             begun = params._replace(policy=agent.policy.init(key_init), starts=data.first_frames(len(data.length)))
@@ -135,7 +134,6 @@ def train(cfg: Config, run: RunFolder, key: Key, name: Name, agent: Agent) -> Ag
             learn = learn_further(run, log, key_learn, further, FULL, params.model, data)
             iterate = partial(train_iteratively, open_pool=partial(Pool, game, cfg.envs, cfg.workers), name=name)
             return iterate(cfg.iterative, cfg.evolve.search, run, log, key_iterate, agent, begun, learn)
-
         groups = 1 if cfg.shared_tracks else cfg.evolve.search.population_size // 2
         evolve = partial(stages.evolve_in_environment, groups=groups, name=f"{name}-evolve")
         with Pool(game, cfg.envs, cfg.workers) as pool:
@@ -144,12 +142,13 @@ def train(cfg: Config, run: RunFolder, key: Key, name: Name, agent: Agent) -> Ag
 
 def report(cfg: Config, run: RunFolder, key: Key, name: Name, films: list[str]) -> None:
     """Put all controllers of the folder in one result, and show what this one dreams."""
-    rows, metrics = [], read_metrics(run.path / "metrics.jsonl")
-    driven: dict[str, Any] = {}
+    rows, metrics, driven = [], read_metrics(run.path / "metrics.jsonl"), dict[str, Any]()
+    learned_from = {"after {:,} generations": (cfg.evolve.generations, 1800)}
+    learned_from["from {:,} random episodes"] = (cfg.collect.episodes, 10_000)
     for other, (_, published) in CONTROLLERS.items():
         if (path := run.path / AGENT.format(other)).exists():  # whose episodes are noted, and not driven again
             returns = stages.evaluate(run, key, other, *load(path), make_env(cfg), cfg.episodes)
-            rows.append(result_row(other, returns, "return", published))
+            rows.append(result_row(other, returns, "return", published_at(published, learned_from)))
         stage = metrics.get(f"{other}-{'iteration' if other == 'full-dream' else 'evolve'}", {})
         if "evaluation_mean" in stage:
             driven[other] = curves.against_sum(stage, "frames", ("evaluation_mean", "evaluation_std"))

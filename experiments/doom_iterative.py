@@ -27,7 +27,7 @@ from dreamjax.acting import Pool
 from dreamjax.envs.vizdoom import TakeCover, take_cover_spec
 from dreamjax.evolution import EvolutionConfig
 from dreamjax.optim import AdamConfig
-from dreamjax.reporting import Section, curves, film_dream_and_real, pages, result_row
+from dreamjax.reporting import Section, curves, film_dream_and_real, pages, published_at, result_row
 from dreamjax.storage import Change, MetricsLog, RunFolder, load, read_metrics, save_agent
 from dreamjax.storage.identity import fingerprint, pin
 from dreamjax.training import IterativeConfig, learn_memory, stages, train_iteratively
@@ -102,7 +102,9 @@ def train(cfg: Config, run: RunFolder, key: Key, agent: Agent, begun: AgentParam
 def score(cfg: Config, run: RunFolder, key: Key, agent: Agent, contenders: dict[str, AgentParams]) -> list[dict]:
     """Score agents in the real game, all in the same test episodes, and in their own dreams."""
     key_dream = jax.random.fold_in(key, 1)
-    published = {"real, iterated": "1092 ± 556", "dream, iterated": "918 ± 546"}  # of the paper's, without iterations
+    known = {"real, iterated": "1092 ± 556", "dream, iterated": "918 ± 546"}
+    settings = {"at temperature {}": (cfg.iterative.temperature, 1.15), "not iterated": (True, False)}
+    published = {name: published_at(text, settings) for name, text in known.items()}
     returns: dict[str, np.ndarray] = {}
     for name, params in contenders.items():
         real = stages.evaluate(run, key, name, agent, params, make_env(cfg), cfg.episodes)

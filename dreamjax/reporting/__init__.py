@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from dreamjax.reporting.pages import Section as Section, write_summary as write_summary
     from dreamjax.reporting.results import (
+        published_at as published_at,
         read_result as read_result,
         result_row as result_row,
         show_rows as show_rows,

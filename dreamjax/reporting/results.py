@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,15 @@ def write_result(
     )
     _check_result(result, os.fspath(path))
     write_json(Path(path), result)
+
+
+def published_at(score: str | None, settings: Mapping[str, tuple[Any, Any]]) -> str | None:
+    """Return a published score, followed by those of its settings that differ from the row's.
+
+    `settings` maps a text such as "at temperature {}" to the row's value and the published one.
+    """
+    differing = [text.format(published) for text, (own, published) in settings.items() if own != published]
+    return score and " ".join([score, ", ".join(differing)]).strip()
 
 
 def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:

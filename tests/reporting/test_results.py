@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dreamjax.reporting.results import (
+    published_at,
     read_result,
     result_row,
     shown_duration,
@@ -12,6 +13,7 @@ from dreamjax.reporting.results import (
     write_result,
 )
 from dreamjax.storage.provenance import commit, machine
+from tests.scripts import REPO
 
 ROW = {"name": "dream | 1.15", "mean": 1092.34, "std": 556.07, "n": 100, "unit": "tics", "published": "1092 ± 556"}
 
@@ -78,3 +80,20 @@ def test_a_result_that_is_incomplete_is_not_written(tmp_path, changes, problem):
     with pytest.raises(ValueError, match=problem):
         write_result(tmp_path / "result.json", **fields)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_published_score_says_how_its_settings_differ() -> None:
+    settings = {"at temperature {}": (1.5, 1.15), "after {:,} generations": (60, 1800), "not iterated": (True, False)}
+    said = "918 ± 546 at temperature 1.15, after 1,800 generations, not iterated"
+    assert published_at("918 ± 546", settings) == said
+    assert published_at("918 ± 546", {"at temperature {}": (1.15, 1.15)}) == "918 ± 546"
+    assert published_at(None, settings) is None
+
+
+@pytest.mark.parametrize("name", ["car_racing", "doom_iterative", "doom_take_cover", "doom_temperature_sweep"])
+def test_committed_scores_of_evolution_name_the_settings_of_published_ones(name: str) -> None:
+    rows = read_result(REPO / "experiments" / "results" / name / "result.json")["rows"]
+    beside = {
+        row["name"]: row["published"] for row in rows if row["published"] and not row["name"].startswith("random")
+    }
+    assert beside and all("1,800 generations" in text or "not iterated" in text for text in beside.values())
