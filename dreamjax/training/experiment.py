@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, make_dataclass
@@ -168,7 +169,7 @@ def stored_agent(path: Path, make: str) -> tuple[Agent, AgentParams]:
 
 
 def command(experiment: str, cfg: Any, presets: Mapping[str, Any]) -> str:
-    """Return the command that makes this configuration: from its own preset, if it names one, or from the first."""
-    named = [f"--preset {cfg.preset}"] if cfg.preset in presets else []
+    """Return the command that makes this configuration, from its preset or the first, quoted for a shell."""
+    named = ["--preset", cfg.preset] if cfg.preset in presets else []
     flags = command_line(cfg, presets[cfg.preset] if named else next(iter(presets.values())))
-    return " ".join([f"python experiments/{experiment}.py", *named, *flags])
+    return shlex.join(["python", f"experiments/{experiment}.py", *named, *flags])
