@@ -172,7 +172,7 @@ def aggregate(options: DreamerOptions) -> None:
         cfg: Config = RunFolder.opened(folder, Config).config
         returns = episode_returns(folder, suites.task(cfg.task).suite.repeat)
         runs.append(read_run(folder, cfg.task, returns))
-    show_rows(aggregate_runs(options.into, NAME, runs))
+    show_rows(aggregate_runs(options.into or RESULTS, NAME, runs))
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ What learns and dreams runs on all devices. The command started again resumes. M
 
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ from dreamjax.trust import TrustConfig, one_step_error, promise, trust_section
 from dreamjax.types import Agent, AgentParams, Key, PyTree
 from dreamjax.worldmodels import curiosity, learner, vision
 
-NAME = "swingup_iterative"
+NAME, RESULTS = "swingup_iterative", Path(__file__).parent / "results" / "swingup_iterative"
 ENVIRONMENT = swingup.swingup(observation="both")  # the agent sees the picture; the state is for us to measure
 STEPS, UPRIGHT_STEPS, STARTS, FPS = ENVIRONMENT.spec.max_steps, 32, 1024, 20
 VISION = wm.VisionConfig(latent_size=16)
@@ -187,7 +188,7 @@ def main() -> None:
     """Train and report, or aggregate finished runs."""
     cfg, options = read_command_line(NAME, __doc__, PRESETS, Aggregating)
     if options.aggregate:
-        show_rows(aggregate.aggregate_repeats(options.into, NAME, "iteration", options.aggregate), "runs")
+        show_rows(aggregate.aggregate_repeats(options.into or RESULTS, NAME, "iteration", options.aggregate), "runs")
     else:
         run = run_folder(NAME, cfg, options, "" if cfg.iterate else "once", may_change={"iterations": Change()})
         train_agent(cfg, run)

@@ -17,8 +17,6 @@ from dreamjax.reporting.results import read_result, shown_number, write_result
 from dreamjax.storage.atomic import replacing
 from dreamjax.storage.metrics import read_episodes, read_metrics
 
-_RESULTS = Path("experiments/results")
-
 
 class Run(NamedTuple):
     """The learning curve of a run, and the result that it wrote."""
@@ -46,18 +44,15 @@ def episode_returns(folder: Path, repeat: int = 1) -> curves.Series:
     return np.asarray(steps) * repeat, np.asarray(returns)
 
 
-def aggregate_runs(into: Path | None, experiment: str, runs: Iterable[Run]) -> list[dict[str, Any]]:
-    """Write `curves.jsonl`, and from it `result.json` and `curves.png`; return the rows of the result.
+def aggregate_runs(into: Path, experiment: str, runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """Write `curves.jsonl`, and from it `result.json` and `curves.png`, to a folder; return the rows of the result.
 
     Runs already in `curves.jsonl` are kept, and one that was aggregated before is replaced. Runs that differ in their
     seed alone have rows of their own, and rows of their means. If there is a `published.json`,
     task -> [[frames, score], ...], rows hold the score published nearest to the end of their run.
 
-    The files go to the folder `into`, or to the committed results of the experiment.
-
     Raises: ValueError if there are no runs at all, or two of the same configuration have other episodes.
     """
-    into = into or _RESULTS / experiment
     path = into / "curves.jsonl"
     all_runs = _distinct([*map(_run, _lines(path)), *runs], path)
     all_runs.sort(key=lambda run: (run.task, without_seed(run.settings), run.settings["seed"]))
@@ -94,25 +89,28 @@ class Repeat(NamedTuple):
     settings: Settings
 
 
-def aggregate_repeats(into: Path | None, experiment: str, stage: str, folders: Iterable[Path]) -> list[dict[str, Any]]:
-    """Write `repeats.jsonl`, and from it `result.json` and `repeats.png`; return the rows of the result.
+def aggregate_repeats(into: Path, experiment: str, stage: str, folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """Write `repeats.jsonl`, and from it `result.json` and `repeats.png`, to a folder; return the rows of the result.
 
     Runs that differ in their seed alone share a row: the mean and standard deviation, over these runs, of the means in
     their own rows. The plot shows mean and standard deviation of the metrics of one stage. Runs already in
     `repeats.jsonl` are kept, and one that was aggregated before is replaced.
 
-    Raises: ValueError if there are no runs, two of the same configuration have other metrics, or runs that differ in
-        their seed alone have other rows or steps; FileNotFoundError if one has no result yet.
+    Raises: ValueError if there are no runs, one is of another experiment, two of the same configuration have other
+        metrics, or runs that differ in their seed alone have other rows or steps; FileNotFoundError if one has no
+        result yet.
     """
-    into = into or _RESULTS / experiment
     path = into / "repeats.jsonl"
     found = [Repeat(**line) for line in _lines(path)]
     for folder in folders:
+        result, metrics = read_result(folder / "result.json"), read_metrics(folder / "metrics.jsonl")
+        if stage not in metrics:
+            raise ValueError(f"{folder} is not a run of {experiment}: its metrics have no stage {stage!r}")
         series = {
             name: (steps.tolist(), [float(f"{value:.5g}") for value in values])
-            for name, (steps, values) in read_metrics(folder / "metrics.jsonl")[stage].items()
+            for name, (steps, values) in metrics[stage].items()
         }
-        found.append(Repeat(read_result(folder / "result.json"), series, read_settings(folder)))
+        found.append(Repeat(result, series, read_settings(folder)))
     repeats = _distinct(found, path)
     repeats.sort(key=lambda one: (_name(one), without_seed(one.settings), one.settings["seed"]))
     rows, panels = [], dict[str, dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]()

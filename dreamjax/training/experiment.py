@@ -54,7 +54,7 @@ class Aggregating(Options):
     """Train, or put results together."""
 
     aggregate: tuple[Path, ...] = ()  # folders of finished runs, whose results are put together
-    into: Path | None = None  # folder for what is aggregated; otherwise experiments/results/<experiment>
+    into: Path | None = None  # folder for what is aggregated; otherwise results/<experiment> beside the file
 
 
 def read_command_line(

@@ -206,11 +206,3 @@ def test_returns_are_placed_at_the_frames_of_the_environment(tmp_path: Path) -> 
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "metrics.jsonl").touch()
     assert [len(part) for part in episode_returns(tmp_path / "none")] == [0, 0]
-
-
-def test_runs_become_the_committed_result_of_their_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    aggregate_runs(None, "dreamerv3", [run(tmp_path, "walk", 0, 10.0)])
-    aggregate_repeats(None, "swing", "iteration", [repeat(tmp_path / "once", "once", 0, 3.0)])
-    assert names(Path("experiments/results/dreamerv3"))["walk"] == 10.0
-    assert names(Path("experiments/results/swing"))["once"] == 3.0
