@@ -170,6 +170,7 @@ class CarOptions(Evaluating):
     controller: Name = "full"
 
 
+@experiment.exit_on_bad_input()
 def main() -> None:
     """Train what the folder does not hold and report, or evaluate a stored agent."""
     cfg, options = read_command_line(NAME, __doc__, PRESETS, CarOptions)

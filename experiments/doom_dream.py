@@ -30,7 +30,14 @@ from dreamjax.storage import MetricsLog, RunFolder, load, read_metrics, save_age
 from dreamjax.storage.agents import read_stored
 from dreamjax.storage.identity import fingerprint, pin
 from dreamjax.training import stages
-from dreamjax.training.experiment import Options, command, read_command_line, run_folder, stored_agent
+from dreamjax.training.experiment import (
+    Options,
+    command,
+    exit_on_bad_input,
+    read_command_line,
+    run_folder,
+    stored_agent,
+)
 from dreamjax.training.stages import Evolve
 from dreamjax.types import Agent, AgentParams
 from dreamjax.worldmodels import search
@@ -124,6 +131,7 @@ def report(cfg: Config, run: RunFolder, agent: Agent, params: AgentParams, store
     print(lead)
 
 
+@exit_on_bad_input()
 def main() -> None:
     """Evolve a controller, unless that is done, and let it play."""
     cfg, options = read_command_line(NAME, __doc__, PRESETS, Options)

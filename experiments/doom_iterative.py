@@ -32,7 +32,7 @@ from dreamjax.storage import Change, MetricsLog, RunFolder, load, read_metrics, 
 from dreamjax.storage.identity import fingerprint, pin
 from dreamjax.training import IterativeConfig, learn_memory, stages, train_iteratively
 from dreamjax.training.devices import splitting_mesh
-from dreamjax.training.experiment import Options, command, read_command_line, run_folder
+from dreamjax.training.experiment import Options, command, exit_on_bad_input, read_command_line, run_folder
 from dreamjax.training.stages import Collect, TrainMemory
 from dreamjax.trust import TrustConfig, beside, promise, trust_section
 from dreamjax.types import Agent, AgentParams, Key
@@ -135,6 +135,7 @@ def report(cfg: Config, run: RunFolder, rows: list[dict], key: Key, agent: Agent
     pages.report(run, NAME, command(NAME, cfg, PRESETS), rows, "World Models on Doom, iteratively", sections)
 
 
+@exit_on_bad_input()
 def main() -> None:
     """Do whatever the folder does not hold."""
     cfg, options = read_command_line(NAME, __doc__, PRESETS, Options)

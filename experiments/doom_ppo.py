@@ -33,15 +33,16 @@ from dreamjax.storage import Change, MetricsLog, RunFolder, load_weights, read_m
 from dreamjax.storage.identity import fingerprint, pin
 from dreamjax.storage.progress import progress
 from dreamjax.training import stages
-from dreamjax.training.experiment import Options, command, read_command_line, run_folder, stored_agent
+from dreamjax.training.experiment import (
+    Options,
+    command,
+    exit_on_bad_input,
+    read_command_line,
+    run_folder,
+    stored_agent,
+)
 from dreamjax.types import Action, Agent, AgentParams, Array, Environment, Key, Params, Policy, Space
 from dreamjax.worldmodels import search
-
-with extra("sb3", "this experiment"):
-    from stable_baselines3 import PPO
-    from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
-
-    from dreamjax.envs.sb3 import VectorEnv
 
 NAME = "doom_ppo"
 UNIT = "tics survived"  # 35 a second
@@ -102,6 +103,11 @@ def learned(learner: Any) -> Params:
 
 def learn(cfg: Config, log: MetricsLog, environment: Environment) -> Params:
     """Let PPO learn in an environment; return the parameters of `network`."""
+    with extra("sb3", "this experiment"):
+        from stable_baselines3 import PPO
+        from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
+
+        from dreamjax.envs.sb3 import VectorEnv
     env = VecNormalize(VecMonitor(VectorEnv(environment, cfg.envs)), norm_obs=False)
     how: Any = {"policy_kwargs": {"net_arch": [cfg.units, cfg.units]}, "seed": cfg.seed, "device": "cpu"}
     learner: Any = PPO("MlpPolicy", env, n_steps=cfg.rollout, batch_size=cfg.batch, **how)
@@ -147,6 +153,7 @@ def report(cfg: Config, run: RunFolder, agent: Agent, params: AgentParams, evolv
     pages.report(run, NAME, command(NAME, cfg, PRESETS), rows, "PPO in Doom's dream", [filmed, *sections], lead=lead)
 
 
+@exit_on_bad_input()
 def main() -> None:
     """Let PPO learn, unless that is done, and play."""
     cfg, options = read_command_line(NAME, __doc__, PRESETS, Options)

@@ -35,6 +35,7 @@ from dreamjax.training.experiment import (
     Evaluating,
     command,
     evaluation_folder,
+    exit_on_bad_input,
     read_command_line,
     run_folder,
     stored_agent,
@@ -165,6 +166,7 @@ def report(cfg: Config, run: RunFolder, agent: Agent, params: AgentParams) -> No
     pages.report(run, NAME, command(NAME, cfg, PRESETS), rows, "World Models on Doom: Take Cover", sections, lead=lead)
 
 
+@exit_on_bad_input()
 def main() -> None:
     """Train an agent, or evaluate a stored one."""
     cfg, options = read_command_line(NAME, __doc__, PRESETS, Evaluating)

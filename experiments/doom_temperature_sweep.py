@@ -31,7 +31,7 @@ from dreamjax.reporting import Section, curves, film_dream, film_dream_and_real,
 from dreamjax.storage import Change, MetricsLog, RunFolder, load, read_metrics
 from dreamjax.storage.identity import fingerprint, pin
 from dreamjax.training import stages
-from dreamjax.training.experiment import Options, command, read_command_line, run_folder
+from dreamjax.training.experiment import Options, command, exit_on_bad_input, read_command_line, run_folder
 from dreamjax.training.stages import Evolve
 from dreamjax.types import Agent, AgentParams, Key
 from dreamjax.worldmodels import DOOM, model, search
@@ -165,6 +165,7 @@ def report(cfg: Config, run: RunFolder, scores: dict[Features, Any], rows: list[
     pages.report(run, NAME, command(NAME, cfg, PRESETS), rows, "World Models: how certain may a dream be?", sections)
 
 
+@exit_on_bad_input()
 def main() -> None:
     """Do whatever the folder does not hold."""
     cfg, options = read_command_line(NAME, __doc__, PRESETS, Options)

@@ -25,7 +25,6 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import gymnasium
 import jax
 import numpy as np
 
@@ -40,8 +39,8 @@ from dreamjax.reporting.aggregate import aggregate_runs, episode_returns, publis
 from dreamjax.reporting.films import film_section
 from dreamjax.storage import Begin, Change, RunFolder, load, read_episodes, read_metrics
 from dreamjax.storage.recordings import read_spec
-from dreamjax.training import OnlineConfig, processes, train_offline, train_online
-from dreamjax.training.experiment import Aggregating, Distributing, Evaluating, command, open_folder, read_command_line
+from dreamjax.training import OnlineConfig, experiment, processes, train_offline, train_online
+from dreamjax.training.experiment import Aggregating, Distributing, Evaluating, command, open_folder
 from dreamjax.trust import TrustConfig, trust_section
 
 NAME, RESULTS = "dreamerv3", Path(__file__).parent / "results" / "dreamerv3"
@@ -175,21 +174,18 @@ def aggregate(options: DreamerOptions) -> None:
     show_rows(aggregate_runs(options.into or RESULTS, NAME, runs))
 
 
+@experiment.exit_on_bad_input()
 def main() -> None:
     """Train and report, report on a run, or aggregate runs."""
-    cfg, options = read_command_line(NAME, __doc__, PRESETS, DreamerOptions)
+    cfg, options = experiment.read_command_line(NAME, __doc__, PRESETS, DreamerOptions)
     if options.aggregate:
         aggregate(options)
     elif options.evaluate:
         run = RunFolder.opened(options.evaluate, Config)
         report(run, RunFolder(options.folder, run.config) if options.folder else run, options.episodes)
     else:
-        try:  # whatever is misspelled or missing is said in a line
-            make_env = suites.task(cfg.task).make_env
-            if options.offline is None:
-                make_env().close()
-        except (ValueError, RuntimeError, ImportError, OSError, gymnasium.error.Error) as error:
-            raise SystemExit(str(error)) from None
+        if options.offline is None:
+            suites.task(cfg.task).make_env().close()  # what is misspelled or missing is said at once
         run = train(cfg, options.folder or Path("runs") / f"{cfg.task}-{cfg.size}-{cfg.seed}", options)
         if processes.leave():  # the first one reports
             report(run, run, options.episodes if options.offline is None else 0)  # offline there may be no environment

@@ -28,7 +28,7 @@ from dreamjax.reporting import Section, pages
 from dreamjax.reporting.intervals import Band, band, chart, learning, runs_row
 from dreamjax.storage import Change, MetricsLog, RunFolder
 from dreamjax.training import jitted
-from dreamjax.training.experiment import Options, command, read_command_line, run_folder
+from dreamjax.training.experiment import Options, command, exit_on_bad_input, read_command_line, run_folder
 
 NAME, PLAIN, SCORE = "dreamerv3_ablations", "DreamerV3", "return, 0 random play, 1 the best"
 Figure = Literal["robustness", "signals", "sizes", "ratios", "critic"]
@@ -163,8 +163,7 @@ def learn_all(cfg: Config, run: RunFolder) -> Iterator[tuple[Figure, str, dict[s
 
 def report(cfg: Config, run: RunFolder) -> None:
     """Put together what was learned: one row for each label, over tasks and seeds, and two plots."""
-    bands: dict[str, dict[str, Band]] = {}
-    rows: dict[str, dict[str, Any]] = {}
+    bands, rows = dict[str, dict[str, Band]](), dict[str, dict[str, Any]]()
     by_task: dict[str, dict[str, dict[str, Any]]] = {task: {} for task in cfg.tasks}
     for figure, label, tasks in learn_all(cfg, run):
         curves = np.stack([one.curve for one in tasks.values()], 1)  # [seeds, tasks, calls]
@@ -184,15 +183,16 @@ def report(cfg: Config, run: RunFolder) -> None:
     pages.report(run, NAME, command(NAME, cfg, PRESETS), list(rows.values()), title, sections, seeds=cfg.all_seeds)
 
 
+@exit_on_bad_input()
 def main() -> None:
     """Train what is missing, and report; exit at once where a part of it cannot be trained."""
     cfg, options = read_command_line(NAME, __doc__, PRESETS, Options)
     if unknown := set(cfg.tasks) - set(normalized.TASKS):
-        raise SystemExit(f"unknown task {', '.join(sorted(unknown))}; there are {', '.join(normalized.TASKS)}")
+        raise ValueError(f"unknown task {', '.join(sorted(unknown))}; there are {', '.join(normalized.TASKS)}")
     longest = max(normalized.TASKS[task]().environment.spec.max_steps for task in cfg.tasks)
     waits = sorted({one.loop.rhythm[1] for figure in cfg.figures for one in variants(cfg, figure).values()})
     if cfg.per_call <= longest or any(cfg.per_call % wait for wait in waits):
-        raise SystemExit(f"--per-call must be more than {longest}, and a multiple of {waits}, got {cfg.per_call}")
+        raise ValueError(f"--per-call must be more than {longest}, and a multiple of {waits}, got {cfg.per_call}")
     report(cfg, run_folder(NAME, cfg, options, may_change=MAY_CHANGE))
 
 

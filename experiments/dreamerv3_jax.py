@@ -27,7 +27,7 @@ from dreamjax.reporting import Section, curves, pages, result_row
 from dreamjax.reporting.intervals import band_of_runs, chart, learning, runs_row
 from dreamjax.storage import Change, MetricsLog, RunFolder, load, read_metrics, save_agent
 from dreamjax.training import jitted as jitted_training
-from dreamjax.training.experiment import Options, command, open_folder, read_command_line
+from dreamjax.training.experiment import Options, command, exit_on_bad_input, open_folder, read_command_line
 from dreamjax.trust import TrustConfig, trust_section
 from dreamjax.types import Environment
 
@@ -135,13 +135,11 @@ def report(cfg: Config, run: RunFolder, environment: Environment, returns: np.nd
     pages.report(run, NAME, command(NAME, cfg, PRESETS), rows, title, sections, seeds=cfg.all_seeds)
 
 
+@exit_on_bad_input()
 def main() -> None:
     """Train, evaluate and report."""
     cfg, options = read_command_line(NAME, __doc__, PRESETS, Options)
-    try:
-        environment = jitted.make(cfg.task)
-    except (ValueError, ModuleNotFoundError) as error:
-        raise SystemExit(str(error)) from None
+    environment = jitted.make(cfg.task)
     check_environment(environment)
     dreamer = Dreamer.of(scaled(cfg.agent, cfg.size), environment.spec)
     folder = options.folder or Path("runs") / f"{cfg.task}-{cfg.size}-{cfg.seed}"

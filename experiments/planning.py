@@ -35,7 +35,14 @@ from dreamjax.storage import Change, RunFolder
 from dreamjax.storage.identity import fingerprint, pin
 from dreamjax.training import stages
 from dreamjax.training.devices import fitting_mesh
-from dreamjax.training.experiment import Options, command, read_command_line, run_folder, stored_agent
+from dreamjax.training.experiment import (
+    Options,
+    command,
+    exit_on_bad_input,
+    read_command_line,
+    run_folder,
+    stored_agent,
+)
 from dreamjax.types import Agent, AgentParams, Key, Step
 from dreamjax.worldmodels import search
 
@@ -105,12 +112,13 @@ def decision(agent: Agent, params: AgentParams) -> list[dict]:
     return [result_row("planner, one decision", 1000 * timed.seconds, "ms")]
 
 
+@exit_on_bad_input()
 def main() -> None:
     """Do whatever the folder does not hold."""
     cfg, options = read_command_line(NAME, __doc__, PRESETS, Options)
     run = run_folder(NAME, cfg, options, may_change={"episodes": Change(), "dreams": Change(), "film_steps": Change()})
     if cfg.environment != "doom" and cfg.agent is None:
-        raise SystemExit("--agent is needed: python experiments/swingup_iterative.py trains one")
+        raise ValueError("--agent is needed: python experiments/swingup_iterative.py trains one")
     evolved = stored_agent(cfg.agent or COMMITTED, "python experiments/doom_take_cover.py --preset cpu")
     mesh = fitting_mesh("candidates", cfg.plan.candidates, "plan.candidates")
     agent, params = planning.agent(Planner(evolved[0].model, cfg.plan, mesh=mesh)), planning.agent_params(evolved[1])

@@ -25,7 +25,7 @@ from dreamjax.reporting.curves import return_curves
 from dreamjax.reporting.intervals import runs_row
 from dreamjax.storage import Change, MetricsLog, RunFolder, read_metrics
 from dreamjax.storage.progress import progress
-from dreamjax.training.experiment import Options, command, read_command_line, run_folder
+from dreamjax.training.experiment import Options, command, exit_on_bad_input, read_command_line, run_folder
 
 NAME = "ppo"
 SCORE = "return, 0 random play, 1 the best"
@@ -137,11 +137,12 @@ def report(cfg: Config, run: RunFolder, scores: dict[str, np.ndarray]) -> None:
     pages.report(run, NAME, command(NAME, cfg, PRESETS), rows, called, sections, seeds=cfg.all_seeds)
 
 
+@exit_on_bad_input()
 def main() -> None:
     """Train what is missing, and report."""
     cfg, options = read_command_line(NAME, __doc__, PRESETS, Options)
     if unknown := set(cfg.tasks) - set(normalized.TASKS):
-        raise SystemExit(f"unknown task {', '.join(sorted(unknown))}; there are {', '.join(normalized.TASKS)}")
+        raise ValueError(f"unknown task {', '.join(sorted(unknown))}; there are {', '.join(normalized.TASKS)}")
     run = run_folder(NAME, cfg, options, "recurrent" if cfg.recurrent else "", may_change=MAY_CHANGE)
     with MetricsLog(run.path) as log:
         scores = {name: learn(cfg, run, log, name) for name in cfg.tasks}

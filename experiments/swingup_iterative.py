@@ -35,7 +35,7 @@ from dreamjax.reporting import Section, aggregate, curves, films, pages, result_
 from dreamjax.storage import Change, MetricsLog, RunFolder, load, newest, read_metrics, save_agent
 from dreamjax.training import recorded
 from dreamjax.training.devices import splitting_mesh
-from dreamjax.training.experiment import Aggregating, command, read_command_line, run_folder
+from dreamjax.training.experiment import Aggregating, command, exit_on_bad_input, read_command_line, run_folder
 from dreamjax.training.iterative import IterativeConfig, evolve_again
 from dreamjax.training.learning import learn_on_devices
 from dreamjax.trust import TrustConfig, one_step_error, promise, trust_section
@@ -184,6 +184,7 @@ def report(cfg: Config, run: RunFolder) -> None:
     pages.report(run, NAME, command(NAME, cfg, PRESETS), rows, "World Models iteratively", [filmed, trusted, drawn])
 
 
+@exit_on_bad_input()
 def main() -> None:
     """Train and report, or aggregate finished runs."""
     cfg, options = read_command_line(NAME, __doc__, PRESETS, Aggregating)

@@ -82,6 +82,8 @@ def published_at(score: str | None, settings: Mapping[str, tuple[Any, Any]]) -> 
 
 def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read what `write_result` wrote. Raises FileNotFoundError, or ValueError if it has another form."""
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"there is no {os.fspath(path)}: finish the run that writes it, or name another folder")
     result = read_json(Path(path))
     _check_result(result, os.fspath(path))
     return result

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -83,6 +83,8 @@ class RunFolder:
         FolderInUse: another process is writing to the folder; the message says which.
     """
 
+    stages_begun: ClassVar[int] = 0  # by this process, in all folders
+
     def __init__(
         self, path: str | os.PathLike[str], config: Any, may_change: Mapping[str, Change] | None = None
     ) -> None:
@@ -126,6 +128,8 @@ class RunFolder:
         """
         folder = cls.__new__(cls)
         folder.path, folder.profile = Path(path), None
+        if not (folder.path / "config.json").exists():
+            raise FileNotFoundError(f"{folder.path} is not the folder of a run, as it has no config.json: name one")
         folder.config = read_config(kind, folder.read_json("config.json"))
         return folder
 
@@ -144,6 +148,7 @@ class RunFolder:
         A stage is done when its block ends without an error. Seconds add up over resumed runs; a kill loses those since
         the last tick.
         """
+        RunFolder.stages_begun += 1
         stage = Stage(self, name)
         stage.tick()
         try:

@@ -1,13 +1,17 @@
-"""What all experiment files share: one command line, and where a run keeps its folder."""
+"""What all experiment files share: one command line, where a run keeps its folder, and how bad input is refused."""
 
 import difflib
 import itertools
 import shlex
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
+
+import gymnasium
+import jax
 
 from dreamjax._extras import extra
 from dreamjax.acting import cluster
@@ -16,6 +20,8 @@ from dreamjax.storage.agents import load
 from dreamjax.storage.atomic import jsonable
 from dreamjax.storage.configs import command_line, flat
 from dreamjax.storage.folder import Change, ConfigMismatch, FolderInUse, RunFolder
+from dreamjax.storage.leaves import CheckpointError
+from dreamjax.storage.replays import ReplayError
 from dreamjax.training import processes
 from dreamjax.training.devices import keep_compiled_programs, keep_freed_memory
 from dreamjax.training.signals import leave_at_signals
@@ -23,6 +29,32 @@ from dreamjax.types import Agent, AgentParams
 
 Config = TypeVar("Config")
 Chosen = TypeVar("Chosen", bound="Options")
+
+# What says by itself what is wrong with a folder or an installation, and what to do about it.
+_ALWAYS_INPUT = (ConfigMismatch, FolderInUse, CheckpointError, ReplayError, ModuleNotFoundError)
+# What refuses arguments and files. The same kinds, raised by a stage or after it, are faults of the program.
+_INPUT_AT_FIRST = (ValueError, RuntimeError, ImportError, OSError, gymnasium.error.Error)
+_FAULTS = (jax.errors.JaxRuntimeError, NotImplementedError, RecursionError)  # though they are RuntimeErrors
+
+
+@contextmanager
+def exit_on_bad_input() -> Iterator[None]:
+    """Exit with one message, and no traceback, where what the user asked for is refused; decorates every `main`.
+
+    Refusals are the errors with which the library and environments reject arguments and files before the first stage of
+    a run begins, and whenever they come, those of folders, checkpoints, replays and packages that cannot be used. All
+    other errors keep their traceback; in Python's development mode (`python -X dev`) refusals have one too.
+
+    Raises: SystemExit, with the message of the error, so that the exit code is 1.
+    """
+    begun = RunFolder.stages_begun
+    try:
+        yield
+    except (*_ALWAYS_INPUT, *_INPUT_AT_FIRST) as error:
+        is_input = RunFolder.stages_begun == begun and not isinstance(error, _FAULTS)
+        if sys.flags.dev_mode or not (is_input or isinstance(error, _ALWAYS_INPUT)):
+            raise
+        raise SystemExit(str(error) or repr(error)) from None
 
 
 @dataclass(frozen=True)
@@ -57,6 +89,7 @@ class Aggregating(Options):
     into: Path | None = None  # folder for what is aggregated; otherwise results/<experiment> beside the file
 
 
+@exit_on_bad_input()
 def read_command_line(
     experiment: str,
     description: str | None,
@@ -69,11 +102,8 @@ def read_command_line(
     The first preset is the default. `options` is `Options`, or a dataclass derived from it. Exits, as command lines do,
     where something is wrong or help was asked for.
     """
-    try:
-        with extra("experiments", "this command"):
-            import tyro
-    except ModuleNotFoundError as error:
-        raise SystemExit(str(error)) from None
+    with extra("experiments", "this command"):
+        import tyro
     keep_freed_memory()
     keep_compiled_programs()
     leave_at_signals()
@@ -81,7 +111,7 @@ def read_command_line(
     names = [value for flag, value in itertools.pairwise(given) if flag == "--preset"]
     name = names[-1] if names else next(iter(presets))
     if name not in presets:
-        raise SystemExit(f"{experiment}.py has no preset {name!r}: use one of {', '.join(presets)}")
+        raise ValueError(f"{experiment}.py has no preset {name!r}: use one of {', '.join(presets)}")
     inline: Any = lambda kind: Annotated[kind, tyro.conf.arg(name="")]  # noqa: E731
     config = presets[name]
     parts = [("config", inline(type(config)), config), ("options", inline(options), options())]
@@ -92,17 +122,14 @@ def read_command_line(
     both = make_dataclass("Arguments", parts)
     parsed: Any = tyro.cli(both, args=given, description=description, prog=f"{experiment}.py")
     if parsed.options.ray is not None:
-        try:
-            cluster.connect(parsed.options.ray)
-        except (ModuleNotFoundError, ConnectionError, ValueError) as error:
-            raise SystemExit(str(error)) from None
+        cluster.connect(parsed.options.ray)
     if isinstance(parsed.options, Distributing) and parsed.options.distributed:
         processes.join()
     return parsed.config, parsed.options
 
 
 def _check_spelling(experiment: str, given: Sequence[str], known: Collection[str]) -> None:
-    """Exit where an option is unknown and resembles others, as `lr` does `learning-rate`."""
+    """Raise ValueError where an option is unknown and resembles others, as `lr` does `learning-rate`."""
     for flag in (text.partition("=")[0] for text in given if text.startswith("--")):
         name = flag[2:].replace("_", "-")
         path, _, last = name.rpartition(".")
@@ -120,7 +147,7 @@ def _check_spelling(experiment: str, given: Sequence[str], known: Collection[str
         ]
         within = [one for one in meant if one.startswith(f"{path}.")]
         if meant:
-            raise SystemExit(f"{experiment}.py has no {flag}: did you mean --{', --'.join(within or meant)}?")
+            raise ValueError(f"{experiment}.py has no {flag}: did you mean --{', --'.join(within or meant)}?")
 
 
 def run_folder(
@@ -134,6 +161,7 @@ def run_folder(
     return open_folder(options.folder or default, cfg, options, may_change=may_change)
 
 
+@exit_on_bad_input()
 def open_folder(path: Path, cfg: Any, options: Options, *, may_change: Mapping[str, Change]) -> RunFolder:
     """Open a run folder, whose training is tracked and profiled as the options say.
 
@@ -141,17 +169,11 @@ def open_folder(path: Path, cfg: Any, options: Options, *, may_change: Mapping[s
     together, each opens a folder of its own within it.
     """
     if options.profile is not None and not 1 <= options.profile[0] <= options.profile[1]:
-        raise SystemExit(f"--profile needs the first and the last update, counted from 1, got {options.profile}")
-    try:
-        run = RunFolder(processes.own_folder(path), cfg, may_change)
-    except (ConfigMismatch, FolderInUse) as error:
-        raise SystemExit(str(error)) from None
+        raise ValueError(f"--profile needs the first and the last update, counted from 1, got {options.profile}")
+    run = RunFolder(processes.own_folder(path), cfg, may_change)
     run.profile = options.profile
     if options.track is not None:
-        try:
-            trackers.track(run.path, options.track)
-        except ModuleNotFoundError as error:
-            raise SystemExit(str(error)) from None
+        trackers.track(run.path, options.track)
     return run
 
 
@@ -160,12 +182,13 @@ def evaluation_folder(experiment: str, options: Options) -> Path:
     return options.folder or Path("runs") / experiment / "evaluation"
 
 
+@exit_on_bad_input()
 def stored_agent(path: Path, make: str) -> tuple[Agent, AgentParams]:
     """Load the agent that is to be evaluated. Exits where there is none, with the command that makes it."""
     try:
         return load(path)
     except FileNotFoundError as error:
-        raise SystemExit(f"{error}\nThis command trains it: {make}") from None
+        raise FileNotFoundError(f"{error}\nThis command trains it: {make}") from None
 
 
 def command(experiment: str, cfg: Any, presets: Mapping[str, Any]) -> str:

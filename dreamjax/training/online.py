@@ -69,7 +69,7 @@ def train_online(
     plan.announce(dreamer, cfg, len(environment), run.path)
     streams = len(environment) * jax.process_count()
     training = Training(run, dreamer, len(environment), cfg, seed, updates_at_once(cfg, streams, at_once))
-    is_new = not training.restore()
+    is_new = _is_new(training, begin)
     bar = progress(cfg.steps, label("train"), initial=training.steps, unit="step", waits="compiling")
     failures = 0
     with _training(run, bar) as (stop, log, trace, stage):
@@ -100,6 +100,15 @@ def train_online(
         training.save()
         meet("the end, after update", training.updates)  # when the agent is written
     return training.state
+
+
+def _is_new(training: Training, begin: Begin | None) -> bool:
+    """Go on from the newest checkpoint, or refuse what a new run is to begin with; return whether it is new."""
+    if training.restore():
+        return False
+    if begin is not None:
+        training.begin_with(begin)  # the agent begins anew once its updates are timed
+    return True
 
 
 def _begin(training: Training, run: RunFolder, bar: Bar, begin: Begin | None) -> None:
