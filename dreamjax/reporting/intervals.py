@@ -167,7 +167,11 @@ def chart(panels: Mapping[str, Sequence[dict[str, Any]]], path: str | os.PathLik
     if not any(panels.values()):
         raise ValueError("there are no rows to draw")
     figure = figures.figure(4.6 * len(panels) + 1.5, 1.3 + 0.4 * max(map(len, panels.values())))
-    for axes, (title, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    # What is alike in all panels is shown on one scale, or a small difference in one looks like a large one in another.
+    alike = lambda read: len({read(rows) for rows in panels.values()}) == 1  # noqa: E731
+    one_unit, same_names = alike(lambda rows: frozenset(row.get("unit") for row in rows)), alike(_names)
+    subplots = figure.subplots(1, len(panels), squeeze=False, sharex=one_unit, sharey=same_names)[0]
+    for axes, (title, rows) in zip(subplots, panels.items(), strict=True):
         at = np.arange(len(rows))[::-1]
         means = np.array([row["mean"] for row in rows])
         ends = np.array([row.get("interval", (row["mean"], row["mean"])) for row in rows])
@@ -178,7 +182,7 @@ def chart(panels: Mapping[str, Sequence[dict[str, Any]]], path: str | os.PathLik
             axes.plot(
                 middle, at, "|", color=figures.ORANGE, markersize=13, markeredgewidth=2, label="interquartile mean"
             )
-        axes.set_yticks(at, [row["name"] for row in rows])
+        axes.set_yticks(at, _names(rows))
         axes.set_ylim(-0.7, len(rows) - 0.3)
         axes.set_title(title, fontsize=10, loc="left")
         axes.spines[["top", "right", "left"]].set_visible(False)
@@ -186,6 +190,10 @@ def chart(panels: Mapping[str, Sequence[dict[str, Any]]], path: str | os.PathLik
         axes.tick_params(labelsize=8)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     figures.save(figure, path)
+
+
+def _names(rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    return tuple(row["name"] for row in rows)
 
 
 def learning(panels: Mapping[str, Mapping[str, Band]], path: str | os.PathLike[str], score: str, plain: str) -> None:
