@@ -23,7 +23,7 @@ class Begin:
     leave: tuple[str, ...] = ()  # and of what begins anew in spite of that
 
 
-def begun(begin: Begin, own: PyTree) -> PyTree:
+def load_into(begin: Begin, own: PyTree) -> PyTree:
     """Return the parameters of a new run, `own`, with what it begins with in their place.
 
     `own` is a NamedTuple such as `DreamerParams`. Of its parts, those that `begin.weights` does not hold begin anew: a

@@ -26,7 +26,7 @@ from dreamjax.storage.folder import RunFolder, folder_of
 from dreamjax.storage.metrics import MetricsLog
 from dreamjax.storage.recordings import LATENT, write_spec
 from dreamjax.storage.replays import ReplayError, ReplayFolder, mapped, read_share
-from dreamjax.storage.transfer import Begin, begun
+from dreamjax.storage.transfer import Begin, load_into
 from dreamjax.training.devices import (
     from_process_local,
     local_replica,
@@ -125,8 +125,8 @@ class Training:
         return seconds
 
     def begin_with(self, begin: Begin) -> None:
-        """Take over what another agent has learned, if anything is named. Raises: as `transfer.begun` does."""
-        params = begun(begin, self.state.params)  # the slow critic is a copy, as the state is donated
+        """Take over what another agent has learned, if anything is named. Raises: as `transfer.load_into` does."""
+        params = load_into(begin, self.state.params)  # the slow critic is a copy, as the state is donated
         self.state = self.state._replace(params=params, slow=jax.tree.map(jnp.array, params.value))
 
     @property

@@ -10,7 +10,7 @@ import pytest
 
 from dreamjax.dreamerv3 import Dreamer, debug, learner, model
 from dreamjax.storage.agents import save_agent
-from dreamjax.storage.transfer import Begin, begun, transfer
+from dreamjax.storage.transfer import Begin, load_into, transfer
 from dreamjax.types import AgentParams, EnvSpec, Space
 
 
@@ -78,11 +78,11 @@ def test_an_agent_for_other_actions_begins_with_all_that_has_nothing_to_do_with_
     save_agent(tmp_path / "agent.npz", debug(), agent, AgentParams(stored.model, stored.policy, jnp.zeros((1, 8))))
     own = learner.init(Dreamer.of(debug(), spec(5)), jax.random.key(1)).params
     with pytest.raises(ValueError) as error:
-        begun(Begin(tmp_path), own)
+        load_into(Begin(tmp_path), own)
     misfits = [line.split(":")[0].strip() for line in str(error.value).splitlines()[1:-1]]
     assert misfits and all(name.startswith(("model/dyn/", "policy/")) for name in misfits)
-    found = begun(Begin(tmp_path, leave=tuple(misfits)), own)
+    found = load_into(Begin(tmp_path, leave=tuple(misfits)), own)
     jax.tree.map(lambda new, old: np.testing.assert_allclose(new, old, atol=1e-3), found.model.enc, stored.model.enc)
     jax.tree.map(np.testing.assert_array_equal, found.value, own.value)  # a stored agent has no critic
     assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, own)
-    assert begun(Begin(), own) is own
+    assert load_into(Begin(), own) is own
