@@ -27,7 +27,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu
 
 import jax
 
-LONG = ("test_experiments.py", "test_benchmarks.py")  # whose tests take up to minutes each
+LONG = ("test_experiments.py", "test_killed_experiments.py", "test_benchmarks.py")  # up to minutes for each test
 
 # No deadline: the first example pays for a compilation. Derandomised: a suite that passes today passes tomorrow.
 hypothesis.settings.register_profile("dreamjax", deadline=None, derandomize=True, max_examples=25)

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 EIGHT_DEVICES = """
 from dataclasses import replace
 from functools import partial
@@ -63,6 +65,7 @@ print("ok")
 """
 
 
+@pytest.mark.long
 def test_a_batch_split_over_eight_devices_gives_the_same_numbers():
     child = subprocess.run(
         [sys.executable, "-c", EIGHT_DEVICES],

@@ -86,6 +86,7 @@ def test_replayed_latents_are_refreshed(begin, iterate):
     )
 
 
+@pytest.mark.long
 def test_seeds_and_settings_in_parallel_are_those_one_by_one(begin, iterate):
     keys = jax.random.split(jax.random.key(0), 2)
     usual = Hyper.of(CFG)
@@ -126,7 +127,9 @@ def test_a_replay_too_small_for_a_batch_is_refused():
         loop.init(DREAMER, GAME, LoopConfig(envs=2, capacity=10), jax.random.key(0))
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
+@pytest.mark.parametrize(
+    "seed", [pytest.param(seed, marks=pytest.mark.slow if seed else pytest.mark.long) for seed in range(3)]
+)
 def test_the_tiny_configuration_learns_to_count(seed: int):
     dreamer = Dreamer.of(tiny(), GAME.spec)
     cfg = LoopConfig(envs=4, batch_size=8, batch_length=12, train_ratio=48, capacity=2000)

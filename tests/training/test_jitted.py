@@ -93,7 +93,9 @@ print("ok")
 """
 
 
-@pytest.mark.parametrize("others", [[], pytest.param(["alone"], marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "others", [pytest.param([], marks=pytest.mark.long), pytest.param(["alone"], marks=pytest.mark.slow)]
+)
 def test_an_agent_on_a_device_of_its_own_one_on_all_devices_and_one_alone_are_the_same(others: list[str]):
     child = subprocess.run(
         [sys.executable, "-c", EIGHT_DEVICES, *others],

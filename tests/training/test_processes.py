@@ -53,7 +53,11 @@ CASES = [(1, 2, "whole"), (1, 8, "sharded"), (2, 4, "sharded"), (2, 1, "sharded"
 
 
 @pytest.mark.parametrize(
-    ("count", "devices", "kind"), [(2, 1, "whole"), *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES)]
+    ("count", "devices", "kind"),
+    [
+        pytest.param(2, 1, "whole", marks=pytest.mark.long),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES),
+    ],
 )
 def test_any_number_of_processes_and_devices_comes_to_the_same(
     alone: Path, tmp_path: Path, count: int, devices: int, kind: str
