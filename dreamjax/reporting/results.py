@@ -121,10 +121,10 @@ def _check_result(result: Any, where: str) -> None:
 
 
 def show_rows(rows: Iterable[dict[str, Any]], counted: str = "episodes") -> None:
-    """Print the rows of a result; `counted` is what their `n` counts."""
+    """Print the rows of a result; `counted` is what their `n` counts, unless their unit says that it is runs."""
     for row in rows:
-        more = shown_intervals(row)
-        print(f"{row['name']:>22}: {shown_measurement(row)}, {row['n']} {counted}{f' ({more})' if more else ''}")
+        more, count = shown_intervals(row), "runs" if row["unit"].endswith("over runs") else counted
+        print(f"{row['name']:>22}: {shown_measurement(row)}, {row['n']} {count}{f' ({more})' if more else ''}")
 
 
 def shown_number(value: float | str) -> str:
