@@ -4,7 +4,11 @@ import os
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
+
+from dreamjax.training.jitted import _keys
 
 EIGHT_DEVICES = """
 import sys
@@ -91,6 +95,14 @@ state, _ = run(shared, shared.begin(keys[:3], stacked([cfg] * 3)), keys[:3])
 assert len(state.total.sharding.device_set) == 4 and state.total.shape == (3, 4)
 print("ok")
 """
+
+
+def test_an_agent_begins_trains_and_is_tested_with_keys_that_never_meet() -> None:
+    with jax.debug_key_reuse(False):  # they are derived here as those who take them do
+        begin, train, test = (key[0] for key in _keys([3]))
+        used = [*jax.random.split(begin, 3), *(jax.random.fold_in(train, n) for n in range(4)), test]
+        used += [*jax.random.split(test, 4)]
+    assert len({tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in used}) == len(used)
 
 
 @pytest.mark.parametrize(
