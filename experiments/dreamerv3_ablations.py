@@ -9,8 +9,8 @@ of each learn together by `vmap`, and returns are on one scale: 0 random play, 1
 
 The commands share a run folder, in which every pair of a switch and a task is trained once; killed, they go on within
 it. `switches.png` shows the final scores by task, `ablations.png` how the agents learned, `result.json` a row for each
-switch. On two cores a pair compiles for a minute or two (less with XLA_FLAGS=--xla_cpu_use_fusion_emitters=false), and
-its 1,440 updates of five agents take about a minute from vectors; from pixels they have not been timed.
+switch. On two cores a pair compiles for a minute or two (less before jax 0.11.1, with the flag that tests/conftest.py
+sets), and its 1,440 updates of five agents take about a minute from vectors; from pixels they have not been timed.
 """
 
 import re
