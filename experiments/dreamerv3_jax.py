@@ -1,38 +1,48 @@
-"""DreamerV3 in an environment written in JAX: collecting, replay and learning are one jitted program.
+"""DreamerV3 with its replay on the device: several seeds, and values of what is traced, learn at once, by `vmap`.
 
-Paper: Hafner et al. 2023. Several seeds, and values of what is traced, learn at once, by `vmap`.
+Paper: Hafner et al. 2023. In an environment written in JAX, collecting is a part of the one jitted program; those of
+`dreamerv3.py` step on the host meanwhile, so many for each agent.
 
     python experiments/dreamerv3_jax.py --task counter --seeds 4
     python experiments/dreamerv3_jax.py --task counter --seeds 4 --sweep.learning-rate 1e-4 4e-4 1e-3
     python experiments/dreamerv3_jax.py --task dodge --size 1m
     python experiments/dreamerv3_jax.py --task gymnax_CartPole-v1
+    python experiments/dreamerv3_jax.py --task dmc1_walker_walk --seeds 5 --loop.train-ratio 1024 --workers 8
 
-The last one needs an extra: gymnax, craftax or brax. The command started again resumes where it stopped; with more
+The last but one needs an extra: gymnax, craftax or brax. The command started again resumes where it stopped; with more
 `--iterations` it trains longer. `metrics.jsonl` holds, after every call of `per_call` iterations, the environment steps
 of each agent so far and, for each agent, how many episodes ended and their mean return; `result.json` what the trained
 agents reach in test episodes, each and on average; `agent.npz` the first agent, for `dreamjax.load`. What
 the committed runs reached, and how long they took: results/dreamerv3_jax_*/result.json.
 """
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from dreamjax.acting import seeds
+from dreamjax.acting.evaluation import evaluate
+from dreamjax.acting.vector import VectorEnvironment
 from dreamjax.dreamerv3 import Dreamer, DreamerConfig, DreamerParams, LoopConfig, Sweep, agent_params, model
 from dreamjax.dreamerv3.config import Size, scaled
-from dreamjax.envs import check_environment, jitted
+from dreamjax.envs import check_environment, jitted, suites
 from dreamjax.reporting import Section, curves, pages, result_row
 from dreamjax.reporting.intervals import band_of_runs, chart, learning, runs_row
 from dreamjax.storage import Change, MetricsLog, RunFolder, load, read_metrics, save_agent
 from dreamjax.training import jitted as jitted_training
 from dreamjax.training.experiment import Options, command, exit_on_bad_input, open_folder, read_command_line
 from dreamjax.trust import TrustConfig, trust_section
-from dreamjax.types import Environment
+from dreamjax.trust.episodes import AnyEnvironment
+from dreamjax.types import Environment, EnvSpec, PyTree
 
 NAME = "dreamerv3_jax"
-MAY_CHANGE = dict.fromkeys(("iterations", "episodes", "checkpoint_every"), Change())  # in a folder, of one run
+MAY_CHANGE = dict.fromkeys(
+    ("iterations", "episodes", "checkpoint_every", "workers"), Change()
+)  # in a folder, of one run
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,7 @@ class Config:
     loop: LoopConfig = LoopConfig()
     agent: DreamerConfig = DreamerConfig()  # everything but the sizes, which `size` sets, unless it is "custom"
     sweep: Sweep = Sweep()  # all combinations learn at once, with each seed
+    workers: int = 0  # processes that step environments of the host; 0 steps them in this one
     per_call: int = 10  # iterations of one call, after which there are metrics
     checkpoint_every: int = 100  # iterations; a multiple of `per_call`
     episodes: int = 100  # test episodes in which each trained agent is scored
@@ -77,34 +88,67 @@ SMOKE = Config("remember", "debug", seeds=2, iterations=6, loop=TINY, per_call=2
 PRESETS = {"cpu": Config(), "smoke": SMOKE}
 
 
-def save(run: RunFolder, environment: Environment, params: DreamerParams) -> None:
-    """Store the first agent, with the observations that some episodes open with, where its dreams begin."""
+def environment_of(cfg: Config) -> AnyEnvironment:
+    """Return the environment, or where it is one of the host, what makes it."""
+    hosted = cfg.task.partition("_")[0] in suites.SUITES
+    return suites.task(cfg.task).make_env if hosted else jitted.make(cfg.task)
+
+
+@contextmanager
+def opened(cfg: Config) -> Iterator[Environment | VectorEnvironment]:
+    """Make the environment, or where it is one of the host so many of it that each agent has `cfg.loop.envs`."""
+    environment = environment_of(cfg)
+    if isinstance(environment, Environment):
+        check_environment(environment)
+        yield environment
+        return
+    suite, count = suites.task(cfg.task).suite, len(cfg.agents) * cfg.loop.envs
+    ours = f"--loop.train-ratio {cfg.loop.train_ratio:g} --loop.envs {cfg.loop.envs}"
+    if ours != (published := f"--loop.train-ratio {suite.train_ratio:g} --loop.envs {suite.envs}"):
+        print(f"{cfg.task} is published with {published}; this run has {ours}")
+    with closing(VectorEnvironment(environment, count, suite.max_steps, cfg.workers)) as environments:
+        yield environments
+
+
+def begins(cfg: Config, environment: Environment | VectorEnvironment) -> PyTree:
+    """Return the observations that some episodes open with. Shapes: -> [S, ...]."""
+    if isinstance(environment, VectorEnvironment):
+        return environment.reset((cfg.seed, cfg.iterations)).observation
+    return jax.vmap(environment.reset)(jax.random.split(jax.random.key(cfg.seed), 64))[1].observation
+
+
+def save(run: RunFolder, spec: EnvSpec, params: DreamerParams, observations: PyTree) -> None:
+    """Store the first agent, with what some episodes open with, where its dreams begin."""
     _, cfg = next(iter(run.config.agents.values()))
-    first = jax.tree.map(lambda leaf: leaf[0], params)
-    agent = model.make(cfg, environment.spec)
-    _, step = jax.vmap(environment.reset)(jax.random.split(jax.random.key(run.config.seed), 64))
-    starts = jax.jit(jax.vmap(agent.model.encode, (None, 0)))(first.model, step.observation)
+    first, agent = jax.tree.map(lambda leaf: leaf[0], params), model.make(cfg, spec)
+    starts = jax.jit(jax.vmap(agent.model.encode, (None, 0)))(first.model, observations)
     save_agent(run.path / "agent.npz", cfg, agent, agent_params(first, starts), value=first.value, task=run.config.task)
 
 
-def train(cfg: Config, run: RunFolder, dreamer: Dreamer, environment: Environment) -> DreamerParams:
+def train(cfg: Config, run: RunFolder, dreamer: Dreamer, environment: Environment | VectorEnvironment) -> DreamerParams:
     """Train all agents to the end, or from where the folder stands. Shapes: -> parameters [agents, ...]."""
+    calls, checkpoint_every = cfg.iterations // cfg.per_call, cfg.checkpoint_every // cfg.per_call
+    how = {"calls": calls, "per_call": cfg.per_call, "checkpoint_every": checkpoint_every}
     with MetricsLog(run.path) as log:
-        return jitted_training.train_agents(
-            run,
-            log,
-            "train",
-            dreamer,
-            environment,
-            cfg.loop,
-            cfg.agents,
-            calls=cfg.iterations // cfg.per_call,
-            per_call=cfg.per_call,
-            checkpoint_every=cfg.checkpoint_every // cfg.per_call,
-        )
+        return jitted_training.train_agents(run, log, "train", dreamer, environment, cfg.loop, cfg.agents, **how)
 
 
-def report(cfg: Config, run: RunFolder, environment: Environment, returns: np.ndarray) -> None:
+def score(
+    cfg: Config, dreamer: Dreamer, environment: Environment | VectorEnvironment, params: DreamerParams
+) -> np.ndarray:
+    """Play test episodes with every trained agent. Shapes: -> returns [agents, episodes]."""
+    if not isinstance(environment, VectorEnvironment):
+        numbers = [seed for seed, _ in cfg.agents.values()]
+        return jitted_training.evaluate_agents(dreamer, environment, params, numbers, cfg.episodes)
+    agent, make_env, returns = model.agent(dreamer), suites.task(cfg.task).make_env, []
+    for i, name in enumerate(cfg.agents):
+        one = agent_params(jax.tree.map(lambda leaf, i=i: leaf[i], params))
+        tested, key = seeds.test(cfg.episodes), jax.random.key(cfg.seed)
+        returns.append(evaluate(agent, one, make_env, tested, key, label=f"evaluate {name}"))
+    return np.stack(returns)
+
+
+def report(cfg: Config, run: RunFolder, returns: np.ndarray) -> None:
     """Put the scores of all agents and their means in one result, and draw how each learned. Shapes: [agents, E]."""
     names = [f"{cfg.task}, {name}" for name in cfg.agents] if len(returns) > 1 else [cfg.task]
     rows = [result_row(name, scores, "return") for name, scores in zip(names, returns, strict=True)]
@@ -130,7 +174,7 @@ def report(cfg: Config, run: RunFolder, environment: Environment, returns: np.nd
         learning({cfg.task: bands}, run.path / "seeds.png", "return", "mean")
         sections.insert(0, Section("Over seeds", "Mean and its 95 % interval.", ["seeds.png"]))
     looks = TrustConfig(max(2, min(cfg.episodes, 32)), max_steps=1000)
-    sections.append(trust_section(run, *load(run.path), environment, jax.random.key(cfg.seed), looks))
+    sections.append(trust_section(run, *load(run.path), environment_of(cfg), jax.random.key(cfg.seed), looks))
     title = f"DreamerV3: {cfg.task}"
     pages.report(run, NAME, command(NAME, cfg, PRESETS), rows, title, sections, seeds=cfg.all_seeds)
 
@@ -139,15 +183,14 @@ def report(cfg: Config, run: RunFolder, environment: Environment, returns: np.nd
 def main() -> None:
     """Train, evaluate and report."""
     cfg, options = read_command_line(NAME, __doc__, PRESETS, Options)
-    environment = jitted.make(cfg.task)
-    check_environment(environment)
-    dreamer = Dreamer.of(scaled(cfg.agent, cfg.size), environment.spec)
-    folder = options.folder or Path("runs") / f"{cfg.task}-{cfg.size}-{cfg.seed}"
-    run = open_folder(folder, cfg, options, may_change=MAY_CHANGE)
-    params = train(cfg, run, dreamer, environment)
-    save(run, environment, params)
-    seeds = [seed for seed, _ in cfg.agents.values()]
-    report(cfg, run, environment, jitted_training.evaluate_agents(dreamer, environment, params, seeds, cfg.episodes))
+    with opened(cfg) as environment:
+        dreamer = Dreamer.of(scaled(cfg.agent, cfg.size), environment.spec)
+        folder = options.folder or Path("runs") / f"{cfg.task}-{cfg.size}-{cfg.seed}"
+        run = open_folder(folder, cfg, options, may_change=MAY_CHANGE)
+        params = train(cfg, run, dreamer, environment)
+        save(run, environment.spec, params, begins(cfg, environment))
+        returns = score(cfg, dreamer, environment, params)
+    report(cfg, run, returns)
 
 
 if __name__ == "__main__":

@@ -264,13 +264,13 @@ def test_dreamerv3_jax_trains_seeds_together_and_repeats_nothing(tmp_path: Path)
     assert "--evaluate" in refused(DREAMER_JAX, "--evaluate", str(folder))
 
 
-def test_dreamerv3_jax_sweeps_values_and_seeds_in_one_program(tmp_path: Path) -> None:
+def test_dreamerv3_jax_sweeps_values_and_seeds_in_environments_of_the_host(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    output = finish(
-        start(DREAMER_JAX, "--preset", "smoke", "--folder", str(folder), "--sweep.learning-rate", "1e-4", "1e-2")
-    )
+    hosted = "--preset", "smoke", "--task", "gym_CartPole-v1", "--workers", "2", "--episodes", "20"
+    output = finish(start(DREAMER_JAX, *hosted, "--folder", str(folder), "--sweep.learning-rate", "1e-4", "1e-2"))
+    assert "is published with --loop.train-ratio" in output
     _, rows = outcome(folder)
-    names = [f"remember, learning_rate {rate}" for rate in ("0.0001", "0.01")]
+    names = [f"gym_CartPole-v1, learning_rate {rate}" for rate in ("0.0001", "0.01")]
     assert list(rows) == [f"{name}, seed {s}" for name in names for s in (0, 1)] + [
         f"{name}, mean of 2 seeds" for name in names
     ]
@@ -278,6 +278,8 @@ def test_dreamerv3_jax_sweeps_values_and_seeds_in_one_program(tmp_path: Path) ->
     assert (folder / "sweep.png").stat().st_size > 5000 and "IQM" in output
     told = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert {f"episodes/learning_rate {rate}, seed {s}" for rate in ("0.0001", "0.01") for s in (0, 1)} <= told.keys()
+    agent, params = dreamjax.load(folder)
+    assert agent.model.spec.action.high == 2 and len(params.starts) == 8  # two of each agent
 
 
 def test_ablations_train_each_pair_once(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Collecting and learning as one pure program, for environments written in JAX.
 
-`init` and `iterate` are pure: jit them, scan them, or `vmap` them over seeds and over `Hyper`.
+All is pure: jit it, scan it, or `vmap` it over seeds and over `Hyper`. `init` and `iterate` are the whole; `start`,
+`act` and `learn` are its parts, for environments that step elsewhere.
 """
 
 from dataclasses import dataclass
@@ -57,11 +58,18 @@ class LoopState(NamedTuple):
     """State of the loop, for E environments."""
 
     learner: TrainState
-    environment: State  # [E, ...]
+    environment: State  # [E, ...], or () where the environments step elsewhere
     step: Step  # [E, ...] to act on next
     agent: AgentState  # [E, ...]
     replay: Ring  # of `Experience`
     total: Array  # [E] float32, sum of the rewards of the current episode
+
+
+class Ended(NamedTuple):
+    """The episodes that ended."""
+
+    finished: Array  # [] int32, how many
+    returns: Array  # [] float32, sum of their returns
 
 
 class Progress(NamedTuple):
@@ -83,17 +91,31 @@ def init(
     Raises: ValueError if the capacity cannot hold a sequence of every environment, if the agent was made for other
         spaces, or if the environment returns what its spec does not declare.
     """
-    key_learner, key_environment, key_fill = jax.random.split(key, 3)
-    size = cfg.capacity // cfg.envs
-    fill = max(dreamer.cfg.context + cfg.batch_length, -(-cfg.batch_size * cfg.batch_length // cfg.envs))
-    if size < fill:
-        raise ValueError(f"a capacity of {cfg.capacity} steps holds {size} of each environment, but {fill} are needed")
+    key_start, key_environment, key_fill = jax.random.split(key, 3)
+    steps = fill(dreamer, cfg)
     checks.same_spaces(dreamer.spec, environment.spec)
     environments, step = jax.vmap(checks.contract(environment).reset)(jax.random.split(key_environment, cfg.envs))
-    replay = ring.init(experience.example(dreamer), cfg.envs, size)
-    trained, agent = learner.init(dreamer, key_learner, hyper), experience.start(dreamer, cfg.envs)
-    state = LoopState(trained, environments, step, agent, replay, jnp.zeros(cfg.envs))
-    return _collect(dreamer, environment, key_fill, state, fill)[0]
+    state = start(dreamer, cfg, key_start, step, hyper)._replace(environment=environments)
+    return _collect(dreamer, environment, key_fill, state, steps)[0]
+
+
+def fill(dreamer: Dreamer, cfg: LoopConfig) -> int:
+    """Count the steps of every environment that the first batch needs.
+
+    Raises: ValueError if the capacity cannot hold them.
+    """
+    size = cfg.capacity // cfg.envs
+    steps = max(dreamer.cfg.context + cfg.batch_length, -(-cfg.batch_size * cfg.batch_length // cfg.envs))
+    if size < steps:
+        raise ValueError(f"a capacity of {cfg.capacity} steps holds {size} of each environment, but {steps} are needed")
+    return steps
+
+
+def start(dreamer: Dreamer, cfg: LoopConfig, key: Key, step: Step, hyper: Hyper | None = None) -> LoopState:
+    """Start a new agent on the first steps of E environments, with an empty replay. Shapes: step [E, ...]."""
+    replay = ring.init(experience.example(dreamer), cfg.envs, cfg.capacity // cfg.envs)
+    trained, agent = learner.init(dreamer, key, hyper), experience.start(dreamer, cfg.envs)
+    return LoopState(trained, (), step, agent, replay, jnp.zeros(cfg.envs))
 
 
 @checks.arguments
@@ -105,9 +127,31 @@ def iterate(
     With a mesh of one axis the sequences of each batch are split over its devices, as a state may be whose environments
     are.
     """
-    updates, steps = cfg.rhythm
-    key_collect, key_sample, key_learn = jax.random.split(key, 3)
-    state, finished, returns = _collect(dreamer, environment, key_collect, state, steps)
+    _, steps = cfg.rhythm
+    key_collect, key_learn = jax.random.split(key)
+    state, ended = _collect(dreamer, environment, key_collect, state, steps)
+    trained, replay, metrics = learn(dreamer, cfg, key_learn, state.learner, state.replay, mesh)
+    return state._replace(learner=trained, replay=replay), Progress(*ended, metrics)
+
+
+def act(dreamer: Dreamer, key: Key, state: LoopState) -> tuple[LoopState, Ended]:
+    """Act once in E environments and remember it; `state.agent.action` [E, ...] is what they are to do."""
+    now = state.step
+    agent, latent = experience.act(dreamer, state.learner.params, key, state.agent, now)
+    replay = ring.add(state.replay, Experience(now, agent.action, latent))
+    total = jnp.where(now.is_first, 0.0, state.total) + now.reward
+    ended = Ended(now.is_last.sum(), jnp.where(now.is_last, total, 0.0).sum())
+    return state._replace(agent=agent, replay=replay, total=total), ended
+
+
+def learn(
+    dreamer: Dreamer, cfg: LoopConfig, key: Key, trained: TrainState, replay: Ring, mesh: Mesh | None = None
+) -> tuple[TrainState, Ring, Metrics]:
+    """Make the updates of an iteration, each on a batch from the replay; the metrics are those of the last.
+
+    The mesh is as in `iterate`.
+    """
+    key_sample, key_learn = jax.random.split(key)
     context = dreamer.cfg.context
 
     def update(carry: tuple[TrainState, Ring], key: Key) -> tuple[tuple[TrainState, Ring], Metrics]:
@@ -120,15 +164,14 @@ def iterate(
         replay = ring.update(replay, address, context, experience.refreshed(dreamer, learned.latent))
         return (trained, replay), learned.metrics
 
-    carry, metrics = jax.lax.scan(update, (state.learner, state.replay), jax.random.split(key_sample, updates))
-    state = state._replace(learner=carry[0], replay=carry[1])
-    return state, Progress(finished, returns, jax.tree.map(lambda x: x[-1], metrics))
+    (trained, replay), metrics = jax.lax.scan(update, (trained, replay), jax.random.split(key_sample, cfg.rhythm[0]))
+    return trained, replay, jax.tree.map(lambda x: x[-1], metrics)
 
 
 def _collect(
     dreamer: Dreamer, environment: Environment, key: Key, state: LoopState, steps: int
-) -> tuple[LoopState, Array, Array]:
-    """Act for some steps in every environment; also the number of episodes that ended, and the sum of their returns."""
+) -> tuple[LoopState, Ended]:
+    """Act for some steps in every environment; also the episodes that ended."""
     environment = checks.contract(environment)
 
     def arrive(key: Key, state: State, step: Step, action: Action) -> tuple[State, Step]:
@@ -137,16 +180,12 @@ def _collect(
             step.is_last, lambda: environment.reset(key_reset), lambda: environment.step(key_step, state, action)
         )
 
-    def advance(state: LoopState, key: Key) -> tuple[LoopState, tuple[Array, Array]]:
+    def advance(state: LoopState, key: Key) -> tuple[LoopState, Ended]:
         key_act, key_arrive = jax.random.split(key)
-        now = state.step
-        agent, latent = experience.act(dreamer, state.learner.params, key_act, state.agent, now)
-        replay = ring.add(state.replay, Experience(now, agent.action, latent))
-        keys = jax.random.split(key_arrive, len(now.reward))
-        environments, step = jax.vmap(arrive)(keys, state.environment, now, agent.action)
-        total = jnp.where(now.is_first, 0.0, state.total) + now.reward
-        state = LoopState(state.learner, environments, step, agent, replay, total)
-        return state, (now.is_last.sum(), jnp.where(now.is_last, total, 0.0).sum())
+        state, ended = act(dreamer, key_act, state)
+        keys = jax.random.split(key_arrive, len(state.total))
+        environments, step = jax.vmap(arrive)(keys, state.environment, state.step, state.agent.action)
+        return state._replace(environment=environments, step=step), ended
 
-    state, (finished, returns) = jax.lax.scan(advance, state, jax.random.split(key, steps))
-    return state, finished.sum(), returns.sum()
+    state, ended = jax.lax.scan(advance, state, jax.random.split(key, steps))
+    return state, jax.tree.map(jnp.sum, ended)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
         dreamer as dreamer,
         encode as encode,
         experiment as experiment,
+        hosted as hosted,
         iterative as iterative,
         jitted as jitted,
         learning as learning,

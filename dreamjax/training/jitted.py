@@ -1,8 +1,8 @@
-"""Agents of environments written in JAX: several learn at once, on all devices, and are scored in test episodes.
+"""Several agents that learn at once, by `vmap`, on all devices, with their replay; in JAX or in host environments.
 
-Where the devices divide the agents, each device brings up its own, and nothing is exchanged. Otherwise they share the
-environments, the replay and the batches of every agent, and the compiler averages the gradients. Either way the numbers
-are those of one device, to rounding.
+Where the devices divide the agents, each device brings up its own, and nothing is exchanged. Otherwise, in environments
+written in JAX, they share the environments, the replay and the batches of every agent, and the compiler averages the
+gradients. Either way the numbers are those of one device, to rounding.
 
 Source: Hafner et al. 2023.
 """
@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from dreamjax import rollout
+from dreamjax.acting.vector import VectorEnvironment
 from dreamjax.dreamerv3 import loop, model
 from dreamjax.dreamerv3.config import DreamerConfig
 from dreamjax.dreamerv3.learner import Hyper
@@ -27,6 +28,7 @@ from dreamjax.replay.ring import Ring
 from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.metrics import MetricsLog, read_metrics
 from dreamjax.training.devices import device_mesh, gathered, replicated, shard, split
+from dreamjax.training.hosted import HostedLoop, apart
 from dreamjax.training.loop import train
 from dreamjax.types import Array, Environment, Key, Metrics, PyTree
 
@@ -67,14 +69,11 @@ def jitted_loop(dreamer: Dreamer, environment: Environment, cfg: LoopConfig, age
     if mesh.size == 1:
         return JittedLoop(jax.jit(begin), lambda state: state, jax.jit(advance, donate_argnums=0), gather)
     if own:
-        each = PartitionSpec(*mesh.axis_names)
-        # What is learned has no axis of devices inside, which the check of varying axes would ask for.
-        apart: Any = partial(jax.shard_map, mesh=mesh, in_specs=each, out_specs=each, check_vma=False)
         places: Any = split(mesh)
         return JittedLoop(
-            jax.jit(apart(begin)),
+            jax.jit(apart(mesh, begin)),
             partial(shard, places=places),
-            jax.jit(apart(advance), donate_argnums=0),
+            jax.jit(apart(mesh, advance), donate_argnums=0),
             gather,
         )
     places = _shared_places(mesh)
@@ -91,7 +90,7 @@ def train_agents(
     log: MetricsLog,
     name: str,
     dreamer: Dreamer,
-    environment: Environment,
+    environment: Environment | VectorEnvironment,
     cfg: LoopConfig,
     agents: Agents,
     *,
@@ -101,15 +100,21 @@ def train_agents(
 ) -> DreamerParams:
     """Train all agents to the end, or from where stage `name` of the folder stands.
 
+    The environment is one in JAX, or so many of the host that each agent has `cfg.envs` of them.
+
     One step of the stage is a call: `per_call` iterations of `loop.iterate` for every agent. After each the metrics
     hold the environment steps of each agent so far, and of each agent how many episodes ended and their mean return.
     There are `calls` of them, with a checkpoint after every `checkpoint_every`.
 
-    Shapes: -> parameters [agents, ...]. Raises: as `training.loop.train`, `jitted_loop` and `dreamerv3.loop.init` do.
+    Shapes: -> parameters [agents, ...]. Raises: as `training.loop.train`, `jitted_loop`, `HostedLoop` and
+        `dreamerv3.loop.init` do.
     """
     seeds, configs = zip(*agents.values(), strict=True)
     names, (key_begin, key_train, _) = list(agents), _keys(seeds)
-    program = jitted_loop(dreamer, environment, cfg, len(agents))
+    if isinstance(environment, VectorEnvironment):
+        program: JittedLoop | HostedLoop = HostedLoop(dreamer, environment, cfg, len(agents), seeds)
+    else:
+        program = jitted_loop(dreamer, environment, cfg, len(agents))
 
     def go_on(state: LoopState, done: int) -> Iterator[tuple[LoopState, Metrics]]:
         fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))

@@ -1,0 +1,88 @@
+"""Agents that learn together in host environments: the numbers of the jitted loop, and going on from a file."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamjax.acting.vector import VectorEnvironment
+from dreamjax.dreamerv3.config import CodecConfig, DreamerConfig, HeadsConfig, RSSMConfig
+from dreamjax.dreamerv3.loop import LoopConfig
+from dreamjax.dreamerv3.model import Dreamer
+from dreamjax.dreamerv3.sweep import stacked
+from dreamjax.envs import probes
+from dreamjax.envs.gymnasium import to_gymnasium
+from dreamjax.optim import LaPropConfig
+from dreamjax.storage import MetricsLog, RunFolder
+from dreamjax.training.hosted import HostedLoop
+from dreamjax.training.jitted import jitted_loop, learned, train_agents
+
+GAME = probes.counter(size=4, max_steps=6)
+CFG = DreamerConfig(
+    rssm=RSSMConfig(16, 8, 4, 4, 2),
+    codec=CodecConfig(2, encoder_layers=1, decoder_layers=1, units=8),
+    heads=HeadsConfig(8, 11),
+    optimizer=LaPropConfig(1e-3, warmup=1),
+    compute_dtype="float32",
+)
+LOOP = LoopConfig(envs=2, batch_size=4, batch_length=4, train_ratio=4.0, capacity=40)  # full before the end
+DREAMER = Dreamer.of(CFG, GAME.spec)
+AGENTS = {f"seed {seed}": (seed, CFG) for seed in range(2)}
+
+
+@pytest.fixture(autouse=True)
+def sliced_keys() -> Iterator[None]:
+    """The check of key reuse takes what is left of an array of keys for used once a part was sliced from it."""
+    with jax.debug_key_reuse(False):
+        yield
+
+
+@contextmanager
+def environments(count: int) -> Iterator[VectorEnvironment]:
+    with closing(VectorEnvironment(partial(to_gymnasium, GAME), count, GAME.spec.max_steps)) as made:
+        yield made
+
+
+def test_the_numbers_are_those_of_the_jitted_loop() -> None:
+    assert LOOP.rhythm == (1, 2)
+    keys, hyper = jax.vmap(jax.random.key)(jnp.arange(2)), stacked([CFG] * 2)
+    found = []
+    with environments(4) as vector:
+        for several in (HostedLoop(DREAMER, vector, LOOP, 2, (0, 1)), jitted_loop(DREAMER, GAME, LOOP, 2)):
+            state, told = several.place(several.begin(keys, hyper)), []
+            for number in range(3):
+                numbers = 4 * number + jnp.arange(4)
+                fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+                state, progress = several.advance(state, fold(keys, numbers))
+                told.append(progress)
+            found.append((state._replace(environment=()), told))
+    hosted, pure = found
+    assert int(hosted[0].learner.step[0]) == 12 and int(sum(one.finished.sum() for one in hosted[1])) > 0
+    for x, y in zip(*map(jax.tree.leaves, (hosted, pure)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
+def test_training_goes_on_in_new_episodes_and_repeats_nothing(tmp_path: Path) -> None:
+    run, how = RunFolder(tmp_path, CFG), {"per_call": 3, "checkpoint_every": 1}
+    with environments(4) as vector, MetricsLog(tmp_path) as log:
+        first = train_agents(run, log, "train", DREAMER, vector, LOOP, AGENTS, calls=2, **how)
+    with environments(4) as vector, MetricsLog(tmp_path) as log:
+        again = train_agents(run, log, "train", DREAMER, vector, LOOP, AGENTS, calls=2, **how)
+        jax.tree.map(np.testing.assert_array_equal, first, again)
+        resets = []
+        vector.reset = lambda seed, reset=vector.reset: resets.append(seed) or reset(seed)  # type: ignore[method-assign]
+        train_agents(run, log, "train", DREAMER, vector, LOOP, AGENTS, calls=4, **how)
+    steps, returns = learned(run, "train", list(AGENTS))["seed 1"]
+    assert 0 <= returns.min() <= returns.max() <= 1 and len(steps) == len(set(steps.tolist()))
+    # 8 steps of each environment make the first batch, and every iteration 2 more.
+    assert resets == [(0, 1, 0), (0, 1, 8 + 2 * 2 * 3)]
+
+
+def test_environments_are_those_of_every_agent() -> None:
+    with environments(3) as vector, pytest.raises(ValueError, match="2 agents need 4 environments, got 3"):
+        HostedLoop(DREAMER, vector, LOOP, 2, (0, 1))
