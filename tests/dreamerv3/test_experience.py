@@ -1,6 +1,7 @@
 """Several updates in one call are the same updates."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -44,4 +45,5 @@ def test_updates_in_one_call_are_those_of_single_calls_however_they_are_divided(
     assert int(several.step) == 4 and not jax.tree.leaves(rest.latent)[0][1:].any()
     jax.tree.map(np.testing.assert_array_equal, several, divided)
     rows = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
-    jax.tree.map(np.testing.assert_array_equal, (several, learned), (single, rows))
+    # One by one they are another program, in which XLA may add in another order.
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), (several, learned), (single, rows))
