@@ -40,10 +40,12 @@ def pixels() -> Normalized:
 def sparse() -> Normalized:
     """Make the task of counting to 9 in 12 steps: there is one reward, at the end, and three mistakes are forgiven.
 
-    Random play gets there if 9 of 12 coins show heads, which has a probability of 299/4096.
+    The deadline is a terminal end: if it only cut the episode, values would be bootstrapped there, and being late would
+    cost nothing. Random play gets to the top if 9 of 12 coins show heads, which has a probability of 299/4096.
     """
     heads = sum(math.comb(_STEPS, count) for count in range(_TOP, _STEPS + 1))
-    return Normalized(probes.counter(size=_TOP + 1, max_steps=_STEPS), random=heads / 2**_STEPS, best=1.0)
+    environment = probes.counter(size=_TOP + 1, max_steps=_STEPS, deadline=True)
+    return Normalized(environment, random=heads / 2**_STEPS, best=1.0)
 
 
 def large() -> Normalized:

@@ -58,11 +58,12 @@ class DodgeState(NamedTuple):
     time: Array  # [] int32, steps since reset
 
 
-def counter(size: int = 5, max_steps: int = 20) -> Environment:
+def counter(size: int = 5, max_steps: int = 20, deadline: bool = False) -> Environment:
     """Count from 0 to size - 1: action 1 adds one, action 0 stays; reward 1 and a terminal end on arriving at the top.
 
     The observation is the count, one-hot: [size] float32. Nothing is random, so a model can be exactly right, and with
-    discount g and no time limit in sight the optimal value of count c is g ** (size - 2 - c).
+    discount g and no time limit in sight the optimal value of count c is g ** (size - 2 - c). After `max_steps` an
+    episode is cut, which an agent that looks past it need not mind; with `deadline` it ends there for good.
 
     Raises: ValueError for size < 2 or max_steps < 1.
     """
@@ -70,13 +71,13 @@ def counter(size: int = 5, max_steps: int = 20) -> Environment:
         raise ValueError(f"counter needs size >= 2 and max_steps >= 1, got size={size}, max_steps={max_steps}")
 
     def arrive(state: CounterState) -> tuple[CounterState, Step]:
-        is_terminal = state.value == size - 1
+        is_top, is_late = state.value == size - 1, state.time >= max_steps
         return state, Step(
             observation=jax.nn.one_hot(state.value, size),
-            reward=is_terminal.astype(jnp.float32),
+            reward=is_top.astype(jnp.float32),
             is_first=state.time == 0,
-            is_last=is_terminal | (state.time >= max_steps),
-            is_terminal=is_terminal,
+            is_last=is_top | is_late,
+            is_terminal=is_top | is_late if deadline else is_top,
         )
 
     def reset(key: Key) -> tuple[CounterState, Step]:

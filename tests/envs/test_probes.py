@@ -49,9 +49,10 @@ def test_counter_counts():
     assert seen == [(0, 0, going), (1, 0, going), (1, 0, going), (2, 1, top)]
 
 
-def test_counter_time_limit_is_not_terminal_but_arriving_at_it_is():
-    environment = counter(size=3, max_steps=2)
-    for actions, expected in [([0, 0], (False, True, False)), ([1, 1], (False, True, True))]:
+@pytest.mark.parametrize("deadline", [False, True])
+def test_counter_time_limit_is_terminal_if_it_is_a_deadline_and_arriving_at_it_always_is(deadline: bool):
+    environment = counter(size=3, max_steps=2, deadline=deadline)
+    for actions, expected in [([0, 0], (False, True, deadline)), ([1, 1], (False, True, True))]:
         state, _ = environment.reset(jax.random.key(0))
         for action in actions:
             state, step = environment.step(jax.random.key(1), state, jnp.int32(action))
