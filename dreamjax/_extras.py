@@ -33,4 +33,4 @@ def by_hand(what: str, how: str) -> Iterator[None]:
 
 def without(name: str, what: str, module: str) -> str:
     """Say that something needs a module of an extra, and how to install it."""
-    return f"{what} needs {module}, which is not installed: in a checkout of dreamjax, run pip install '.[{name}]'"
+    return f"{what} needs {module}, which is not installed: in a checkout of dreamjax, run pip install -e '.[{name}]'"

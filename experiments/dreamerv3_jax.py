@@ -5,15 +5,14 @@ Paper: Hafner et al. 2023. In an environment written in JAX, collecting is a par
 
     python experiments/dreamerv3_jax.py --task counter --seeds 4
     python experiments/dreamerv3_jax.py --task counter --seeds 4 --sweep.learning-rate 1e-4 4e-4 1e-3
-    python experiments/dreamerv3_jax.py --task dodge --size 1m
     python experiments/dreamerv3_jax.py --task gymnax_CartPole-v1
     python experiments/dreamerv3_jax.py --task dmc1_walker_walk --seeds 5 --loop.train-ratio 1024 --workers 8
 
-The last but one needs an extra: gymnax, craftax or brax. The command started again resumes where it stopped; with more
-`--iterations` it trains longer. `metrics.jsonl` holds, after every call of `per_call` iterations, the environment steps
-of each agent so far and, for each agent, how many episodes ended and their mean return; `result.json` what the trained
-agents reach in test episodes, each and on average; `agent.npz` the first agent, for `dreamjax.load`. What
-the committed runs reached, and how long they took: results/dreamerv3_jax_*/result.json.
+The last but one needs an extra: gymnax, craftax or brax. The command started again resumes where it stopped, on the
+host in new episodes; with more `--iterations` it trains longer. `metrics.jsonl` holds, after every call of `per_call`
+iterations, the environment steps of each agent so far, how many episodes ended and their mean return; `result.json`
+what the trained agents reach in test episodes, each and on average; `agent.npz` the first agent, for `dreamjax.load`.
+What the committed runs reached, and how long they took: results/dreamerv3_jax_*/result.json.
 """
 
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ import numpy as np
 from dreamjax.acting import seeds
 from dreamjax.acting.evaluation import evaluate
 from dreamjax.acting.vector import VectorEnvironment
-from dreamjax.dreamerv3 import Dreamer, DreamerConfig, DreamerParams, LoopConfig, Sweep, agent_params, model
+from dreamjax.dreamerv3 import Dreamer, DreamerConfig, DreamerParams, LoopConfig, Sweep, agent_params, loop, model
 from dreamjax.dreamerv3.config import Size, scaled
 from dreamjax.envs import check_environment, jitted, suites
 from dreamjax.reporting import Section, curves, pages, result_row
@@ -63,6 +62,8 @@ class Config:
     episodes: int = 100  # test episodes in which each trained agent is scored
 
     def __post_init__(self) -> None:
+        if min(self.seeds, self.per_call, self.checkpoint_every, self.iterations) < 1 or self.seed < 0:
+            raise ValueError("seeds, per_call, checkpoint_every and iterations must be positive, and seed 0 or more")
         if self.checkpoint_every % self.per_call or self.iterations % self.per_call:
             raise ValueError(f"checkpoint_every and iterations must be multiples of per_call, {self.per_call}")
 
@@ -90,8 +91,12 @@ PRESETS = {"cpu": Config(), "smoke": SMOKE}
 
 def environment_of(cfg: Config) -> AnyEnvironment:
     """Return the environment, or where it is one of the host, what makes it."""
-    hosted = cfg.task.partition("_")[0] in suites.SUITES
-    return suites.task(cfg.task).make_env if hosted else jitted.make(cfg.task)
+    if cfg.task.partition("_")[0] in suites.SUITES:
+        return suites.task(cfg.task).make_env
+    if not jitted.is_named(cfg.task):
+        known = ", ".join(jitted.OWN), ", ".join([*jitted.SUITES, *suites.SUITES])
+        raise ValueError(f"unknown task {cfg.task!r}; there are {known[0]}, and those of {known[1]}")
+    return jitted.make(cfg.task)
 
 
 @contextmanager
@@ -103,10 +108,10 @@ def opened(cfg: Config) -> Iterator[Environment | VectorEnvironment]:
         yield environment
         return
     suite, count = suites.task(cfg.task).suite, len(cfg.agents) * cfg.loop.envs
-    ours = f"--loop.train-ratio {cfg.loop.train_ratio:g} --loop.envs {cfg.loop.envs}"
-    if ours != (published := f"--loop.train-ratio {suite.train_ratio:g} --loop.envs {suite.envs}"):
-        print(f"{cfg.task} is published with {published}; this run has {ours}")
     with closing(VectorEnvironment(environment, count, suite.max_steps, cfg.workers)) as environments:
+        ours = f"--loop.train-ratio {cfg.loop.train_ratio:g} --loop.envs {cfg.loop.envs}"
+        if ours != (usual := f"--loop.train-ratio {suite.train_ratio:g} --loop.envs {suite.envs}"):
+            print(f"dreamerv3.py learns {cfg.task} as with {usual}; this run has {ours}")
         yield environments
 
 
@@ -133,18 +138,16 @@ def train(cfg: Config, run: RunFolder, dreamer: Dreamer, environment: Environmen
         return jitted_training.train_agents(run, log, "train", dreamer, environment, cfg.loop, cfg.agents, **how)
 
 
-def score(
-    cfg: Config, dreamer: Dreamer, environment: Environment | VectorEnvironment, params: DreamerParams
-) -> np.ndarray:
+def score(cfg: Config, run: RunFolder, dreamer: Dreamer, params: DreamerParams) -> np.ndarray:
     """Play test episodes with every trained agent. Shapes: -> returns [agents, episodes]."""
-    if not isinstance(environment, VectorEnvironment):
-        numbers = [seed for seed, _ in cfg.agents.values()]
+    environment, numbers = environment_of(cfg), [seed for seed, _ in cfg.agents.values()]
+    if isinstance(environment, Environment):
         return jitted_training.evaluate_agents(dreamer, environment, params, numbers, cfg.episodes)
-    agent, make_env, returns = model.agent(dreamer), suites.task(cfg.task).make_env, []
-    for i, name in enumerate(cfg.agents):
+    agent, notes, returns = model.agent(dreamer), run.path / "evaluation.jsonl", []
+    for i, (name, key) in enumerate(zip(cfg.agents, jitted_training.evaluation_keys(numbers), strict=True)):
         one = agent_params(jax.tree.map(lambda leaf, i=i: leaf[i], params))
-        tested, key = seeds.test(cfg.episodes), jax.random.key(cfg.seed)
-        returns.append(evaluate(agent, one, make_env, tested, key, label=f"evaluate {name}"))
+        label, tested = f"evaluate {name}", seeds.test(cfg.episodes)
+        returns.append(evaluate(agent, one, environment, tested, key, workers=cfg.workers, notes=notes, label=label))
     return np.stack(returns)
 
 
@@ -185,12 +188,12 @@ def main() -> None:
     cfg, options = read_command_line(NAME, __doc__, PRESETS, Options)
     with opened(cfg) as environment:
         dreamer = Dreamer.of(scaled(cfg.agent, cfg.size), environment.spec)
-        folder = options.folder or Path("runs") / f"{cfg.task}-{cfg.size}-{cfg.seed}"
+        loop.fill(dreamer, cfg.loop)  # what is refused leaves no folder
+        folder = options.folder or Path("runs") / f"{NAME}-{cfg.task}-{cfg.size}-{cfg.seed}"
         run = open_folder(folder, cfg, options, may_change=MAY_CHANGE)
         params = train(cfg, run, dreamer, environment)
         save(run, environment.spec, params, begins(cfg, environment))
-        returns = score(cfg, dreamer, environment, params)
-    report(cfg, run, returns)
+    report(cfg, run, score(cfg, run, dreamer, params))
 
 
 if __name__ == "__main__":

@@ -268,7 +268,7 @@ def test_dreamerv3_jax_sweeps_values_and_seeds_in_environments_of_the_host(tmp_p
     folder = tmp_path / "run"
     hosted = "--preset", "smoke", "--task", "gym_CartPole-v1", "--workers", "2", "--episodes", "20"
     output = finish(start(DREAMER_JAX, *hosted, "--folder", str(folder), "--sweep.learning-rate", "1e-4", "1e-2"))
-    assert "is published with --loop.train-ratio" in output
+    assert "dreamerv3.py learns gym_CartPole-v1 as with --loop.train-ratio 512" in output
     _, rows = outcome(folder)
     names = [f"gym_CartPole-v1, learning_rate {rate}" for rate in ("0.0001", "0.01")]
     assert list(rows) == [f"{name}, seed {s}" for name in names for s in (0, 1)] + [
@@ -280,6 +280,9 @@ def test_dreamerv3_jax_sweeps_values_and_seeds_in_environments_of_the_host(tmp_p
     assert {f"episodes/learning_rate {rate}, seed {s}" for rate in ("0.0001", "0.01") for s in (0, 1)} <= told.keys()
     agent, params = dreamjax.load(folder)
     assert agent.model.spec.action.high == 2 and len(params.starts) == 8  # two of each agent
+    assert len({json.loads(line)["of"] for line in (folder / "evaluation.jsonl").read_text().splitlines()}) == 4
+    small = *hosted, "--folder", str(tmp_path / "small"), "--loop.capacity", "5"
+    assert "a capacity of 5 steps" in refused(DREAMER_JAX, *small) and not (tmp_path / "small").exists()
 
 
 def test_ablations_train_each_pair_once(tmp_path: Path) -> None:

@@ -35,8 +35,9 @@ def apart(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
 class HostedLoop:
     """The loop of A agents with E environments each: those of the first agent, then those of the second, and so on.
 
-    It does what `jitted.JittedLoop` does, with the same keys. The seeds of episodes are drawn from `entropy`: the
-    environments are reset when training begins, and when it goes on from a file. They step while the agents learn.
+    It does what `jitted.JittedLoop` does, with the same keys. The seeds of episodes are drawn from `entropy`: all
+    environments are reset when training begins, and when it goes on from a file. The environments step while the device
+    learns, for one step of an iteration.
     """
 
     def __init__(
@@ -58,30 +59,41 @@ class HostedLoop:
             raise ValueError(f"{agents} agents need {agents * cfg.envs} environments, got {len(environments)}")
         checks.same_spaces(dreamer.spec, environments.spec)
         self._environments, self._shape, self._entropy = environments, (agents, cfg.envs), entropy
-        self._fill, self._waits = loop.fill(dreamer, cfg), cfg.rhythm[1]
+        self._fill, self._steps = loop.fill(dreamer, cfg), cfg.rhythm[1]
         self._mesh = device_mesh("devices", max(n for n in range(1, jax.device_count() + 1) if agents % n == 0))
         self._places: Any = split(self._mesh)
         own: Any = partial(apart, self._mesh) if self._mesh.size > 1 else lambda function: function
         self._start = jax.jit(own(jax.vmap(partial(loop.start, dreamer, cfg))))
         self._act = jax.jit(own(jax.vmap(partial(loop.act, dreamer))), donate_argnums=1)
         self._learn = jax.jit(own(jax.vmap(partial(loop.learn, dreamer, cfg))), donate_argnums=(1, 2))
-        self._stepped = -1  # what the replay of an agent that acts in these episodes has been written
+        self._key_fill: Any = None  # [A] keys with which new agents act until there is a batch
+        self._written = (
+            -1
+        )  # steps in the replay of an agent that acts in the episodes under way; -1 before there are any
 
     def begin(self, keys: Key, hyper: Hyper) -> LoopState:
-        """Start new agents, and collect enough steps for the first batch. Shapes: keys [A] and settings [A]."""
-        key_start, _, key_fill = _split(keys, 3)
-        state = self._start(key_start, self._reset(0), hyper)
-        for key in _split(key_fill, self._fill):
-            state, _ = self._remember(key, state)
-            state = self._step(state)
-        return state
+        """Start new agents, which have not met their environments: see `place`. Shapes: keys [A] and settings [A]."""
+        key_start, _, self._key_fill = _split(keys, 3)
+        spec = self._environments.spec
+        observation = jax.tree.map(lambda space: np.zeros((np.prod(self._shape), *space.shape), space.dtype), spec[0])
+        reward: Any = np.zeros(np.prod(self._shape), np.float32)
+        return self._start(key_start, self._arrived(Step(observation, reward, *[reward > 0] * 3)), hyper)
 
     def place(self, state: LoopState) -> LoopState:
-        """Put a state that was read from a file where `advance` wants it, in new episodes."""
+        """Put a state that `begin` made, or that was read from a file, where `advance` wants it, in new episodes.
+
+        New agents collect enough steps for the first batch.
+        """
         written = int(np.asarray(state.replay.written)[0])
         if self._mesh.size > 1:
             state = shard(state, self._places)
-        return state if written == self._stepped else state._replace(step=self._reset(written))
+        if written != self._written:
+            state = state._replace(step=self._reset(written))
+        if not written:
+            for key in _split(self._key_fill, self._fill):
+                state, _ = self._remember(key, state)
+                state = self._step(state)
+        return state
 
     def advance(self, state: LoopState, keys: Key) -> tuple[LoopState, Progress]:
         """Make n iterations; the state is given up. Shapes: keys [A, n] -> [A, ...] and progress [A, n]."""
@@ -89,10 +101,10 @@ class HostedLoop:
         for number in range(keys.shape[1]):
             key_collect, key_learn = _split(keys[:, number], 2)
             ended = []
-            for i, key in enumerate(_split(key_collect, self._waits)):
+            for i, key in enumerate(_split(key_collect, self._steps)):
                 state, one = self._remember(key, state)
                 ended.append(one)
-                if i + 1 == self._waits:
+                if i + 1 == self._steps:
                     trained, replay, metrics = self._learn(key_learn, state.learner, state.replay)
                     state = state._replace(learner=trained, replay=replay)
                 state = self._step(state)
@@ -110,11 +122,11 @@ class HostedLoop:
     def _step(self, state: LoopState) -> LoopState:
         """Step the environments, which waits for what the agents do, but not for what they learn."""
         action = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), state.agent.action)
-        self._stepped += 1
+        self._written += 1
         return state._replace(step=self._arrived(self._environments.step(action)))
 
     def _reset(self, steps: int) -> Step:
-        self._stepped = steps
+        self._written = steps
         return self._arrived(self._environments.reset((*self._entropy, steps)))
 
     def _arrived(self, step: Step) -> Step:

@@ -26,6 +26,7 @@ from dreamjax.dreamerv3.model import Dreamer, DreamerParams
 from dreamjax.dreamerv3.sweep import stacked
 from dreamjax.replay.ring import Ring
 from dreamjax.storage.folder import RunFolder
+from dreamjax.storage.identity import pin
 from dreamjax.storage.metrics import MetricsLog, read_metrics
 from dreamjax.training.devices import device_mesh, gathered, replicated, shard, split
 from dreamjax.training.hosted import HostedLoop, apart
@@ -100,7 +101,8 @@ def train_agents(
 ) -> DreamerParams:
     """Train all agents to the end, or from where stage `name` of the folder stands.
 
-    The environment is one in JAX, or so many of the host that each agent has `cfg.envs` of them.
+    The environment is one in JAX, or so many of the host that each agent has `cfg.envs` of them. The episodes that an
+    agent meets on the host depend on who learns beside it, and a resumed run goes on in new ones.
 
     One step of the stage is a call: `per_call` iterations of `loop.iterate` for every agent. After each the metrics
     hold the environment steps of each agent so far, and of each agent how many episodes ended and their mean return.
@@ -112,6 +114,7 @@ def train_agents(
     seeds, configs = zip(*agents.values(), strict=True)
     names, (key_begin, key_train, _) = list(agents), _keys(seeds)
     if isinstance(environment, VectorEnvironment):
+        pin(run.path, "environment", environment.name)
         program: JittedLoop | HostedLoop = HostedLoop(dreamer, environment, cfg, len(agents), seeds)
     else:
         program = jitted_loop(dreamer, environment, cfg, len(agents))
@@ -123,13 +126,9 @@ def train_agents(
             numbers = done * per_call + jnp.arange(per_call)
             state, progress = program.advance(state, fold(key_train, numbers))
             done += 1
-            finished, returns = (np.asarray(x).sum(1) for x in (progress.finished, progress.returns))  # [agents]
-            metrics: dict[str, Any] = {name: np.mean(x[:, -1]) for name, x in progress.metrics.items()}
-            metrics |= {"steps": int(state.replay.written[0]) * cfg.envs}
-            metrics |= {f"episodes/{name}": count for name, count in zip(names, finished, strict=True)}
-            metrics |= {f"return/{names[i]}": returns[i] / finished[i] for i in np.flatnonzero(finished)}
-            if finished.sum():
-                metrics["return"] = returns.sum() / finished.sum()
+            metrics = _told(names, progress) | {"steps": int(state.replay.written[0]) * cfg.envs}
+            if isinstance(environment, VectorEnvironment):
+                metrics["failures"] = environment.failures
             yield state, metrics
 
     state = train(
@@ -144,6 +143,17 @@ def train_agents(
         show="return",
     )
     return program.gather(state.learner.params)
+
+
+def _told(names: list[str], progress: Progress) -> dict[str, Any]:
+    """Put together what a call came to: losses, averaged over agents, and the episodes of each that ended."""
+    finished, returns = (np.asarray(x).sum(1) for x in (progress.finished, progress.returns))  # [agents]
+    metrics: dict[str, Any] = {name: np.mean(x[:, -1]) for name, x in progress.metrics.items()}
+    metrics |= {f"episodes/{name}": count for name, count in zip(names, finished, strict=True)}
+    metrics |= {f"return/{names[i]}": returns[i] / finished[i] for i in np.flatnonzero(finished)}
+    if finished.sum():
+        metrics["return"] = returns.sum() / finished.sum()
+    return metrics
 
 
 def learned(run: RunFolder, name: str, agents: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -173,8 +183,15 @@ def evaluate_agents(
         one = rollout.population_of_one(params.policy)
         return rollout.population_returns(environment, policy, one, jax.random.split(key, episodes)).total[0]
 
-    _, _, key_test = _keys(seeds)
-    return np.asarray(jax.jit(jax.vmap(play))(params, key_test))
+    return np.asarray(jax.jit(jax.vmap(play))(params, evaluation_keys(seeds)))
+
+
+def evaluation_keys(seeds: Sequence[int]) -> Key:
+    """Return the keys with which agents are tested, which have nothing to do with those they are trained with.
+
+    Shapes: -> [agents].
+    """
+    return _keys(seeds)[2]
 
 
 def _keys(seeds: Sequence[int]) -> tuple[Key, Key, Key]:

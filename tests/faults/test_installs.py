@@ -80,7 +80,7 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def command(extra: str) -> str:
-    return f", which is not installed: in a checkout of dreamjax, run pip install '.[{extra}]'"
+    return f", which is not installed: in a checkout of dreamjax, run pip install -e '.[{extra}]'"
 
 
 def test_every_public_name_is_there_but_for_the_suites_and_help_works() -> None:

@@ -312,5 +312,5 @@ def test_without_the_extra_the_command_names_it() -> None:
     code = "import sys; sys.modules['starlette'] = None; sys.argv = ['play', 'x']; import dreamjax.play.__main__"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1].endswith(
-        "the page needs starlette, which is not installed: in a checkout of dreamjax, run pip install '.[play]'"
+        "the page needs starlette, which is not installed: in a checkout of dreamjax, run pip install -e '.[play]'"
     )

@@ -72,7 +72,7 @@ def test_a_tracker_that_is_not_there_is_refused_before_it_is_noted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "trackio", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install '.\[trackio\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -e '.\[trackio\]'"):
         track(tmp_path, ["trackio"])
     assert not (tmp_path / "trackers.json").exists()
     with pytest.raises(ValueError, match="there is no tracker neptune: use wandb, trackio"):

@@ -69,6 +69,7 @@ def test_every_experiment_refuses_in_this_way(path: Path) -> None:
         ("dreamerv3", "--evaluate nowhere", "nowhere is not the folder of a run"),
         ("dreamerv3", "--preset smoke --offline 10 --folder {}", "name a recording"),
         ("dreamerv3", "--preset smoke --begin.weights nowhere --folder {}", "there is no agent at nowhere"),
+        ("dreamerv3_jax", "--per-call 0", "must be positive"),
         ("dreamerv3_jax", "--iterations 15", "must be multiples of per_call, 10"),
         ("swingup_iterative", "--aggregate nowhere", "there is no nowhere/result.json"),
     ],

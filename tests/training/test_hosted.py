@@ -80,7 +80,7 @@ def test_training_goes_on_in_new_episodes_and_repeats_nothing(tmp_path: Path) ->
     steps, returns = learned(run, "train", list(AGENTS))["seed 1"]
     assert 0 <= returns.min() <= returns.max() <= 1 and len(steps) == len(set(steps.tolist()))
     # 8 steps of each environment make the first batch, and every iteration 2 more.
-    assert resets == [(0, 1, 0), (0, 1, 8 + 2 * 2 * 3)]
+    assert resets == [(0, 1, 8 + 2 * 2 * 3)]
 
 
 def test_environments_are_those_of_every_agent() -> None:
