@@ -67,9 +67,6 @@ class HostedLoop:
         self._act = jax.jit(own(jax.vmap(partial(loop.act, dreamer))), donate_argnums=1)
         self._learn = jax.jit(own(jax.vmap(partial(loop.learn, dreamer, cfg))), donate_argnums=(1, 2))
         self._key_fill: Any = None  # [A] keys with which new agents act until there is a batch
-        self._written = (
-            -1
-        )  # steps in the replay of an agent that acts in the episodes under way; -1 before there are any
 
     def begin(self, keys: Key, hyper: Hyper) -> LoopState:
         """Start new agents, which have not met their environments: see `place`. Shapes: keys [A] and settings [A]."""
@@ -87,8 +84,7 @@ class HostedLoop:
         written = int(np.asarray(state.replay.written)[0])
         if self._mesh.size > 1:
             state = shard(state, self._places)
-        if written != self._written:
-            state = state._replace(step=self._reset(written))
+        state = state._replace(step=self._arrived(self._environments.reset((*self._entropy, written))))
         if not written:
             for key in _split(self._key_fill, self._fill):
                 state, _ = self._remember(key, state)
@@ -122,12 +118,7 @@ class HostedLoop:
     def _step(self, state: LoopState) -> LoopState:
         """Step the environments, which waits for what the agents do, but not for what they learn."""
         action = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), state.agent.action)
-        self._written += 1
         return state._replace(step=self._arrived(self._environments.step(action)))
-
-    def _reset(self, steps: int) -> Step:
-        self._written = steps
-        return self._arrived(self._environments.reset((*self._entropy, steps)))
 
     def _arrived(self, step: Step) -> Step:
         shaped = jax.tree.map(lambda leaf: leaf.reshape(*self._shape, *leaf.shape[1:]), step)
