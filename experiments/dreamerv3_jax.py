@@ -28,20 +28,18 @@ from dreamjax.acting.evaluation import evaluate
 from dreamjax.acting.vector import VectorEnvironment
 from dreamjax.dreamerv3 import Dreamer, DreamerConfig, DreamerParams, LoopConfig, Sweep, agent_params, loop, model
 from dreamjax.dreamerv3.config import Size, scaled
-from dreamjax.envs import check_environment, jitted, suites
+from dreamjax.envs import check_environment, naming, suites
 from dreamjax.reporting import Section, curves, pages, result_row
 from dreamjax.reporting.intervals import band_of_runs, chart, learning, runs_row
 from dreamjax.storage import Change, MetricsLog, RunFolder, load, read_metrics, save_agent
 from dreamjax.training import jitted as jitted_training
 from dreamjax.training.experiment import Options, command, exit_on_bad_input, open_folder, read_command_line
 from dreamjax.trust import TrustConfig, trust_section
-from dreamjax.trust.episodes import AnyEnvironment
 from dreamjax.types import Environment, EnvSpec, PyTree
 
 NAME = "dreamerv3_jax"
-MAY_CHANGE = dict.fromkeys(
-    ("iterations", "episodes", "checkpoint_every", "workers"), Change()
-)  # in a folder, of one run
+# In a folder, of one run.
+MAY_CHANGE = dict.fromkeys(("iterations", "episodes", "checkpoint_every", "workers"), Change())
 
 
 @dataclass(frozen=True)
@@ -89,20 +87,10 @@ SMOKE = Config("remember", "debug", seeds=2, iterations=6, loop=TINY, per_call=2
 PRESETS = {"cpu": Config(), "smoke": SMOKE}
 
 
-def environment_of(cfg: Config) -> AnyEnvironment:
-    """Return the environment, or where it is one of the host, what makes it."""
-    if cfg.task.partition("_")[0] in suites.SUITES:
-        return suites.task(cfg.task).make_env
-    if not jitted.is_named(cfg.task):
-        known = ", ".join(jitted.OWN), ", ".join([*jitted.SUITES, *suites.SUITES])
-        raise ValueError(f"unknown task {cfg.task!r}; there are {known[0]}, and those of {known[1]}")
-    return jitted.make(cfg.task)
-
-
 @contextmanager
 def opened(cfg: Config) -> Iterator[Environment | VectorEnvironment]:
     """Make the environment, or where it is one of the host so many of it that each agent has `cfg.loop.envs`."""
-    environment = environment_of(cfg)
+    environment = naming.find(cfg.task)
     if isinstance(environment, Environment):
         check_environment(environment)
         yield environment
@@ -140,7 +128,7 @@ def train(cfg: Config, run: RunFolder, dreamer: Dreamer, environment: Environmen
 
 def score(cfg: Config, run: RunFolder, dreamer: Dreamer, params: DreamerParams) -> np.ndarray:
     """Play test episodes with every trained agent. Shapes: -> returns [agents, episodes]."""
-    environment, numbers = environment_of(cfg), [seed for seed, _ in cfg.agents.values()]
+    environment, numbers = naming.find(cfg.task), [seed for seed, _ in cfg.agents.values()]
     if isinstance(environment, Environment):
         return jitted_training.evaluate_agents(dreamer, environment, params, numbers, cfg.episodes)
     agent, notes, returns = model.agent(dreamer), run.path / "evaluation.jsonl", []
@@ -177,7 +165,7 @@ def report(cfg: Config, run: RunFolder, returns: np.ndarray) -> None:
         learning({cfg.task: bands}, run.path / "seeds.png", "return", "mean")
         sections.insert(0, Section("Over seeds", "Mean and its 95 % interval.", ["seeds.png"]))
     looks = TrustConfig(max(2, min(cfg.episodes, 32)), max_steps=1000)
-    sections.append(trust_section(run, *load(run.path), environment_of(cfg), jax.random.key(cfg.seed), looks))
+    sections.append(trust_section(run, *load(run.path), naming.find(cfg.task), jax.random.key(cfg.seed), looks))
     title = f"DreamerV3: {cfg.task}"
     pages.report(run, NAME, command(NAME, cfg, PRESETS), rows, title, sections, seeds=cfg.all_seeds)
 
@@ -188,7 +176,7 @@ def main() -> None:
     cfg, options = read_command_line(NAME, __doc__, PRESETS, Options)
     with opened(cfg) as environment:
         dreamer = Dreamer.of(scaled(cfg.agent, cfg.size), environment.spec)
-        loop.fill(dreamer, cfg.loop)  # what is refused leaves no folder
+        loop.prefill(dreamer, cfg.loop)  # what is refused leaves no folder
         folder = options.folder or Path("runs") / f"{NAME}-{cfg.task}-{cfg.size}-{cfg.seed}"
         run = open_folder(folder, cfg, options, may_change=MAY_CHANGE)
         params = train(cfg, run, dreamer, environment)

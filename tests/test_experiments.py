@@ -260,7 +260,8 @@ def test_dreamerv3_jax_trains_seeds_together_and_repeats_nothing(tmp_path: Path)
     assert len(dreamjax.load(folder)[1].starts) == 64
     finish(start(DREAMER_JAX, *whole, "--iterations", "8"))
     assert "iterations: the folder has 6, this run 8" in (folder / "changes.json").read_text()
-    assert "there are counter" in refused(DREAMER_JAX, "--task", "chess")
+    output = refused(DREAMER_JAX, "--task", "chess")
+    assert "'chess'; there are" in output and "counter" in output and "dmc1_..." in output
     assert "--evaluate" in refused(DREAMER_JAX, "--evaluate", str(folder))
 
 

@@ -92,14 +92,14 @@ def init(
         spaces, or if the environment returns what its spec does not declare.
     """
     key_start, key_environment, key_fill = jax.random.split(key, 3)
-    steps = fill(dreamer, cfg)
+    steps = prefill(dreamer, cfg)
     checks.same_spaces(dreamer.spec, environment.spec)
     environments, step = jax.vmap(checks.contract(environment).reset)(jax.random.split(key_environment, cfg.envs))
     state = start(dreamer, cfg, key_start, step, hyper)._replace(environment=environments)
     return _collect(dreamer, environment, key_fill, state, steps)[0]
 
 
-def fill(dreamer: Dreamer, cfg: LoopConfig) -> int:
+def prefill(dreamer: Dreamer, cfg: LoopConfig) -> int:
     """Count the steps of every environment that the first batch needs.
 
     Raises: ValueError if the capacity cannot hold them.

@@ -59,7 +59,7 @@ class HostedLoop:
             raise ValueError(f"{agents} agents need {agents * cfg.envs} environments, got {len(environments)}")
         checks.same_spaces(dreamer.spec, environments.spec)
         self._environments, self._shape, self._entropy = environments, (agents, cfg.envs), entropy
-        self._fill, self._steps = loop.fill(dreamer, cfg), cfg.rhythm[1]
+        self._fill, self._steps = loop.prefill(dreamer, cfg), cfg.rhythm[1]
         self._mesh = device_mesh("devices", max(n for n in range(1, jax.device_count() + 1) if agents % n == 0))
         self._places: Any = split(self._mesh)
         own: Any = partial(apart, self._mesh) if self._mesh.size > 1 else lambda function: function
@@ -71,9 +71,9 @@ class HostedLoop:
     def begin(self, keys: Key, hyper: Hyper) -> LoopState:
         """Start new agents, which have not met their environments: see `place`. Shapes: keys [A] and settings [A]."""
         key_start, _, self._key_fill = _split(keys, 3)
-        spec = self._environments.spec
-        observation = jax.tree.map(lambda space: np.zeros((np.prod(self._shape), *space.shape), space.dtype), spec[0])
-        reward: Any = np.zeros(np.prod(self._shape), np.float32)
+        spec, count = self._environments.spec, len(self._environments)
+        observation = jax.tree.map(lambda space: np.zeros((count, *space.shape), space.dtype), spec.observation)
+        reward: Any = np.zeros(count, np.float32)
         return self._start(key_start, self._arrived(Step(observation, reward, *[reward > 0] * 3)), hyper)
 
     def place(self, state: LoopState) -> LoopState:

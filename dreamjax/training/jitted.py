@@ -106,7 +106,8 @@ def train_agents(
 
     One step of the stage is a call: `per_call` iterations of `loop.iterate` for every agent. After each the metrics
     hold the environment steps of each agent so far, and of each agent how many episodes ended and their mean return.
-    There are `calls` of them, with a checkpoint after every `checkpoint_every`.
+    On the host `failures` counts environments that were made anew since training began or was resumed. There are
+    `calls` calls, with a checkpoint after every `checkpoint_every`.
 
     Shapes: -> parameters [agents, ...]. Raises: as `training.loop.train`, `jitted_loop`, `HostedLoop` and
         `dreamerv3.loop.init` do.

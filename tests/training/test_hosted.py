@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from dreamjax.acting.vector import VectorEnvironment
-from dreamjax.dreamerv3.config import CodecConfig, DreamerConfig, HeadsConfig, RSSMConfig
+from dreamjax.dreamerv3.config import debug
 from dreamjax.dreamerv3.loop import LoopConfig
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.dreamerv3.sweep import stacked
@@ -23,13 +24,7 @@ from dreamjax.training.hosted import HostedLoop
 from dreamjax.training.jitted import jitted_loop, learned, train_agents
 
 GAME = probes.counter(size=4, max_steps=6)
-CFG = DreamerConfig(
-    rssm=RSSMConfig(16, 8, 4, 4, 2),
-    codec=CodecConfig(2, encoder_layers=1, decoder_layers=1, units=8),
-    heads=HeadsConfig(8, 11),
-    optimizer=LaPropConfig(1e-3, warmup=1),
-    compute_dtype="float32",
-)
+CFG = replace(debug(), optimizer=LaPropConfig(1e-3, warmup=1), compute_dtype="float32")
 LOOP = LoopConfig(envs=2, batch_size=4, batch_length=4, train_ratio=4.0, capacity=40)  # full before the end
 DREAMER = Dreamer.of(CFG, GAME.spec)
 AGENTS = {f"seed {seed}": (seed, CFG) for seed in range(2)}
