@@ -110,7 +110,7 @@ def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, agent: Agent
         data = recorded.encode(seen, partial(jax.jit(vision.encode, static_argnums=0), VISION, vision_state.params))
         if cfg.curiosity and n:  # of M as it was; one that has learned nothing is surprised by everything
             surprise = partial(curiosity.intrinsic_reward, MEMORY, before.memory, key_curious, data)
-            added = cfg.curiosity * recorded.once(run.path / "surprise" / f"{n:02}.npy", surprise)
+            added = cfg.curiosity * recorded.once(run.path / "surprise" / f"{n:02}.npz", surprise)
             data = data._replace(reward=data.reward + added)
     remember, shared = wm.MemoryLearner(MEMORY, cfg.memory_optimizer, cfg.streams), (cfg.streams, "streams")
     first, end = (i * cfg.memory_updates for i in (n, n + 1))

@@ -45,6 +45,20 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not JSON ({error}): restore it from a copy, or delete it") from error
 
 
+def read_npz(path: str | os.PathLike[str], *names: str) -> dict[str, np.ndarray]:
+    """Read the arrays of an archive, or those of `names` that it has; zip verifies a CRC-32 of each.
+
+    Raises: ValueError, which names the file, if it is damaged; FileNotFoundError and PermissionError.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names or arrays.files if name in arrays.files}
+    except (FileNotFoundError, PermissionError, MemoryError):
+        raise
+    except Exception as error:  # a damaged archive fails in a dozen ways, which differ between versions of Python
+        raise ValueError(f"{path} is damaged ({error}): restore it from a copy, or delete it") from error
+
+
 def jsonable(value: Any) -> Any:
     """Convert `value` to what JSON can hold. Raises ValueError if that is impossible."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

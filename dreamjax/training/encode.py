@@ -8,7 +8,7 @@ import numpy as np
 from dreamjax.replay import latents
 from dreamjax.replay.latents import Latents
 from dreamjax.storage import episodes
-from dreamjax.storage.atomic import replacing
+from dreamjax.storage.atomic import read_npz, replacing
 from dreamjax.storage.episodes import Episode
 from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.identity import fingerprint
@@ -62,22 +62,19 @@ def write_latents(path: Path, data: Latents, of: str = "") -> None:
 
 
 def read_latents(path: Path) -> Latents:
-    """Read what `write_latents` wrote. Raises ValueError for a file that an older version of dreamjax wrote."""
-    with np.load(path) as arrays:
-        if not set(Latents._fields) <= set(arrays.files):
-            raise ValueError(
-                f"{path} was written by an older version of dreamjax, which paid rewards one step earlier: delete it, "
-                "and what it was made from will be collected or encoded again"
-            )
-        return Latents._make(arrays[name] for name in Latents._fields)
+    """Read what `write_latents` wrote. Raises ValueError for a file that is damaged, or that an older version wrote."""
+    arrays = read_npz(path, *Latents._fields)
+    if len(arrays) < len(Latents._fields):
+        raise ValueError(
+            f"{path} was written by an older version of dreamjax, which paid rewards one step earlier: delete it, "
+            "and what it was made from will be collected or encoded again"
+        )
+    return Latents(**arrays)
 
 
 def _made_of(path: Path) -> str:
     """Fingerprint of what a file was made of; none if it is not there, or older than fingerprints."""
-    if not path.exists():
-        return ""
-    with np.load(path) as arrays:
-        return str(arrays["of"]) if "of" in arrays.files else ""
+    return str(read_npz(path, "of").get("of", "")) if path.exists() else ""
 
 
 def in_batches(

@@ -11,7 +11,7 @@ from dreamjax import rollout
 from dreamjax.replay import latents
 from dreamjax.replay.latents import Latents, Recorded
 from dreamjax.rollout import Transition
-from dreamjax.storage.atomic import replacing
+from dreamjax.storage.atomic import read_npz, replacing
 from dreamjax.training.encode import in_batches
 from dreamjax.types import Agent, AgentParams, Environment, Key, PyTree
 
@@ -31,23 +31,23 @@ def write(path: str | os.PathLike[str], acted: Transition) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> Recorded:
-    """Read what `write` wrote. Raises ValueError for a file that an older version of dreamjax wrote."""
-    with np.load(path) as arrays:
-        if "is_terminal" not in arrays:
-            raise ValueError(
-                f"{path} was recorded by an older version of dreamjax, which paid rewards one step earlier: begin a "
-                "new folder"
-            )
-        observation = {name: arrays[name] for name in arrays.files if name not in Recorded._fields}
-        return Recorded(observation, *(arrays[name] for name in Recorded._fields[1:]))
+    """Read what `write` wrote. Raises ValueError for a file that is damaged, or that an older dreamjax wrote."""
+    arrays = read_npz(path)
+    if "is_terminal" not in arrays:
+        raise ValueError(
+            f"{path} was recorded by an older version of dreamjax, which paid rewards one step earlier: begin a new "
+            "folder"
+        )
+    rest = {name: arrays.pop(name) for name in Recorded._fields[1:]}
+    return Recorded(arrays, **rest)
 
 
 def once(path: str | os.PathLike[str], make: Callable[[], np.ndarray]) -> np.ndarray:
-    """Return the array in a `.npy` file, which is made and written first if it is not there."""
+    """Return the array in a `.npz` file, which is made and written first if it is not there."""
     if not Path(path).exists():
         with replacing(path) as temporary:
-            np.save(temporary, make())
-    return np.load(path)
+            np.savez(temporary, allow_pickle=False, made=make())
+    return read_npz(path)["made"]
 
 
 def observed(recorded: Sequence[Recorded], name: str) -> np.ndarray:

@@ -164,6 +164,17 @@ def test_latents_of_an_older_version_are_refused(store: Store, tmp_path: Path) -
         read_latents(path)
 
 
+def test_damaged_latents_are_named(store: Store, tmp_path: Path) -> None:
+    """Whether the archive cannot be opened or one of its arrays is not what was written."""
+    encode(run_folder(tmp_path), store, posterior)
+    path = tmp_path / "latents" / "000000.npz"
+    sound = path.read_bytes()
+    for damaged in (sound[:-100], sound[:200] + bytes([sound[200] ^ 1]) + sound[201:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"000000\.npz is damaged .*delete it"):
+            encode(run_folder(tmp_path), store, posterior)
+
+
 def test_a_kill_after_the_last_file_leaves_a_stage_that_the_next_call_ends(store: Store, tmp_path: Path) -> None:
     encode(run_folder(tmp_path), store, posterior)
     run = run_folder(tmp_path)

@@ -39,6 +39,13 @@ def test_what_was_acted_is_read_as_episodes_and_encoded(tmp_path: Path) -> None:
     np.savez(tmp_path / "older.npz", **older)
     with pytest.raises(ValueError, match=r"older\.npz was recorded by an older version of dreamjax.*begin a new"):
         recorded.read(tmp_path / "older.npz")
+    cut_off(tmp_path / "some.npz")
+    with pytest.raises(ValueError, match=r"some\.npz is damaged .*restore it from a copy, or delete it"):
+        recorded.read(tmp_path / "some.npz")
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
 
 
 def test_batches_continue_where_they_stopped() -> None:
@@ -52,4 +59,7 @@ def test_batches_continue_where_they_stopped() -> None:
 
 def test_an_array_is_made_once(tmp_path: Path) -> None:
     for made in (1.0, 2.0):
-        assert recorded.once(tmp_path / "new" / "x.npy", lambda made=made: np.full(3, made)).tolist() == [1, 1, 1]
+        assert recorded.once(tmp_path / "new" / "x.npz", lambda made=made: np.full(3, made)).tolist() == [1, 1, 1]
+    cut_off(tmp_path / "new" / "x.npz")
+    with pytest.raises(ValueError, match=r"x\.npz is damaged .*delete it"):
+        recorded.once(tmp_path / "new" / "x.npz", lambda: np.zeros(3))
