@@ -96,6 +96,8 @@ def _observed(space: Any) -> Space:
     low, high, dtype = np.min(space.low), np.max(space.high), np.dtype(space.dtype)
     if dtype.kind != "f":
         high = int(high) + 1
+    elif low == high:  # as that of SimpleBandit-bsuite, which is always 1
+        low, high = -np.inf, np.inf
     return Space(tuple(space.shape), dtype_32(dtype), float(low), float(high))
 
 

@@ -18,8 +18,14 @@ from dreamjax.envs.gymnax import from_gymnax, make
 from dreamjax.types import Space, StepPolicy
 
 QUICK = {"xla_backend_optimization_level": 0}
-# A plain one, a continuous one whose actions reach to 2, integers for floats, a lone class, a whole-number reward.
-NAMES = ["CartPole-v1", "Pendulum-v1", "FourRooms-misc", "FrozenLake-misc", "UmbrellaChain-bsuite"]
+NAMES = [
+    "CartPole-v1",
+    "Pendulum-v1",  # continuous, with actions that reach to 2
+    "FourRooms-misc",  # integers for floats
+    "FrozenLake-misc",  # a lone class
+    "UmbrellaChain-bsuite",  # a whole-number reward
+    "SimpleBandit-bsuite",  # an observation that never changes
+]
 
 
 @pytest.fixture(scope="module")
