@@ -58,7 +58,7 @@ class HostedLoop:
         if len(environments) != agents * cfg.envs:
             raise ValueError(f"{agents} agents need {agents * cfg.envs} environments, got {len(environments)}")
         checks.same_spaces(dreamer.spec, environments.spec)
-        self._environments, self._shape, self._entropy = environments, (agents, cfg.envs), entropy
+        self.environments, self._shape, self._entropy = environments, (agents, cfg.envs), entropy
         self._fill, self._steps = loop.prefill(dreamer, cfg), cfg.rhythm[1]
         self._mesh = device_mesh("devices", max(n for n in range(1, jax.device_count() + 1) if agents % n == 0))
         self._places: Any = split(self._mesh)
@@ -66,12 +66,13 @@ class HostedLoop:
         self._start = jax.jit(own(jax.vmap(partial(loop.start, dreamer, cfg))))
         self._act = jax.jit(own(jax.vmap(partial(loop.act, dreamer))), donate_argnums=1)
         self._learn = jax.jit(own(jax.vmap(partial(loop.learn, dreamer, cfg))), donate_argnums=(1, 2))
+        self.info: list[tuple[int, dict[str, float]]] = []  # agent, and what came with the end of an episode
         self._key_fill: Any = None  # [A] keys with which new agents act until there is a batch
 
     def begin(self, keys: Key, hyper: Hyper) -> LoopState:
         """Start new agents, which have not met their environments: see `place`. Shapes: keys [A] and settings [A]."""
         key_start, _, self._key_fill = _split(keys, 3)
-        spec, count = self._environments.spec, len(self._environments)
+        spec, count = self.environments.spec, len(self.environments)
         observation = jax.tree.map(lambda space: np.zeros((count, *space.shape), space.dtype), spec.observation)
         reward: Any = np.zeros(count, np.float32)
         return self._start(key_start, self._arrived(Step(observation, reward, *[reward > 0] * 3)), hyper)
@@ -84,7 +85,7 @@ class HostedLoop:
         written = int(np.asarray(state.replay.written)[0])
         if self._mesh.size > 1:
             state = shard(state, self._places)
-        state = state._replace(step=self._arrived(self._environments.reset((*self._entropy, written))))
+        state = state._replace(step=self._arrived(self.environments.reset((*self._entropy, written))))
         if not written:
             for key in _split(self._key_fill, self._fill):
                 state, _ = self._remember(key, state)
@@ -92,8 +93,11 @@ class HostedLoop:
         return state
 
     def advance(self, state: LoopState, keys: Key) -> tuple[LoopState, Progress]:
-        """Make n iterations; the state is given up. Shapes: keys [A, n] -> [A, ...] and progress [A, n]."""
-        told = []
+        """Make n iterations; the state is given up. Shapes: keys [A, n] -> [A, ...] and progress [A, n].
+
+        `info` then holds the finite numbers that environments told at the ends of episodes, such as other scores.
+        """
+        told, self.info = [], []
         for number in range(keys.shape[1]):
             key_collect, key_learn = _split(keys[:, number], 2)
             ended = []
@@ -113,12 +117,13 @@ class HostedLoop:
         return gathered(self._mesh, tree)
 
     def _remember(self, key: Key, state: LoopState) -> tuple[LoopState, loop.Ended]:
+        self.info += [(i // self._shape[1], told) for i, told in self.environments.info.items()]
         return self._act(_split(key, 2)[0], state)
 
     def _step(self, state: LoopState) -> LoopState:
         """Step the environments, which waits for what the agents do, but not for what they learn."""
         action = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), state.agent.action)
-        return state._replace(step=self._arrived(self._environments.step(action)))
+        return state._replace(step=self._arrived(self.environments.step(action)))
 
     def _arrived(self, step: Step) -> Step:
         shaped = jax.tree.map(lambda leaf: leaf.reshape(*self._shape, *leaf.shape[1:]), step)

@@ -106,8 +106,9 @@ def train_agents(
 
     One step of the stage is a call: `per_call` iterations of `loop.iterate` for every agent. After each the metrics
     hold the environment steps of each agent so far, and of each agent how many episodes ended and their mean return.
-    On the host `failures` counts environments that were made anew since training began or was resumed. There are
-    `calls` calls, with a checkpoint after every `checkpoint_every`.
+    On the host `failures` counts environments that were made anew since training began or was resumed, and
+    `info/<name>/<agent>` are means of the numbers that environments tell at the ends of episodes. There are `calls`
+    calls, with a checkpoint after every `checkpoint_every`.
 
     Shapes: -> parameters [agents, ...]. Raises: as `training.loop.train`, `jitted_loop`, `HostedLoop` and
         `dreamerv3.loop.init` do.
@@ -128,8 +129,8 @@ def train_agents(
             state, progress = program.advance(state, fold(key_train, numbers))
             done += 1
             metrics = _told(names, progress) | {"steps": int(state.replay.written[0]) * cfg.envs}
-            if isinstance(environment, VectorEnvironment):
-                metrics["failures"] = environment.failures
+            if isinstance(program, HostedLoop):
+                metrics |= _informed(names, program.info) | {"failures": program.environments.failures}
             yield state, metrics
 
     state = train(
@@ -142,6 +143,7 @@ def train_agents(
         checkpoint_every=checkpoint_every,
         log_every=1,
         show="return",
+        unit="call",
     )
     return program.gather(state.learner.params)
 
@@ -155,6 +157,15 @@ def _told(names: list[str], progress: Progress) -> dict[str, Any]:
     if finished.sum():
         metrics["return"] = returns.sum() / finished.sum()
     return metrics
+
+
+def _informed(names: list[str], info: list[tuple[int, dict[str, float]]]) -> dict[str, float]:
+    """Average what environments told of the episodes of each agent."""
+    values: dict[str, list[float]] = {}
+    for agent, told in info:
+        for name, value in told.items():
+            values.setdefault(f"info/{name}/{names[agent]}", []).append(value)
+    return {name: sum(some) / len(some) for name, some in values.items()}
 
 
 def learned(run: RunFolder, name: str, agents: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

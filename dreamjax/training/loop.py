@@ -74,12 +74,14 @@ def train(
     checkpoint_every: int = 500,
     log_every: int = 50,
     show: str = "loss",
+    unit: str = "step",
 ) -> PyTree:
     """Read `loop` to step number `steps`, from the newest checkpoint of stage `name` in the run folder if there is one.
 
     If the loop depends on nothing but the step and the state, the result is the same however often the training was
-    interrupted. `show` names the metric beside the progress bar. What is saved is finite: the metrics of a step are
-    looked at before. Several processes call it together, each with its own run folder: see `training.processes`.
+    interrupted. `show` names the metric beside the progress bar, `unit` what the bar counts. What is saved is finite:
+    the metrics of a step are looked at before. Several processes call it together, each with its own run folder: see
+    `training.processes`.
 
     Raises: ValueError if the loop ends before that, FloatingPointError as `finite` does, `Stopped` after a signal, when
         the step is done and saved.
@@ -92,7 +94,7 @@ def train(
     if begin >= steps:
         run.finish_stage(name)  # it may have been killed after its last checkpoint
         return state
-    bar = progress(steps, label(name), initial=begin, unit="step", waits="compiling")
+    bar = progress(steps, label(name), initial=begin, unit=unit, waits="compiling")
     with stop_request() as stop, tracing(run, name) as trace, run.stage(name) as stage, bar:
         done = begin
         trace.at(done, state)

@@ -5,7 +5,9 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,7 @@ from dreamjax.dreamerv3.sweep import stacked
 from dreamjax.envs import probes
 from dreamjax.envs.gymnasium import to_gymnasium
 from dreamjax.optim import LaPropConfig
-from dreamjax.storage import MetricsLog, RunFolder
+from dreamjax.storage import MetricsLog, RunFolder, read_metrics
 from dreamjax.training.hosted import HostedLoop
 from dreamjax.training.jitted import jitted_loop, learned, train_agents
 
@@ -77,6 +79,23 @@ def test_training_goes_on_in_new_episodes_and_repeats_nothing(tmp_path: Path) ->
     assert 0 <= returns.min() <= returns.max() <= 1 and len(steps) == len(set(steps.tolist()))
     # 8 steps of each environment make the first batch, and every iteration 2 more.
     assert resets == [(0, 1, 8 + 2 * 2 * 3)]
+
+
+class Scored(gymnasium.Wrapper):
+    """Tells another score with each step."""
+
+    def step(self, action: Any) -> Any:
+        *rest, info = self.env.step(action)
+        return *rest, info | {"half": rest[1] / 2}
+
+
+def test_what_environments_tell_at_the_ends_of_episodes_is_kept_for_each_agent(tmp_path: Path) -> None:
+    run, make = RunFolder(tmp_path, CFG), lambda: Scored(to_gymnasium(GAME))
+    with closing(VectorEnvironment(make, 4, GAME.spec.max_steps)) as vector, MetricsLog(tmp_path) as log:
+        train_agents(run, log, "train", DREAMER, vector, LOOP, AGENTS, calls=1, per_call=6, checkpoint_every=1)
+    told = read_metrics(tmp_path / "metrics.jsonl")["train"]
+    for agent in AGENTS:  # whose only reward comes with the last step
+        assert told[f"info/half/{agent}"][1][0] == pytest.approx(told[f"return/{agent}"][1][0] / 2)
 
 
 def test_environments_are_those_of_every_agent() -> None:
