@@ -72,8 +72,8 @@ def test_a_stored_agent_is_evaluated_without_training(doom: Path, tmp_path: Path
     assert len({json.loads(line)["of"] for line in notes.read_text().splitlines()}) == 2
 
 
-def test_the_swing_up_is_learned_iteratively_and_aggregated(tmp_path: Path) -> None:
-    whole, once = tmp_path / "whole", tmp_path / "once"
+def test_the_swing_up_is_learned_iteratively(tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
     settings = ("--preset", "smoke", "--curiosity", "1", "--units", "2")
     output = finish(start(SWINGUP, *settings, "--folder", str(whole)))
     assert "summary.html" in output
@@ -83,19 +83,25 @@ def test_the_swing_up_is_learned_iteratively_and_aggregated(tmp_path: Path) -> N
     assert list(rows) == [name, f"{name}, held upright at the end"]
     for picture in ("summary.html", "learning.png", "iteration-02/dream_and_real.mp4", "trust.png"):
         assert (whole / picture).stat().st_size > 1000, picture
-    finish(start(SWINGUP, "--preset", "smoke", "--no-iterate", "--folder", str(once)))
-    into = tmp_path / "into"
-    finish(start(SWINGUP, "--aggregate", str(whole), str(once), "--into", str(into)))
-    aggregated = {row["name"]: row["mean"] for row in json.loads((into / "result.json").read_text())["rows"]}
-    assert list(aggregated) == [*rows, "not-iterated", "not-iterated, held upright at the end"]
-    assert aggregated[name] == rows[name]["mean"]
-    assert (into / "repeats.png").stat().st_size > 5000
     agent, params = dreamjax.load(whole / "agent-02.npz")  # which dreams and acts without the experiment
     assert params.starts[0].shape[1] == 16
     state = rollout.start(agent, params)
     reset = swingup(observation="both").reset
     _, action = rollout.act(agent, params, jax.random.key(1), state, reset(jax.random.key(0))[1])
     assert -1 <= float(action) <= 1
+
+
+@pytest.mark.long
+def test_runs_of_the_swing_up_are_aggregated(tmp_path: Path) -> None:
+    many, once, into = tmp_path / "many", tmp_path / "once", tmp_path / "into"
+    finish(start(SWINGUP, "--preset", "smoke", "--folder", str(many)))
+    finish(start(SWINGUP, "--preset", "smoke", "--no-iterate", "--folder", str(once)))
+    finish(start(SWINGUP, "--aggregate", str(many), str(once), "--into", str(into)))
+    aggregated = {row["name"]: row["mean"] for row in json.loads((into / "result.json").read_text())["rows"]}
+    rows = outcome(many)[1] | outcome(once)[1]
+    assert aggregated == {name: row["mean"] for name, row in rows.items()}
+    assert list(rows)[2:] == ["not-iterated", "not-iterated, held upright at the end"]
+    assert (into / "repeats.png").stat().st_size > 5000
 
 
 def test_temperatures_are_swept_with_both_kinds_of_controllers(tmp_path: Path) -> None:
@@ -111,14 +117,17 @@ def test_temperatures_are_swept_with_both_kinds_of_controllers(tmp_path: Path) -
         assert (tmp_path / name).stat().st_size > 1000, name
 
 
-def test_car_racing_evolves_on_the_road_and_in_the_dream(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "names", [("full-dream",), pytest.param(("untrained-memory", "full-dream"), marks=pytest.mark.long)]
+)
+def test_car_racing_evolves_on_the_road_and_in_the_dream(names: tuple[str, ...], tmp_path: Path) -> None:
     whole = tmp_path / "whole"
-    for name in ("untrained-memory", "full-dream"):
+    for name in names:
         assert "summary.html" in finish(start(CAR, "--preset", "smoke", "--controller", name, "--folder", str(whole)))
     metrics, rows = outcome(whole)
-    stages = {"vision", "memory", "untrained-memory-evolve", "full-dream-evolve", "full-dream-memory"}
-    assert {stage for stage, _ in metrics} == stages | {"full-dream-iteration"}
-    assert list(rows) == ["full-dream", "untrained-memory"]
+    stages = {"vision", "memory", "full-dream-memory", "full-dream-iteration", *(f"{name}-evolve" for name in names)}
+    assert {stage for stage, _ in metrics} == stages
+    assert list(rows) == sorted(names)
     for name in ("evolution.png", "learning.png", "full-dream-at-1.00.mp4", "trust.png", "summary.html"):
         assert (whole / name).stat().st_size > 1000, name
     arguments = ("--evaluate", str(whole), "--controller", "full-dream", "--folder", str(tmp_path / "evaluation"))
@@ -184,6 +193,7 @@ def test_dreamerv3_killed_goes_on_to_the_same_number_of_updates(tmp_path: Path) 
     assert "batch_size" in refused(DREAMER, *arguments, "--batch-size", "8")
 
 
+@pytest.mark.long
 def test_dreamerv3_learns_offline_from_a_recording_and_from_its_own_folder(tmp_path: Path) -> None:
     recorded, other = tmp_path / "recorded", tmp_path / "other"
     short = ("--preset", "smoke", "--steps", "60", "--episodes", "0")
@@ -237,10 +247,10 @@ def test_dreamerv3_scores_crafter_over_all_training_episodes(tmp_path: Path) -> 
     assert row["mean"] == pytest.approx(51 ** (1 / 22) - 1)
 
 
-def test_dreamerv3_jax_trains_seeds_together_and_repeats_nothing(tmp_path: Path) -> None:
+def test_dreamerv3_jax_trains_seeds_together(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     whole = ("--preset", "smoke", "--episodes", "40", "--folder", str(folder))
-    output = finish(start(DREAMER_JAX, *whole))
+    finish(start(DREAMER_JAX, *whole))
     _, scores = outcome(folder)
     assert list(scores) == ["remember, seed 0", "remember, seed 1", "remember, mean of 2 seeds"]
     *each, mean = scores.values()
@@ -254,17 +264,25 @@ def test_dreamerv3_jax_trains_seeds_together_and_repeats_nothing(tmp_path: Path)
     assert [(row["step"], row["steps"]) for row in rows] == [(1, 14), (2, 18), (3, 22)]
     for seed in range(2):
         assert [row[f"episodes/seed {seed}"] for row in rows] == [0, 0, 2] and f"return/seed {seed}" not in rows[0]
-    assert finish(start(DREAMER_JAX, *whole)).splitlines()[-3:] == output.splitlines()[-3:]
-    assert outcome(folder)[1] == scores
-    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3
     assert len(dreamjax.load(folder)[1].starts) == 64
-    finish(start(DREAMER_JAX, *whole, "--iterations", "8"))
-    assert "iterations: the folder has 6, this run 8" in (folder / "changes.json").read_text()
     output = refused(DREAMER_JAX, "--task", "chess")
     assert "'chess'; there are" in output and "counter" in output and "dmc1_..." in output
     assert "--evaluate" in refused(DREAMER_JAX, "--evaluate", str(folder))
 
 
+@pytest.mark.long
+def test_dreamerv3_jax_repeats_nothing_and_may_train_longer(tmp_path: Path) -> None:
+    whole = ("--preset", "smoke", "--episodes", "4", "--folder", str(tmp_path))
+    output = finish(start(DREAMER_JAX, *whole))
+    metrics, scores = outcome(tmp_path)
+    assert finish(start(DREAMER_JAX, *whole)).splitlines()[-3:] == output.splitlines()[-3:]
+    assert outcome(tmp_path) == (metrics, scores)
+    finish(start(DREAMER_JAX, *whole, "--iterations", "8"))
+    assert outcome(tmp_path)[0].keys() - metrics.keys() == {("train", 4)}
+    assert "iterations: the folder has 6, this run 8" in (tmp_path / "changes.json").read_text()
+
+
+@pytest.mark.long
 def test_dreamerv3_jax_sweeps_values_and_seeds_in_environments_of_the_host(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     hosted = "--preset", "smoke", "--task", "gym_CartPole-v1", "--workers", "2", "--episodes", "20"

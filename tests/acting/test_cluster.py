@@ -143,6 +143,7 @@ def test_what_is_asked_of_a_cluster_must_make_sense(nodes: Cluster) -> None:
         cluster.connect(nodes.address, 0)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("two")
 def test_an_experiment_takes_the_address_of_a_cluster(nodes: Cluster, tmp_path: Path) -> None:
     """In a process of its own: DreamerV3 trains, and is evaluated, with workers on the cluster."""

@@ -56,6 +56,7 @@ def trained(cfg: DreamerConfig, hyper: Hyper | None = None) -> TrainState:
     return state
 
 
+@pytest.mark.long
 def test_one_program_serves_the_values_of_two_configurations() -> None:
     one, other = (trained(ONE, Hyper.of(cfg)) for cfg in (ONE, OTHER))
     assert program(ONE)._cache_size() == 1

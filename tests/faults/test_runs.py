@@ -112,6 +112,7 @@ def test_memory_skips_an_update_that_is_not_finite() -> None:
     assert [int(skipped) for _, skipped in kept] == [0, 1, 1] and is_finite(kept[2][0])
 
 
+@pytest.mark.long
 def test_a_run_whose_updates_are_not_finite_stops_with_a_sound_checkpoint(tmp_path: Path) -> None:
     broken = replace(TINY, optimizer=replace(TINY.optimizer, learning_rate=1e30, warmup=3))  # the first rate is 0
     with pytest.raises(FloatingPointError, match=r"step 2 of stage 'learn' was not finite: .*update_norm = inf.*rate"):

@@ -78,6 +78,7 @@ class Telling(gymnasium.Wrapper):
         return *super().step(action)[:4], {"seen": self.seen}
 
 
+@pytest.mark.long
 def test_the_plan_times_the_update_that_training_uses_and_leaves_the_agent_new(tmp_path):
     before = experience.learn_several._cache_size()
     run(tmp_path, CFG)
@@ -193,6 +194,7 @@ learn(Path(folder), int(until), cfg=DRAWN)
 """
 
 
+@pytest.mark.long
 def test_offline_learning_that_is_killed_while_it_saves_goes_on_as_if_it_had_not_been(tmp_path):
     begun = int(run(tmp_path / "a", DRAWN).step)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
@@ -206,6 +208,7 @@ def test_offline_learning_that_is_killed_while_it_saves_goes_on_as_if_it_had_not
     jax.tree.map(np.testing.assert_array_equal, at_once, resumed)
 
 
+@pytest.mark.long
 def test_another_agent_learns_from_the_replay_of_a_run(tmp_path):
     run(tmp_path / "collected", replace(CFG, steps=60))
     wider = replace(TINY, rssm=replace(TINY.rssm, deter=32))
