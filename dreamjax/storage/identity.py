@@ -9,6 +9,7 @@ import enum
 import functools
 import hashlib
 import os
+import pickle
 import sys
 from collections.abc import Mapping, Set
 from importlib import metadata
@@ -44,6 +45,7 @@ def describe(value: Any, code: bool = True) -> str:
 
     A function is its name, what it closes over, its defaults, its constants and the globals that it reads. With `code`
     also its bytecode and where it comes from: the version of an installed package, or the contents of another file.
+    Of what is not written in Python that can be described which is pickled as bytes, such as a model of MuJoCo.
 
     Raises: ValueError for any other object, whose next process could not tell that it is the same.
     """
@@ -74,7 +76,7 @@ class _Describer:
         match value:
             case None | EllipsisType() | bool() | int() | float() | complex() | str() | bytes() | enum.Enum():
                 return repr(value)
-            case gymnasium.Space() | jax.tree_util.PyTreeDef():
+            case gymnasium.Space() | jax.tree_util.PyTreeDef() | jax.ShapeDtypeStruct():
                 return repr(value)
             case os.PathLike():
                 return repr(os.fspath(value))
@@ -116,6 +118,8 @@ class _Describer:
             return self._object(value, {one.name: getattr(value, one.name) for one in dataclasses.fields(value)})
         if all(kind.__flags__ & _IN_PYTHON for kind in type(value).__mro__[:-1]) and hasattr(value, "__dict__"):
             return self._object(value, vars(value))
+        if isinstance(state := _state(value), bytes):  # such as a model of MuJoCo
+            return f"{self._named(type(value))}({_digest(state)})"
         raise ValueError(
             f"{value!r} cannot be told from another {type(value).__name__} in the next process: use functions, classes "
             "and functools.partial of plain values"
@@ -168,6 +172,15 @@ def _names(code: CodeType) -> set[str]:
     """Names that a function and those within it read."""
     inner = (_names(one) for one in code.co_consts if isinstance(one, CodeType))
     return set(code.co_names).union(*inner)
+
+
+def _state(value: Any) -> Any:
+    """Return what an object is pickled as, besides its class; None if it cannot be."""
+    try:
+        reduced = value.__reduce_ex__(4)
+    except (TypeError, NotImplementedError, pickle.PicklingError):
+        return None
+    return reduced[2] if isinstance(reduced, tuple) and len(reduced) > 2 else None
 
 
 def _array(value: Any) -> str:

@@ -268,9 +268,12 @@ def evaluate(
 
 
 def once(run: RunFolder, name: str, of: str, measure: Callable[[], dict[Any, Any]]) -> dict[str, Any]:
-    """Return what was measured in a stage, which is done unless it was done before, of the same fingerprint."""
+    """Return what was measured in a stage, which is done unless it was done before, of the same fingerprint.
+
+    Without a fingerprint, "", it is done again.
+    """
     record = run.stage_record(name)
-    if not record["done"] or record.get("of") != of:
+    if not of or not record["done"] or record.get("of") != of:
         with run.stage(name):
             run.write_json(f"stages/{name}.json", run.stage_record(name) | {"of": of})  # not done yet
             run.finish_stage(name, measure())

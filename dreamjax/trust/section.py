@@ -33,12 +33,16 @@ def trust_section(
 ) -> Section:
     """Measure an agent, unless the folder holds that of the same agent, environment and code; draw, and print.
 
-    What was measured is in the record of the stage `trust`, and the chart in `trust.png`. `learned` is what the run
-    noted while it trained. Pictures are also filmed, open-loop, framed red where dreamed.
+    What was measured is in the record of the stage `trust`, and the chart in `trust.png`. In an environment that cannot
+    be told from another, see `storage.identity.describe`, it is measured again. `learned` is what the run noted while
+    it trained. Pictures are also filmed, open-loop, framed red where dreamed.
 
     Shapes: key []. Raises: as `measure` does.
     """
-    of = fingerprint(cfg, agent, params, key, environment)
+    try:
+        of = fingerprint(cfg, agent, params, key, environment)
+    except ValueError:
+        of = ""
     look = partial(measure, agent, params, environment, key, cfg, workers=workers)
     found = once(run, "trust", of, lambda: _write(run.path, look()))
     section = show(run.path, [Measured(*one) for one in found["measured"]], learned)

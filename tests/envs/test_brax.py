@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dreamjax.envs.brax import from_brax, make
+from dreamjax.storage.identity import fingerprint
 from dreamjax.types import Space
 
 NAME = "inverted_pendulum"
@@ -60,6 +61,10 @@ def test_spec_batches_and_purity(envs: Any) -> None:
     _, both = jax.jit(jax.vmap(environment.step, (None, 0, None)))(jax.random.key(1), states, jnp.ones(1))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y[0], 1e-5, 1e-6), one, both)
     assert [leaf.dtype for leaf in one[1:]] == [jnp.float32, bool, bool, bool]
+
+
+def test_it_is_described_alike_when_made_again(envs: Any) -> None:
+    assert fingerprint(make(NAME)) == fingerprint(make(NAME))
 
 
 def test_reset_and_step_fit_in_one_cond(envs: Any) -> None:

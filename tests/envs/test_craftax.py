@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dreamjax.envs.craftax import from_craftax, make, paint
+from dreamjax.storage.identity import fingerprint
 
 NAME = "Craftax-Classic-Symbolic-v1"
 QUICK = {"xla_backend_optimization_level": 0}
@@ -54,6 +55,10 @@ def test_steps_are_those_of_the_original(original: Any) -> None:
     assert first.is_first and not steps.is_first.any()
     assert steps.observation.shape == (8, *space.shape) and steps.observation.dtype == space.dtype
     assert steps.observation.min() >= space.low and steps.observation.max() <= space.high
+
+
+def test_it_is_described_alike_when_made_again(original: Any) -> None:
+    assert fingerprint(make(NAME)) == fingerprint(make(NAME))
 
 
 def test_a_time_limit_is_not_terminal_but_a_death_is(original: Any) -> None:

@@ -1,6 +1,7 @@
 """Environments of gymnax come out of the adapter as they are when stepped by hand, with honest flags and specs."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,9 @@ from dreamjax.dreamerv3.config import DreamerConfig, debug
 from dreamjax.dreamerv3.loop import LoopConfig
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs.gymnax import from_gymnax, make
+from dreamjax.storage.identity import fingerprint
 from dreamjax.types import Space, StepPolicy
+from tests.scripts import REPO, finish, outcome, start
 
 QUICK = {"xla_backend_optimization_level": 0}
 NAMES = [
@@ -65,6 +68,19 @@ def test_steps_are_those_of_the_original(gymnax: Any, name: str) -> None:
         assert flags(step) == (False, bool(terminated | truncated), bool(terminated))
         if step.is_last:
             break
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_described_alike_when_made_again(gymnax: Any, name: str) -> None:
+    assert fingerprint(make(name)) == fingerprint(make(name))
+
+
+def test_dreamerv3_learns_and_reports_in_one(gymnax: Any, tmp_path: Path) -> None:
+    """As the command does it that experiments/README.md shows."""
+    script = REPO / "experiments" / "dreamerv3_jax.py"
+    task = "--task", "gymnax_CartPole-v1", "--episodes", "4", "--loop.capacity", "200"
+    finish(start(script, "--preset", "smoke", *task, "--folder", str(tmp_path)))
+    assert list(outcome(tmp_path)[1])[-1] == "gymnax_CartPole-v1, mean of 2 seeds"
 
 
 @pytest.mark.parametrize("name", NAMES)

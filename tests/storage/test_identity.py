@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium
 import jax
 import jax.numpy as jnp
+import mujoco
 import numpy as np
 import pytest
 
@@ -103,6 +104,15 @@ def test_what_cannot_be_described_is_refused() -> None:
     for thing in (np.random.default_rng(0), object(), partial(make, iter([]))):
         with pytest.raises(ValueError, match=r"next process: use functions, classes and functools\.partial"):
             describe(thing)
+
+
+def test_models_of_mujoco_and_shapes_are_told_apart() -> None:
+    """Which environments of Brax and of gymnax close over."""
+    ball = "<mujoco><worldbody><geom size='{}'/></worldbody></mujoco>"
+    load = mujoco.MjModel.from_xml_string
+    assert describe(load(ball.format(1))) == describe(load(ball.format(1))) != describe(load(ball.format(2)))
+    shapes = [jax.eval_shape(lambda length=length: jnp.zeros(length)) for length in (2, 2, 3)]
+    assert describe(shapes[0]) == describe(shapes[1]) != describe(shapes[2])
 
 
 def test_a_run_goes_on_with_what_it_began_with(tmp_path: Path) -> None:
