@@ -37,7 +37,7 @@ def from_gymnax(environment: Any, params: Any = None) -> Environment:
 
     Its time limit is a truncation: last, and terminal only if the game ends at the same step. Continuous actions are
     taken in [-1, 1], cut to that, and rescaled to the bounds of the environment. Observations come in the declared
-    dtype, in the widest of the declared bounds.
+    dtype: integers in the widest of the declared bounds, floats without bounds, as some leave those they declare.
 
     Raises: ValueError for a kind of space that has no array form, for actions in an unbounded or integer box, and for
     an environment whose observations have not the declared shapes.
@@ -93,12 +93,11 @@ def _observed(space: Any) -> Space:
         return Space((), np.int32, 0, int(space.n))
     if not hasattr(space, "low"):
         raise ValueError(f"no array form for the space {space}; give the environment one of boxes and classes")
-    low, high, dtype = np.min(space.low), np.max(space.high), np.dtype(space.dtype)
-    if dtype.kind != "f":
-        high = int(high) + 1
-    elif low == high:  # as that of SimpleBandit-bsuite, which is always 1
-        low, high = -np.inf, np.inf
-    return Space(tuple(space.shape), dtype_32(dtype), float(low), float(high))
+    dtype = np.dtype(space.dtype)
+    if dtype.kind == "f":
+        return Space(tuple(space.shape), dtype_32(dtype))
+    low, high = int(np.min(space.low)), int(np.max(space.high)) + 1
+    return Space(tuple(space.shape), dtype_32(dtype), low, high)
 
 
 def _taken(space: Any) -> Space:

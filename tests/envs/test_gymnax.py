@@ -28,6 +28,7 @@ NAMES = [
     "FrozenLake-misc",  # a lone class
     "UmbrellaChain-bsuite",  # a whole-number reward
     "SimpleBandit-bsuite",  # an observation that never changes
+    "MemoryChain-bsuite",  # and one that leaves its bounds
 ]
 
 
