@@ -25,12 +25,11 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Tests compile for much longer than they compute: with the least care. And without the newer code generator, which goes
 # through MLIR for each fusion; XLA then compiles an update of DreamerV3 in a third of the time it takes by default.
-# From jaxlib 0.11.1 on there is no other, and a flag that XLA does not know ends the process.
 # The passes that are left out move work out of loops, and take a seventh of the time to compile an update.
 FLAGS = "--xla_backend_optimization_level=0 --xla_disable_hlo_passes=" + ",".join(
     ("simplify-while-loops", "while-loop-invariant-code-motion", "while-loop-constant-sinking")
 )
-if Version(version("jaxlib")) < Version("0.11.1"):
+if Version(version("jaxlib")) < Version("0.11.1"):  # later ones have no other, and end at a flag they do not know
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 
