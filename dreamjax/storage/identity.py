@@ -9,7 +9,6 @@ import enum
 import functools
 import hashlib
 import os
-import pickle
 import sys
 from collections.abc import Mapping, Set
 from importlib import metadata
@@ -45,7 +44,7 @@ def describe(value: Any, code: bool = True) -> str:
 
     A function is its name, what it closes over, its defaults, its constants and the globals that it reads. With `code`
     also its bytecode and where it comes from: the version of an installed package, or the contents of another file.
-    Of what is not written in Python that can be described which is pickled as bytes, such as a model of MuJoCo.
+    An object of a class that is not written in Python is its bytes, if it pickles as such: a model of MuJoCo does.
 
     Raises: ValueError for any other object, whose next process could not tell that it is the same.
     """
@@ -118,7 +117,7 @@ class _Describer:
             return self._object(value, {one.name: getattr(value, one.name) for one in dataclasses.fields(value)})
         if all(kind.__flags__ & _IN_PYTHON for kind in type(value).__mro__[:-1]) and hasattr(value, "__dict__"):
             return self._object(value, vars(value))
-        if isinstance(state := _state(value), bytes):  # such as a model of MuJoCo
+        if isinstance(state := _state(value), bytes):
             return f"{self._named(type(value))}({_digest(state)})"
         raise ValueError(
             f"{value!r} cannot be told from another {type(value).__name__} in the next process: use functions, classes "
@@ -178,7 +177,7 @@ def _state(value: Any) -> Any:
     """Return what an object is pickled as, besides its class; None if it cannot be."""
     try:
         reduced = value.__reduce_ex__(4)
-    except (TypeError, NotImplementedError, pickle.PicklingError):
+    except Exception:  # other people's classes refuse in many ways; who asks then says which object it was
         return None
     return reduced[2] if isinstance(reduced, tuple) and len(reduced) > 2 else None
 

@@ -62,7 +62,7 @@ def load_weights(path: str | os.PathLike[str], like: PyTree) -> PyTree:
     """Read a file of `save_weights` into the structure, shapes and types of `like` (arrays or `ShapeDtypeStruct`s).
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError, PermissionError: there is no such file, or it may not be read.
         CheckpointError: the file is damaged; every entry of a .npz carries a CRC-32, a .safetensors has none.
         ValueError: the names or shapes differ from those of `like`, or one side is floating-point and the other not.
     """
@@ -92,7 +92,7 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         except FileNotFoundError:
             raise
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-            raise CheckpointError(f"{path} is damaged: {error}. Fetch it or write it again.") from error
+            raise CheckpointError(f"{path} is damaged ({error}): restore it from a copy, or delete it") from error
     try:
         return read_npz(path)
     except ValueError as error:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,17 @@ def test_training_goes_on_in_new_episodes_and_repeats_nothing(tmp_path: Path) ->
 
 
 class Scored(gymnasium.Wrapper):
-    """Tells another score with each step."""
+    """Tells another score with each step, and which environment it is."""
+
+    numbers = count()
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        self.number = next(self.numbers)
 
     def step(self, action: Any) -> Any:
         *rest, info = self.env.step(action)
-        return *rest, info | {"half": rest[1] / 2}
+        return *rest, info | {"half": rest[1] / 2, "number": self.number}
 
 
 def test_what_environments_tell_at_the_ends_of_episodes_is_kept_for_each_agent(tmp_path: Path) -> None:
@@ -96,6 +103,8 @@ def test_what_environments_tell_at_the_ends_of_episodes_is_kept_for_each_agent(t
     told = read_metrics(tmp_path / "metrics.jsonl")["train"]
     for agent in AGENTS:  # whose only reward comes with the last step
         assert told[f"info/half/{agent}"][1][0] == pytest.approx(told[f"return/{agent}"][1][0] / 2)
+    first, second = (told[f"info/number/{agent}"][1][0] for agent in AGENTS)
+    assert second - first >= 1  # means over the first two environments and the two after them
 
 
 def test_environments_are_those_of_every_agent() -> None:

@@ -150,8 +150,11 @@ def test_a_section_has_a_chart_films_and_rows_and_is_not_measured_again(
     assert trust_section(folder, *trained(), Drift, key, cfg, workers=0) == section
     assert (tmp_path / "open_loop_image.mp4").stat().st_mtime_ns == before
     unlike = partial(lambda what: Drift(), iter(()))  # which cannot be told from another, and is looked at again
-    assert trust_section(folder, *trained(), unlike, key, cfg, workers=0) == section
-    assert (tmp_path / "open_loop_image.mp4").stat().st_mtime_ns > before
+    for _ in range(2):
+        assert trust_section(folder, *trained(), unlike, key, cfg, workers=0) == section
+        now = (tmp_path / "open_loop_image.mp4").stat().st_mtime_ns
+        assert now > before
+        before = now
     page = write_summary(folder, "Drift", [], [section]).read_text()
     assert "open_loop_image.mp4" in page and "return, game" in page and "measured" not in json.dumps(section.warning)
 
