@@ -292,9 +292,9 @@ def population_of_one(params: Params) -> Params:
 def population_returns(environment: Environment, agent: StepPolicy, population: Params, keys: Key) -> Returns:
     """Act through E episodes with each of N policies. The policies share the keys, so that luck separates them less.
 
-    Shapes: population [N, ...], keys [E] -> [N, E].
+    Shapes: population [N, ...], or without arrays, of one policy that has none; keys [E] -> [N, E].
     """
-    n, e = jax.tree.leaves(population)[0].shape[0], len(keys)
+    n, e = next((len(leaf) for leaf in jax.tree.leaves(population)), 1), len(keys)
     params = jax.tree.map(lambda leaf: jnp.repeat(leaf, e, axis=0), population)
     returns = episodes(environment, agent, params, jnp.tile(keys, n))
     return jax.tree.map(lambda leaf: leaf.reshape(n, e), returns)

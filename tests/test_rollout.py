@@ -216,6 +216,13 @@ def test_population_returns_play_every_policy_with_every_key(lanes: tuple[Array,
     assert len(np.unique(got.total[:3])) > 6
 
 
+def test_policies_without_parameters_are_a_population_of_one() -> None:
+    environment, keys = probes.remember(), jax.random.split(jax.random.key(0), 400)
+    agent = rollout.random_agent(environment.spec)
+    got = population_returns(environment, rollout.step_policy(agent, ()), rollout.population_of_one(()), keys)
+    assert got.total.shape == (1, 400) and abs(got.total.mean() - 0.25) < 0.07  # three standard errors
+
+
 @given(st.integers(1, 2000), st.integers(1, 9), st.integers(1, 64))
 def test_batch_sizes_fall_evenly(count: int, stages: int, smallest: int) -> None:
     counts = _batch_sizes(count, stages, smallest)

@@ -139,7 +139,8 @@ def _dream(agent: Agent, params: AgentParams, key: Key, steps: int, temperature:
     begin, _ = dream.environment(model, learned, params.starts, temperature).reset(key_reset)
     states = dream.imagine(agent, params, key_imagine, begin.latent, steps, temperature).states
     outcome = jax.vmap(partial(model.outcome, learned))(states)
-    return outcome.continues, jax.lax.map(partial(model.decode, learned), states)
+    # A picture by itself leaves a processor with little to do; all at once may not fit the memory of a device.
+    return outcome.continues, jax.lax.map(partial(model.decode, learned), states, batch_size=50)
 
 
 def film_episode(

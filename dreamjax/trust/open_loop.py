@@ -219,7 +219,7 @@ def _filter(model: LatentModel, params: Params, key: Key, memory: AgentState, ch
 @partial(jax.jit, static_argnums=0)
 def _picture(model: LatentModel, params: Params, key: Key, begin: State, actions: Action) -> PyTree:
     states = dream.imagine_actions(model, params, key, begin, actions).states
-    return jax.lax.map(partial(model.decode, params), states)
+    return jax.vmap(partial(model.decode, params))(states)
 
 
 @partial(jax.jit, static_argnums=0)
