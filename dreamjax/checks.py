@@ -7,7 +7,7 @@ of the function that returned it, which part of its result is wrong, and what th
 import inspect
 from collections.abc import Callable
 from dataclasses import is_dataclass
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar, get_args
 
 import chex
@@ -17,6 +17,7 @@ import numpy as np
 
 from dreamjax.types import (
     Action,
+    AnyPolicy,
     Environment,
     EnvSpec,
     Key,
@@ -24,6 +25,7 @@ from dreamjax.types import (
     Outcome,
     Params,
     PyTree,
+    Space,
     State,
     Step,
     StepPolicy,
@@ -40,7 +42,7 @@ def arguments(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate a function to check what it is called with, so that swapped arguments are named at once.
 
     Arguments annotated as a contract, a state or a configuration must be one, `key` a typed key [], and `keys` typed
-    keys [E]. The decorated function raises TypeError otherwise.
+    keys [E]; the decorated function raises TypeError otherwise, and ValueError for a `temperature` that is not above 0.
     """
     signature = inspect.signature(function)
     kinds = {name: _classes(parameter.annotation) for name, parameter in signature.parameters.items()}
@@ -57,6 +59,8 @@ def arguments(function: Callable[P, R]) -> Callable[P, R]:
                 raise TypeError(f"{name} of {call}({listed}) must be of kind {wanted}, got {got}{hint}")
             if name in ("key", "keys"):
                 _typed_keys(value, int(name == "keys"), f"{name} of {call}({listed})")
+            if name == "temperature" and not isinstance(value, jax.core.Tracer) and not np.all(np.greater(value, 0)):
+                raise ValueError(f"temperature of {call}({listed}) must be above 0, got {value}")
         return function(*args, **kwargs)
 
     return checked
@@ -169,6 +173,59 @@ def observation(spec: EnvSpec, value: PyTree, what: str) -> None:
 def latent(model: LatentModel, params: Params, value: State, what: str) -> None:
     """Check a latent state that may have leading axes, the same for all its parts. Raises ValueError."""
     _like(jax.eval_shape(model.start, params), value, f"{what} must be a latent state, as LatentModel.start returns it")
+
+
+def drawable(spaces: PyTree) -> None:
+    """Check that all spaces have bounds between which JAX can draw: in 32 bits, or overflow. Raises ValueError."""
+    for space in jax.tree.leaves(spaces):
+        low, high = space.low_array, space.high_array
+        with np.errstate(over="ignore", invalid="ignore"):
+            is_narrow = (low >= -(2**31)) & (high < 2**31) if space.is_discrete else np.isfinite(high - low)
+        if not is_narrow.all():
+            raise ValueError(
+                "only what has bounds can be drawn uniformly, whole numbers from -2**31 to 2**31 - 2 and others whose "
+                f"range is finite, got {space}"
+            )
+
+
+def continuous(space: PyTree) -> None:
+    """Check that a space is one of real numbers. Raises ValueError."""
+    if not isinstance(space, Space) or space.is_discrete:
+        raise ValueError(f"noise can be added to a lone continuous action, got {space}")
+
+
+def policy(policy: AnyPolicy, params: Params) -> None:
+    """Check parameters of one policy against those that its `init` makes. Raises ValueError.
+
+    Others are left to the policy: those in another structure, as of a policy whose `init` makes none.
+    """
+    wanted = _initial(policy)
+    structures: Any = [jax.tree.structure(tree) for tree in (params, wanted)]
+    if structures[0] != structures[1]:
+        return
+    for (path, one), leaf in zip(jax.tree_util.tree_leaves_with_path(wanted), jax.tree.leaves(params), strict=True):
+        if jnp.shape(leaf) != one.shape:
+            raise ValueError(
+                f"the parameters of the policy{jax.tree_util.keystr(path)} must be {list(one.shape)}, as its `init` "
+                f"makes them, got {list(jnp.shape(leaf))}. A population is stacked [N, ...], where one is asked for, "
+                "and nowhere else; rollout.population_of_one stacks those of one policy"
+            )
+
+
+def population(params: Params) -> int:
+    """Count the policies whose parameters are stacked [N, ...]; 1 if there are none. Raises ValueError if they differ."""
+    counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(params)} or {(1,)}
+    if len(counts) > 1 or () in counts:
+        raise ValueError(
+            "the parameters of a population are stacked, every array [N, ...]; rollout.population_of_one stacks those "
+            f"of one policy. Got {jax.tree.map(jnp.shape, params)}"
+        )
+    return counts.pop()[0]
+
+
+@lru_cache(maxsize=128)
+def _initial(policy: AnyPolicy) -> PyTree:
+    return jax.eval_shape(policy.init, jax.eval_shape(lambda: jax.random.key(0)))
 
 
 def _like(wanted: PyTree, value: PyTree, note: str) -> None:

@@ -103,14 +103,17 @@ def twohot_mean(logits: Array, bins: np.ndarray) -> Array:
 def twohot_loss(logits: Array, target: Array, bins: np.ndarray) -> Array:
     """Cross entropy in nats with the two bins around the target, weighted by their distance from it.
 
-    Beyond the outermost bins all weight is on the outermost one. Shapes: logits [..., N], target [...] -> [...].
+    Beyond the outermost bins all weight is on the outermost one; where the target is not finite, nor is the loss.
+
+    Shapes: logits [..., N], target [...] -> [...].
     """
     count = bins.shape[0]
-    target = target.astype(jnp.float32)
+    target = jnp.asarray(target, jnp.float32)
     values = jnp.asarray(bins)
     beyond = (jnp.broadcast_to(values, logits.shape) <= target[..., None]).sum(-1)
     below, above = jnp.clip(beyond - 1, 0, count - 1), jnp.clip(beyond, 0, count - 1)
-    outside = below == above
+    # No comparison is true of NaN, which would be below all bins; and no reward is meant to be infinite.
+    outside = (below == above) & jnp.isfinite(target)
     to_below = jnp.where(outside, 1.0, jnp.abs(values[below] - target))
     to_above = jnp.where(outside, 1.0, jnp.abs(values[above] - target))
     share = (to_above / (to_below + to_above))[..., None]

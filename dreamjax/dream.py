@@ -56,6 +56,7 @@ def imagine(
     model, acting = agent.model, recurrent(agent.policy)
     model_params, policy_params = params.model, params.policy
     checks.latent(model, model_params, state, "`state` of dream.imagine")
+    checks.policy(agent.policy, policy_params)
 
     def step(carry: tuple[State, State], key: Key) -> tuple[tuple[State, State], tuple[State, Action]]:
         state, memory = carry
@@ -88,6 +89,9 @@ def imagine_actions(
     Shapes: actions [H, ...] -> states [H+1, ...].
     Raises: ValueError if the actions are not stacked, or not those of the model's spec.
     """
+    actions = jax.tree.map(jnp.asarray, actions)
+    if {leaf.shape[:1] for leaf in jax.tree.leaves(actions)} & {(), (0,)}:
+        raise ValueError(f"actions must be stacked [H, ...], H at least 1, got {jax.tree.map(jnp.shape, actions)}")
     checks.action(model.spec, jax.tree.map(lambda leaf: leaf[0], actions), "dream.imagine_actions at every step")
 
     def act(actions: Action, key: Key, time: Array, features: Array) -> tuple[Array, Action]:
@@ -163,12 +167,14 @@ def environment(model: LatentModel, params: Params, starts: PyTree, temperature:
     An episode begins in the posterior of one of `starts`: embeddings of real first observations, as `model.encode`
     returns them, stacked [S, ...]. Observations are the model's features. The episode ends where the model predicts an
     end as more likely than not (a threshold, not a draw), and is cut at the step limit of the environment it models. A
-    temperature above 1 makes the dream less certain, and so harder to exploit.
+    temperature above 1 makes the dream less certain, and so harder to exploit. Where it is NaN whether the episode goes
+    on, it ends with a reward of NaN, so that no search takes that for survival.
 
     Build it inside the function you jit, so that the parameters are arguments of the program and not constants in it.
 
     Source: Ha & Schmidhuber 2018, section 4.2 to 4.4, appendix A.4.
-    Raises: ValueError if starts are not stacked, or a function of the model returns what the contract does not say.
+    Raises: ValueError if starts are not stacked, if the temperature is not above 0, or a function of the model returns
+        what the contract does not say; what `model.observe` raises where starts are not embeddings, with a note.
     """
     checks.starts(starts)
     features = jax.eval_shape(lambda params: model.features(model.start(params)), params)
@@ -183,8 +189,13 @@ def environment(model: LatentModel, params: Params, starts: PyTree, temperature:
         embedding = jax.tree.map(lambda leaf: leaf[chosen], starts)
         nothing = zero_action(spec.action)
         before = model.start(params)
-        latent = model.observe(params, key_observe, before, nothing, embedding, jnp.array(True))
-        checks.state(before, latent, "LatentModel.observe")
+        try:
+            latent = model.observe(params, key_observe, before, nothing, embedding, jnp.array(True))
+            checks.state(before, latent, "LatentModel.observe")
+        except (TypeError, ValueError) as error:
+            got = jax.tree.map(jnp.shape, starts)
+            error.add_note(f"`starts` must be embeddings as `model.encode` returns them, stacked [S, ...], got {got}")
+            raise
         no = jnp.array(False)
         return DreamState(latent, jnp.int32(0)), Step(model.features(latent), jnp.float32(0), ~no, no, no)
 
@@ -194,10 +205,15 @@ def environment(model: LatentModel, params: Params, starts: PyTree, temperature:
         checks.state(state.latent, latent, "LatentModel.imagine")
         checks.outcome(outcome, "LatentModel.outcome")
         steps = state.steps + 1
-        is_terminal = outcome.continues < 0.5
+        is_broken = jnp.isnan(outcome.continues)
+        is_terminal = is_broken | (outcome.continues < 0.5)
         is_last = is_terminal | (steps >= spec.max_steps)
         return DreamState(latent, steps), Step(
-            model.features(latent), outcome.reward, jnp.array(False), is_last, is_terminal
+            model.features(latent),
+            jnp.where(is_broken, jnp.nan, outcome.reward),
+            jnp.array(False),
+            is_last,
+            is_terminal,
         )
 
     return Environment(reset, step, spec)
@@ -225,7 +241,7 @@ def returns(
     temperature = jnp.asarray(temperature, jnp.float32)
     if mesh is None:
         return dreamed(params, keys, temperature)
-    count = jax.tree.leaves(params.policy)[0].shape[0]
+    count = checks.population(params.policy)
     if count % mesh.size:
         raise ValueError(f"{mesh.size} devices do not divide a population of {count}; use a multiple or fewer devices")
     whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names)

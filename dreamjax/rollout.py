@@ -78,10 +78,8 @@ def recurrent(policy: AnyPolicy) -> RecurrentPolicy:
 
 
 def random_policy(space: PyTree) -> Policy:
-    """Act uniformly at random, whatever is seen. Raises ValueError for a space without bounds."""
-    for part in jax.tree.leaves(space):
-        if not np.isfinite([part.low_array, part.high_array]).all():
-            raise ValueError(f"only what has bounds can be drawn uniformly, got {part}")
+    """Act uniformly at random, whatever is seen. Raises ValueError for a space without bounds, or too wide."""
+    checks.drawable(space)
 
     def act(params: Params, key: Key, features: Array) -> Action:
         del params, features
@@ -100,15 +98,16 @@ def random_policy(space: PyTree) -> Policy:
 def noisy(policy: AnyPolicy, space: Space) -> RecurrentPolicy:
     """Explore: add Gaussian noise to the actions of a policy, cut off at the bounds of their space.
 
-    Its parameters are those of the policy and the standard deviation of the noise, at first none.
+    Its parameters are those of the policy, and the noise's standard deviation. Raises ValueError for discrete actions.
     """
+    checks.continuous(space)
     inner = recurrent(policy)
 
     def act(params: tuple[Params, Array], key: Key, memory: State, features: Array) -> tuple[State, Action]:
         key_act, key_noise = jax.random.split(key)
         memory, action = inner.act(params[0], key_act, memory, features)
         noise = params[1] * jax.random.normal(key_noise, action.shape)
-        return memory, jnp.clip(action + noise, space.low_array, space.high_array)
+        return memory, jnp.clip(action + noise, space.low_array, space.high_array).astype(space.dtype)
 
     return RecurrentPolicy(lambda key: (inner.init(key), jnp.float32(0)), lambda params: inner.start(params[0]), act)
 
@@ -160,6 +159,7 @@ def reactive(policy: AnyPolicy) -> StepPolicy:
     whole = recurrent(policy)
 
     def act(params: Params, key: Key, state: State, step: Step) -> tuple[State, Action]:
+        checks.policy(policy, params)
         state = jax.tree.map(partial(jnp.where, step.is_first), whole.start(params), state)
         return whole.act(params, key, state, step.observation)
 
@@ -294,7 +294,7 @@ def population_returns(environment: Environment, agent: StepPolicy, population: 
 
     Shapes: population [N, ...], or without arrays, of one policy that has none; keys [E] -> [N, E].
     """
-    n, e = next((len(leaf) for leaf in jax.tree.leaves(population)), 1), len(keys)
+    n, e = checks.population(population), len(keys)
     params = jax.tree.map(lambda leaf: jnp.repeat(leaf, e, axis=0), population)
     returns = episodes(environment, agent, params, jnp.tile(keys, n))
     return jax.tree.map(lambda leaf: leaf.reshape(n, e), returns)

@@ -264,6 +264,8 @@ def test_bad_settings_are_refused() -> None:
         {"from_prior": -1},
         {"momentum": 1.5},
         {"held": 0},
+        {"sharpness": -5.0},
+        {"spread": -0.5},
     ):
         with pytest.raises(
             ValueError, match="a planner needs a horizon, iterations, elites, held and dreams of 1 or more"

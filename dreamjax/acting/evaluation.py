@@ -9,6 +9,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 
+from dreamjax import checks
 from dreamjax.acting.playing import Played, Request, play
 from dreamjax.acting.pool import Pool
 from dreamjax.envs.adaptation import adapted
@@ -20,6 +21,7 @@ from dreamjax.storage.progress import progress
 from dreamjax.types import Agent, AgentParams, Key
 
 
+@checks.arguments
 def evaluate(
     agent: Agent,
     params: AgentParams,
@@ -41,6 +43,7 @@ def evaluate(
     Raises: as `acting.playing.play` does; with notes, as `storage.identity.describe` does, if agent or environment are
         not made of functions, classes and plain values.
     """
+    seeds = [int(seed) for seed in seeds]  # also those of an array
     of = fingerprint(agent, params.model, params.policy, key, make_env) if notes else ""
     totals = _noted(Path(notes), of) if notes else {}
     missing = [seed for seed in seeds if seed not in totals]

@@ -63,23 +63,26 @@ def play(
         the bytes store what was really done.
       max_steps: truncate episodes here; that of `agent.model.spec` if not given.
 
-    Raises: ValueError if the agent was made for other spaces; RuntimeError if an episode fails three times, or if
-        another play has begun in the pool; InvalidStep for observations other than declared.
+    Raises: ValueError if the agent was made for other spaces, policies are not stacked, or a request is for one that is
+        not among them; RuntimeError if an episode fails three times, or if another play has begun in the pool;
+        InvalidStep for observations other than declared.
     """
     spec = agent.model.spec
     checks.same_spaces(spec, pool.spec(spec.max_steps), _ADAPT)
+    if max_steps is not None and max_steps < 1:
+        raise ValueError(f"max_steps must be 1 or more, got {max_steps}")
     use = pool.begin()
-    params = AgentParams(params.model, params.policy)
+    params, count = AgentParams(params.model, params.policy), checks.population(params.policy)
     first = AgentParams(params.model, jax.tree.map(lambda leaf: leaf[0], params.policy))
     memory = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], pool.size, 0), rollout.start(agent, first))
     settings = _Settings(
         agent.model.spec.action,
         record if callable(record) else lambda request: record,
         rounded,
-        max_steps or agent.model.spec.max_steps,
+        agent.model.spec.max_steps if max_steps is None else max_steps,
     )
     act = partial(_act, agent, params, key)
-    waiting = iter(enumerate(requests))
+    waiting = enumerate(_known(requests, count))
     groups = [_Group(pool, number, memory, settings) for number in range(pool.groups)]
     for group in groups:
         group.begin(waiting)
@@ -90,10 +93,28 @@ def play(
             yield from groups[answer.group].advance(act, waiting, answer.reply)
 
 
+def _known(requests: Iterable[Request], count: int) -> Iterator[Request]:
+    """Yield the requests, if they are for policies that there are: compiled programs take the nearest instead."""
+    for request in requests:
+        if not 0 <= request.policy < count:
+            raise ValueError(
+                f"{request} is for policy {request.policy}, but there are {count}: the rows of params.policy"
+            )
+        yield request
+
+
+@checks.arguments
 def evaluate_population(
     pool: Pool, agent: Agent, params: AgentParams, key: Key, seeds: np.ndarray, max_steps: int | None = None
 ) -> Returns:
-    """Play the episodes `seeds` [N, E] with a population, `params.policy` [N, ...]. Shapes: -> [N, E]."""
+    """Play the episodes `seeds` [N, E] with a population, `params.policy` [N, ...]. Shapes: -> [N, E].
+
+    Raises: ValueError if there is not a row of seeds for every policy; as `play` does.
+    """
+    seeds = np.asarray(seeds)
+    count = checks.population(params.policy)
+    if seeds.ndim != 2 or len(seeds) != count:
+        raise ValueError(f"seeds must be [N, E], a row for each of {count} policies, got {list(seeds.shape)}")
     requests = [Request(int(seed), policy) for policy, row in enumerate(seeds) for seed in row]
     total, steps = np.zeros(seeds.size, np.float32), np.zeros(seeds.size, np.int32)
     for played in play(pool, agent, params, key, requests, max_steps=max_steps):

@@ -37,11 +37,13 @@ class PlanConfig:
         counts = min(self.horizon, self.iterations, self.elites, self.held, self.dreams) >= 1
         ordered = 0 <= self.kept <= self.elites <= self.candidates and min(self.from_prior, self.drawn) >= 0
         shares = all(0 <= share <= 1 for share in (self.momentum, self.least_spread, self.discount))
-        if not (counts and ordered and shares and self.spread >= 0 and self.temperature > 0):
+        scales = min(self.spread, self.sharpness) >= 0 < self.temperature
+        if not (counts and ordered and shares and scales):
             raise ValueError(
                 "a planner needs a horizon, iterations, elites, held and dreams of 1 or more, 0 <= kept <= elites <= "
                 "candidates, at least from_prior + kept + 1 (the mean) candidates where any are kept, momentum, "
-                f"least_spread and discount in [0, 1], and a temperature above 0, got {self}"
+                "least_spread and discount in [0, 1], spread and sharpness of 0 or more, a temperature above 0, got "
+                f"{self}"
             )
 
     @property

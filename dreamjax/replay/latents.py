@@ -118,7 +118,15 @@ def chunks(latents: Latents, seed: int, streams: int, length: int, start_step: i
 
 
 def chunks_per_epoch(latents: Latents, streams: int, length: int) -> int:
-    """Count the chunks in one pass over the episodes. Raises ValueError if there is not even one."""
+    """Count the chunks in one pass over the episodes. Raises ValueError if there is not even one.
+
+    Also if `latents` are not of as many steps as their lengths sum up to.
+    """
+    if min(streams, length) < 1:
+        raise ValueError(f"need streams and length of 1 or more, got {streams} and {length}")
+    if {len(array) for array in latents[:-1]} != {int(np.sum(latents.length))}:
+        sizes = {name: len(array) for name, array in latents._asdict().items() if name != "length"}
+        raise ValueError(f"the lengths of the episodes sum up to {np.sum(latents.length)} steps, but there are {sizes}")
     count = (len(latents.mean) // streams - 1) // length
     if count < 1:
         raise ValueError(

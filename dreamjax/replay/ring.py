@@ -4,7 +4,7 @@ The steps of E streams (environments that step together) are stored side by side
 one stream and may cross the end of an episode.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,9 +34,20 @@ def init(example: PyTree, streams: int, size: int) -> Ring:
 
 
 def add(ring: Ring, step: PyTree) -> Ring:
-    """Append one step of every stream, over the oldest if full. Shapes: step [E, ...]."""
+    """Append one step of every stream, over the oldest if full. Shapes: step [E, ...].
+
+    Raises: ValueError if the step is not like the example in structure, shapes and kinds of numbers.
+    """
+    structures: Any = [jax.tree.structure(tree) for tree in (ring.data, step)]
+    if structures[0] != structures[1]:
+        raise ValueError(f"a step must have the structure {structures[0]}, got {structures[1]}")
+    for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(ring.data), jax.tree.leaves(step), strict=True):
+        wanted, got = (len(old), *old.shape[2:]), jnp.asarray(new)
+        if got.shape != wanted or not jnp.can_cast(got.dtype, old.dtype, "same_kind"):
+            name = jax.tree_util.keystr(path)
+            raise ValueError(f"a step{name} must be {old.dtype} of shape {wanted}, got {got.dtype} of {got.shape}")
     at = ring.written % _size(ring)
-    data = jax.tree.map(lambda old, new: old.at[:, at].set(new.astype(old.dtype)), ring.data, step)
+    data = jax.tree.map(lambda old, new: old.at[:, at].set(jnp.asarray(new, old.dtype)), ring.data, step)
     return Ring(data, ring.written + 1)
 
 
@@ -48,8 +59,10 @@ def starts(ring: Ring, length: int) -> Array:
 def sample(ring: Ring, key: Key, batch: int, length: int) -> tuple[PyTree, Address]:
     """Sample sequences uniformly. The ring must hold at least one: see `starts`.
 
-    Shapes: -> steps [B, L, ...], where they begin.
+    Shapes: -> steps [B, L, ...], where they begin. Raises: ValueError if it can never hold one.
     """
+    if not 1 <= length <= _size(ring):
+        raise ValueError(f"a ring of {_size(ring)} steps of each stream holds no sequence of {length}")
     key_stream, key_time = jax.random.split(key)
     streams = jax.tree.leaves(ring.data)[0].shape[0]
     oldest = jnp.maximum(0, ring.written - _size(ring))

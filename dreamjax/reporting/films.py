@@ -49,7 +49,7 @@ def film(
     Raises: CannotFilm, before anything is played, if there is neither, or the environment cannot render.
     """
     spec = agent.model.spec
-    short = spec._replace(max_steps=min(max_steps or spec.max_steps, spec.max_steps))
+    short = spec._replace(max_steps=spec.max_steps if max_steps is None else min(max_steps, spec.max_steps))
     agent = Agent(agent.model._replace(spec=short), agent.policy)
     draw_without_screen()
     with make_env() as env:

@@ -51,25 +51,43 @@ def write_recording(
     step of an episode is followed by the first of the next, and the action between them is ignored. A single long
     stream of episodes, E = 1, is as good as many.
 
-    Raises: ValueError if a step is not what the spec says, as of an environment (see `envs.host.checked`), an action is
-        not finite or, if it is discrete, out of bounds, or if there is no step. Continuous actions may exceed their
-        bounds, as those of an agent that its environment clips.
+    Raises: ValueError if a step is not what the spec says, as of an environment (see `envs.host.checked`), or its flags
+        not what `types.Step` says, an action is not finite or, if it is discrete, out of bounds, or if there is no
+        step. Continuous actions may exceed their bounds, as those of an agent that its environment clips.
     """
     door = [_leaf(path, space, environments) for path, space in jax.tree_util.tree_leaves_with_path(spec.observation)]
     chosen = jax.tree_util.tree_leaves_with_path(spec.action)
     recording = SequenceReplay(ReplayConfig(2**62, 1, online=False), recorded(spec), environments)
+    is_over = np.ones(environments, bool)
     for step, action in steps:
         recording.add(Experience(step, action, None))
         for leaf, part in zip(door, jax.tree.leaves(step.observation), strict=True):
             checked(leaf, part)
         if not np.isfinite(step.reward).all():
             raise ValueError(f"rewards must be finite, got {step.reward} in step {recording.written - 1}")
+        is_over = _check_flags(step, is_over, f"step {recording.written - 1}")
         for (path, space), part in zip(chosen, jax.tree.leaves(action), strict=True):
             _check_actions(jax.tree_util.keystr(path), space, np.asarray(part)[~np.asarray(step.is_last)])
     if not recording.written:
         raise ValueError("a recording of no steps teaches nothing")
     ReplayFolder(Path(folder) / "replay").save(recording, 0)
     write_spec(folder, spec)
+
+
+def _check_flags(step: Step, is_over: np.ndarray, which: str) -> np.ndarray:
+    """Refuse steps [E] that do not make episodes, given which of those before them were the last; return that of these.
+
+    An episode may be left without a last step, as one that was abandoned.
+    """
+    is_first, is_last = np.asarray(step.is_first), np.asarray(step.is_last)
+    for what, fits in {
+        "be marked is_first where an episode begins: at the beginning, and after is_last": is_first | ~is_over,
+        "have a reward of 0 where it is_first, as no action led to it": (np.asarray(step.reward) == 0) | ~is_first,
+        "be marked is_last where it is_terminal": is_last | ~np.asarray(step.is_terminal),
+    }.items():
+        if not fits.all():
+            raise ValueError(f"{which} of environment {np.argmin(fits)} must {what}")
+    return is_last
 
 
 def _check_actions(name: str, space: Space, taken: np.ndarray) -> None:

@@ -27,6 +27,8 @@ def intrinsic_reward(cfg: MemoryConfig, params: Params, key: Key, data: Latents,
     first = np.cumsum(data.length) - data.length
     time = np.arange(data.length.max())[:, None]
     found = np.zeros(len(data.mean), np.float32)
+    if len(time) < 2:
+        return found  # no step leads to another
     for number, begin in enumerate(range(0, len(first), batch)):
         rows = np.arange(begin, begin + batch).clip(max=len(first) - 1)  # every batch is full, so that one program does
         index = first[rows] + time.clip(max=data.length[rows] - 1)

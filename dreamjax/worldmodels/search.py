@@ -28,8 +28,10 @@ def generation(
     `params` provide the world model and the starts [S, ...]; their policy is not read. With a mesh of one axis the
     population is split over its devices.
 
-    Raises: ValueError if the devices do not divide the population.
+    Raises: ValueError if there are no episodes, or the devices do not divide the population.
     """
+    if episodes < 1:
+        raise ValueError(f"a policy is judged by 1 episode or more, got {episodes}")
     key_ask, key_dream = jax.random.split(key)
     state, population = evolution.ask(cfg, key_ask, state)
     keys = jax.random.split(key_dream, episodes)

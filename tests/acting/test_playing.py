@@ -11,6 +11,7 @@ import pytest
 
 from dreamjax import rollout
 from dreamjax.acting import random_play
+from dreamjax.acting.evaluation import evaluate
 from dreamjax.acting.playing import Played, Request, evaluate_population, play
 from dreamjax.acting.pool import Pool
 from dreamjax.envs.host import InvalidStep
@@ -159,6 +160,23 @@ def test_a_lone_policy_is_the_row_of_a_population() -> None:
         wanted = expected()[2 * number]
         np.testing.assert_allclose(episode.total, wanted.total, rtol=1e-5)
         assert episode.steps == wanted.steps
+
+
+def test_policies_that_are_not_there_are_refused() -> None:
+    one = PARAMS._replace(policy=jax.tree.map(lambda leaf: leaf[1], PARAMS.policy))
+    with Pool(Ragged, 2) as pool:
+        for wrong in (2, -1):
+            with pytest.raises(ValueError, match=f"is for policy {wrong}, but there are 2"):
+                list(play(pool, AGENT, PARAMS, KEY, [Request(3, wrong)]))
+        for seeds in ([[3], [4], [9]], [[3]], [3, 4]):
+            with pytest.raises(ValueError, match=r"a row for each of 2 policies, got"):
+                evaluate_population(pool, AGENT, PARAMS, KEY, np.array(seeds))
+        with pytest.raises(ValueError, match=r"stacked, every array \[N, ...\].* Got .*'bias': \(\)"):
+            list(play(pool, AGENT, one, KEY, [Request(3)]))
+        with pytest.raises(ValueError, match="max_steps must be 1 or more, got 0"):
+            list(play(pool, AGENT, PARAMS, KEY, [Request(3)], max_steps=0))
+    with pytest.raises(ValueError, match=r"policy\['bias'\] must be \[\], as its `init` makes them, got \[2\]"):
+        evaluate(AGENT, PARAMS, Ragged, [3], KEY, workers=0)
 
 
 def test_rounded_actions_are_within_bounds_and_what_half_the_bytes_store() -> None:

@@ -76,11 +76,12 @@ def is_finite(tree: PyTree) -> bool:
 # What is not finite
 
 
-def replayed(dreamer: Dreamer, value: float) -> experience.Experience:
-    """Two sequences as `run` draws them, of which one has this number in an observation."""
+def replayed(dreamer: Dreamer, value: float, reward: float = 0.0) -> experience.Experience:
+    """Two sequences as `run` draws them, of which one has this number in an observation, and this reward."""
     zeros = lambda like: np.zeros((2, 9, *like.shape), like.dtype)  # noqa: E731
     drawn = jax.tree.map(zeros, experience.example(dreamer))
     drawn.step.observation[1, 4, 0] = value
+    drawn.step.reward[1, 5] = reward
     return drawn
 
 
@@ -88,15 +89,15 @@ def test_an_update_that_is_not_finite_changes_nothing_but_its_number() -> None:
     dreamer = Dreamer.of(TINY, SPEC)
     state = learner.init(dreamer, jax.random.key(0))
     kept = []
-    for value in (1.0, np.inf, np.nan, 1.0):
-        state, learned = experience.learn(dreamer, jax.random.key(1), state, replayed(dreamer, value))
+    for broken in ((1.0,), (np.inf,), (np.nan,), (1.0, np.nan), (1.0, -np.inf), (1.0,)):
+        state, learned = experience.learn(dreamer, jax.random.key(1), state, replayed(dreamer, *broken))
         kept.append(jax.device_get((state, learned.metrics["skipped"])))
-    (one, *_), (two, _), (three, _), (four, _) = kept
-    assert_same(one[1:], two[1:])
-    assert_same(one[1:], three[1:])
-    assert [int(skipped) for _, skipped in kept] == [0, 1, 2, 2]
-    assert int(four.step) == 4 and is_finite(four)
-    moved = jax.tree.map(lambda new, old: bool((new != old).any()), four.params, one.params)
+    (one, _), *others, (last, _) = kept
+    for other, _ in others:
+        assert_same(one[1:], other[1:])
+    assert [int(skipped) for _, skipped in kept] == [0, 1, 2, 3, 4, 4]
+    assert int(last.step) == 6 and is_finite(last)
+    moved = jax.tree.map(lambda new, old: bool((new != old).any()), last.params, one.params)
     assert any(jax.tree.leaves(moved))
 
 

@@ -128,6 +128,12 @@ def test_too_few_steps_are_refused_with_what_to_do() -> None:
     with pytest.raises(ValueError, match=r"61 steps do not fill 6 streams of 10 \+ 1; use fewer or shorter streams"):
         next(chunks(latents(LENGTHS), 0, 6, 10))
     assert chunks_per_epoch(latents(LENGTHS), 6, 9) == 1
+    with pytest.raises(ValueError, match="streams and length of 1 or more, got 2 and 0"):
+        next(chunks(latents(LENGTHS), 0, 2, 0))
+    whole = latents(LENGTHS)
+    for wrong in (whole._replace(length=whole.length[:-1]), whole._replace(reward=whole.reward[:-1])):
+        with pytest.raises(ValueError, match="lengths of the episodes sum up to"):
+            next(chunks(wrong, 0, 2, 3))
 
 
 def test_parts_are_put_end_to_end() -> None:

@@ -73,3 +73,19 @@ def test_it_runs_inside_a_scan():
 def test_wrong_sizes_are_refused():
     with pytest.raises(ValueError, match="streams >= 1"):
         ring.init({"x": jnp.zeros(())}, 0, 3)
+    with pytest.raises(ValueError, match=rf"a ring of {SIZE} steps of each stream holds no sequence of {SIZE + 1}"):
+        ring.sample(filled(12), jax.random.key(0), 2, SIZE + 1)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"x": jnp.zeros((1,), jnp.int32)}, r"\['x'\] must be int32 of shape \(3,\), got int32 of \(1,\)"),
+        ({"x": jnp.zeros((STREAMS,))}, r"\['x'\] must be int32 of shape \(3,\), got float32"),
+        ({"wide": jnp.zeros(2)}, r"\['wide'\] must be float32 of shape \(3, 2\)"),
+        ({"more": jnp.zeros(STREAMS)}, "a step must have the structure"),
+    ],
+)
+def test_steps_that_are_not_those_of_all_streams_are_refused(broken: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ring.add(filled(1), step_at(1) | broken)

@@ -23,7 +23,7 @@ def steps(count: int, environments: int = 2):
     no = np.zeros(environments, bool)
     for time in range(count):
         x = np.full((environments, 2), time, np.float32)
-        yield Step({"x": x}, x[:, 0], no, no, no), np.full(environments, time % 3, np.int32)
+        yield Step({"x": x}, x[:, 0], no | (time == 0), no, no), np.full(environments, time % 3, np.int32)
 
 
 def replay(streams: int = 2, capacity: int = 1000) -> SequenceReplay:
@@ -52,7 +52,7 @@ def test_specs_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
 def test_a_nested_observation_is_recorded_as_it_is(tmp_path: Path) -> None:
     spec = EnvSpec({"a": (Space((2,)), Space(()))}, {"b": {"c": Space((), np.int32, 0, 3)}}, 9)
     no = np.zeros(1, bool)
-    step = Step({"a": (np.ones((1, 2), np.float32), np.full(1, 7, np.float32))}, np.zeros(1, np.float32), no, no, no)
+    step = Step({"a": (np.ones((1, 2), np.float32), np.full(1, 7, np.float32))}, np.zeros(1, np.float32), ~no, no, no)
     write_recording(tmp_path, spec, 1, [(step, {"b": {"c": np.array([2], np.int32)}})])
     read = open_recording(tmp_path).read(Address(np.array([0]), np.array([0])), 1)
     assert read.step.observation["a"][1].tolist() == [[7]]
@@ -119,7 +119,8 @@ def test_what_no_environment_may_emit_is_not_recorded(tmp_path: Path, what: floa
         write_recording(tmp_path, spec, 2, [(step, action)])
     if not np.isfinite(what):
         with pytest.raises(ValueError, match="rewards must be finite"):
-            write_recording(tmp_path, SPEC, 2, [(next(steps(1))[0]._replace(reward=np.float32([0, what])), action)])
+            rewarded = step._replace(observation=next(steps(1))[0].observation, reward=np.float32([0, what]))
+            write_recording(tmp_path, SPEC, 2, [*steps(1), (rewarded._replace(is_first=np.zeros(2, bool)), action)])
     assert not list(tmp_path.iterdir())
 
 
@@ -138,6 +139,24 @@ def test_actions_that_cannot_be_taken_are_not_recorded(tmp_path: Path, what: flo
     over = step._replace(is_last=np.array([False, True]))  # the action after it is ignored
     if is_discrete:
         write_recording(tmp_path, spec, 2, [(over, action)])
+
+
+BROKEN = {
+    "step 0 of environment 0 must be marked is_first": [{"is_first": [False, True]}],
+    "step 1 of environment 1 must be marked is_first": [{"is_last": [False, True]}, {}],
+    "step 0 of environment 1 must have a reward of 0": [{"reward": [0, 3]}],
+    "step 1 of environment 0 must be marked is_last": [{}, {"is_terminal": [True, False]}],
+}
+
+
+@pytest.mark.parametrize("message", BROKEN)
+def test_flags_that_make_no_episodes_are_not_recorded(tmp_path: Path, message: str) -> None:
+    told = [{name: np.array(value, np.float32 if name == "reward" else bool) for name, value in one.items()}
+            for one in BROKEN[message]]  # fmt: skip
+    recorded = [(step._replace(**one), action) for (step, action), one in zip(steps(2), told, strict=False)]
+    with pytest.raises(ValueError, match=message):
+        write_recording(tmp_path, SPEC, 2, recorded)
+    assert not list(tmp_path.iterdir())
 
 
 def test_continuous_actions_may_exceed_their_bounds(tmp_path: Path) -> None:

@@ -43,6 +43,11 @@ def test_every_step_is_rewarded_with_the_surprise_of_arriving_there(batch: int) 
         first += length
 
 
+def test_where_nothing_leads_to_a_step_there_is_no_reward() -> None:
+    alone = recorded()._replace(length=np.ones(10, int))
+    np.testing.assert_array_equal(curiosity.intrinsic_reward(CFG, PARAMS, jax.random.key(1), alone), np.zeros(10))
+
+
 def test_what_m_has_learned_surprises_it_less() -> None:
     """M learns that z repeats with the sign of the action; it is then surprised by the frame that does not."""
     rng, episodes, steps = np.random.default_rng(3), 16, 12

@@ -1,0 +1,94 @@
+"""What people dream, draw and play with by mistake: policies stacked or not, broken models, other embeddings."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamjax import dream, rollout
+from dreamjax.types import Agent, AgentParams, EnvSpec, Key, LatentModel, Outcome, Space
+from dreamjax.worldmodels import controller, search
+
+
+def key() -> Key:
+    return jax.random.key(0)
+
+
+LINEAR = controller.make(controller.ControllerConfig(bias=False), 3, Space((), np.float32, -1, 1))
+WORLD = LatentModel(
+    init=lambda key: (),
+    start=lambda params: jnp.zeros(3),
+    encode=lambda params, observation: observation,
+    observe=lambda params, key, state, action, embedding, is_first: embedding,
+    imagine=lambda params, key, state, action, temperature: state / (1 - action),
+    features=lambda state: state,
+    outcome=lambda params, state: Outcome(jnp.float32(1), 1 - 0 * state[0]),
+    decode=lambda params, state: state,
+    spec=EnvSpec(Space((3,)), Space((), np.float32, -1, 1), 5),
+)
+LINEAR_AGENT, WEIGHTS = Agent(WORLD, LINEAR), {"kernel": jnp.array([[0.0, 0, 0], [jnp.inf, 0, 0], [0.1, 0, 0]])}
+DREAMING = AgentParams((), WEIGHTS, jnp.ones((2, 3)))
+
+
+def test_a_dream_that_breaks_down_is_a_failure_and_no_survival() -> None:
+    got = dream.returns(LINEAR_AGENT, DREAMING, jax.random.split(key(), 2))
+    np.testing.assert_array_equal(got.total, [[5, 5], [np.nan, np.nan], [5, 5]])  # an action of 1 divides by 0
+    np.testing.assert_array_equal(got.steps, [[5, 5], [1, 1], [5, 5]])
+
+
+def test_a_policy_that_is_stacked_or_not_where_it_should_be_is_named() -> None:
+    one, keys = DREAMING._replace(policy={"kernel": jnp.ones(3)}), jax.random.split(key(), 2)
+    with pytest.raises(
+        ValueError, match=r"\['kernel'\] must be \[3\], .* got \[\]. A population is stacked \[N, ...\]"
+    ):
+        dream.returns(LINEAR_AGENT, one, keys)
+    with pytest.raises(ValueError, match=r"must be \[3\], as its `init` makes them, got \[3, 3\]"):
+        dream.imagine(LINEAR_AGENT, DREAMING, key(), jnp.zeros(3), 2)
+    with pytest.raises(ValueError, match=r"must be \[3\], as its `init` makes them, got \[3, 3\]"):
+        rollout.unroll(dream.environment(WORLD, (), DREAMING.starts), rollout.reactive(LINEAR), WEIGHTS, key(), 2)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, np.nan])
+def test_there_is_no_temperature_of_nothing(temperature: float) -> None:
+    for call in (
+        lambda: dream.environment(WORLD, (), DREAMING.starts, temperature),
+        lambda: dream.returns(LINEAR_AGENT, DREAMING, jax.random.split(key(), 2), temperature),
+        lambda: search.score(LINEAR_AGENT, DREAMING, key(), 2, temperature=temperature),
+    ):
+        with pytest.raises(ValueError, match=r"temperature of .* must be above 0, got"):
+            call()
+
+
+def test_what_is_not_an_embedding_is_noted() -> None:
+    with pytest.raises(ValueError, match="must return a state") as caught:
+        dream.environment(WORLD, (), jnp.ones((2, 4))).reset(key())
+    assert caught.value.__notes__ == [
+        "`starts` must be embeddings as `model.encode` returns them, stacked [S, ...], got (2, 4)"
+    ]
+
+
+def test_actions_of_a_recording_are_followed_and_others_named() -> None:
+    follow = lambda actions: dream.imagine_actions(WORLD, (), key(), jnp.ones(3), actions)  # noqa: E731
+    np.testing.assert_array_equal(follow(np.float32([0, 0.5])).states[:, 0], [1, 1, 2])
+    for wrong in (np.float32(0), np.zeros(0, np.float32)):
+        with pytest.raises(ValueError, match=r"actions must be stacked \[H, ...\], H at least 1, got \(0?,?\)"):
+            follow(wrong)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [Space((2,), np.int32, -(2**31), 2**31), Space((), np.uint32, 0, 2**32), Space((), np.float32, -3e38, 3e38)],
+)
+def test_what_jax_cannot_draw_uniformly_is_refused(space: Space) -> None:
+    with pytest.raises(ValueError, match="can be drawn uniformly"):
+        rollout.random_policy({"a": space})
+
+
+def test_noise_is_of_the_kind_of_the_action() -> None:
+    space = Space((2,), jnp.bfloat16, -1, 1)
+    noisy = rollout.noisy(controller.make(controller.ControllerConfig(), 3, space), space)
+    _, action = noisy.act((noisy.init(key())[0], jnp.float32(1)), key(), (), jnp.ones(3))
+    assert action.dtype == jnp.bfloat16 and (action != 0).all()
+    for wrong in (Space((), np.int32, 0, 3), {"a": space}):
+        with pytest.raises(ValueError, match="a lone continuous action, got"):
+            rollout.noisy(LINEAR, wrong)
