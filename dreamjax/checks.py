@@ -213,7 +213,7 @@ def policy(policy: AnyPolicy, params: Params) -> None:
 
 
 def population(params: Params) -> int:
-    """Count the policies whose parameters are stacked [N, ...]; 1 if there are none. Raises ValueError if they differ."""
+    """Count the policies whose parameters are stacked [N, ...]; one may have none. Raises ValueError if they differ."""
     counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(params)} or {(1,)}
     if len(counts) > 1 or () in counts:
         raise ValueError(

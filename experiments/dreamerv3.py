@@ -71,6 +71,11 @@ class Config:
     log_every: int = 100
     sharded: bool = False  # split parameters and optimiser over the devices, for sizes that one cannot hold
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "envs", "train_ratio"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"{name} must be above 0, or left out for that of the suite, got {value}")
+
     @property
     def preset(self) -> str:
         """What results are filed under."""

@@ -95,6 +95,9 @@ def opened(cfg: Config) -> Iterator[Environment | VectorEnvironment]:
         check_environment(environment)
         yield environment
         return
+    if cfg.task.partition("_")[0] not in suites.SUITES:
+        known = ", ".join(f"{suite}_..." for suite in suites.SUITES)
+        raise ValueError(f"{cfg.task!r} has no settings for DreamerV3; of environments of the host, there are {known}")
     suite, count = suites.task(cfg.task).suite, len(cfg.agents) * cfg.loop.envs
     with closing(VectorEnvironment(environment, count, suite.max_steps, cfg.workers)) as environments:
         ours = f"--loop.train-ratio {cfg.loop.train_ratio:g} --loop.envs {cfg.loop.envs}"

@@ -233,8 +233,10 @@ def dreamerv3_leaves_what_a_person_looks_at(folder: Path, tmp_path: Path) -> Non
 
 
 def test_dreamerv3_refuses_what_it_does_not_know() -> None:
-    assert "there are dmc" in refused(DREAMER, "--task", "chess")
+    output = refused(DREAMER, "--task", "chess")
+    assert "there are dmc" in output and "learned by experiments/dreamerv3_jax.py" in output
     assert "walker_walk" in refused(DREAMER, "--task", "dmc_walk")
+    assert "steps must be above 0, or left out for that of the suite, got 0" in refused(DREAMER, "--steps", "0")
 
 
 def test_dreamerv3_scores_crafter_over_all_training_episodes(tmp_path: Path) -> None:
@@ -267,6 +269,7 @@ def test_dreamerv3_jax_trains_seeds_together(tmp_path: Path) -> None:
     assert len(dreamjax.load(folder)[1].starts) == 64
     output = refused(DREAMER_JAX, "--task", "chess")
     assert "'chess'; there are" in output and "counter" in output and "dmc1_..." in output
+    assert "'take_cover' has no settings for DreamerV3" in refused(DREAMER_JAX, "--task", "take_cover")
     assert "--evaluate" in refused(DREAMER_JAX, "--evaluate", str(folder))
 
 

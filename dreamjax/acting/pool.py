@@ -60,10 +60,11 @@ class Pool:
     ) -> None:
         workers = min(workers, envs)
         groups = (2 if envs >= 2 * BATCH * workers else 1) if groups is None else groups
-        if envs < 1 or workers < 0 or groups < 1 or timeout <= 0:
-            raise ValueError(
-                f"need envs >= 1, workers >= 0, groups >= 1 and timeout > 0, got {envs, workers, groups, timeout}"
-            )
+        for name, value, least in (("envs", envs, 1), ("workers", workers, 0), ("groups", groups, 1)):
+            if value < least:
+                raise ValueError(f"need {name} >= {least}, got {value}")
+        if timeout <= 0:
+            raise ValueError(f"need a timeout > 0, got {timeout}")
         self.make_env = make_env
         self.restarts = 0  # workers that died or hung, and were replaced
         self.use = 0  # how often `begin` took the pool over

@@ -23,7 +23,7 @@ def make(name: str) -> Environment:
     try:
         environment = envs.create(name, auto_reset=False)
     except KeyError as error:
-        raise ValueError(f"Brax has no environment {name!r}") from error
+        raise ValueError(f"Brax has no environment {name!r}; there are {', '.join(sorted(envs._envs))}") from error
     return from_brax(environment)
 
 

@@ -12,6 +12,7 @@ from dreamjax._extras import extra
 from dreamjax.envs.gymnax import assemble
 from dreamjax.types import Action, Array, Environment, Key, PyTree, Space, State
 
+NAMES = tuple(f"{game}-{shown}-v1" for game in ("Craftax", "Craftax-Classic") for shown in ("Symbolic", "Pixels"))
 EVEN = 16  # pixels; the sides of pictures are filled up to a multiple, for encoders that halve them four times
 
 
@@ -24,6 +25,8 @@ def make(name: str) -> Environment:
     """
     with extra("craftax", "Craftax"):
         from craftax.craftax_env import make_craftax_env_from_name
+    if name not in NAMES:
+        raise ValueError(f"Craftax has no environment {name!r}; there are {', '.join(NAMES)}")
     return from_craftax(make_craftax_env_from_name(name, auto_reset=False))
 
 

@@ -30,8 +30,8 @@ class CannotDraw(RuntimeError):
 def _cannot_draw(why: object) -> CannotDraw:
     tried = f"with {_GL}={os.environ[_GL]}" if _GL in os.environ else f"without {_GL}"
     return CannotDraw(
-        f"MuJoCo cannot draw {tried}: {why}. Before Python starts, set {_GL}=egl (needs a GPU, or Mesa's libegl1) or "
-        f"{_GL}=osmesa (needs libosmesa6); vectors can be observed with {_GL}=disabled"
+        f"MuJoCo cannot draw {tried}: {str(why).rstrip('.')}. Before Python starts, set {_GL}=egl (needs a GPU, or Mesa's libegl1) or "
+        f"{_GL}=osmesa (needs libosmesa6); tasks of the Control Suite from vectors need neither, with {_GL}=disabled"
     )
 
 
@@ -78,6 +78,22 @@ def _first_renderer(**size: int) -> Any:
 
 
 opengl.Renderer = _first_renderer
+
+
+def check_drawing(size: int) -> None:
+    """Open OpenGL for pictures of so many pixels a side, and close it again. Raises CannotDraw."""
+    with _explained():
+        opengl.Renderer(max_width=size, max_height=size).free()
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except CannotDraw:
+        raise
+    except (RuntimeError, mujoco.FatalError) as error:  # where drawing is disabled, or the screen is not there
+        raise _cannot_draw(error) from None
 
 
 class ControlSuite(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
@@ -144,12 +160,8 @@ class ControlSuite(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return None if self.render_mode is None else self._draw(HEIGHT, WIDTH)
 
     def _draw(self, height: int, width: int) -> np.ndarray:
-        try:
+        with _explained():
             return self._game.physics.render(height, width, camera_id=CAMERAS.get(self._task[0], 0))
-        except CannotDraw:
-            raise
-        except (RuntimeError, mujoco.FatalError) as error:  # where drawing is disabled, or the screen is not there
-            raise _cannot_draw(error) from None
 
     def _load(self, seed: int | None) -> None:
         self._game = suite.load(*self._task, task_kwargs={"random": seed})

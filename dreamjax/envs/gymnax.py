@@ -23,13 +23,19 @@ Advance = Callable[[Key, State, Action], tuple[PyTree, State, Array, Array, Arra
 def make(name: str) -> Environment:
     """Make a registered environment, such as "CartPole-v1".
 
-    Raises: ModuleNotFoundError without the extra, ValueError for a name that is not registered.
+    Raises: ModuleNotFoundError without the extra, ValueError for a name that is not registered, OSError where its data
+        cannot be downloaded.
     """
     with extra("gymnax", "gymnax"):
         import gymnax
     if name not in gymnax.registered_envs:
         raise ValueError(f"gymnax has no environment {name!r}; there are {', '.join(gymnax.registered_envs)}")
-    return from_gymnax(*gymnax.make(name))
+    try:
+        return from_gymnax(*gymnax.make(name))
+    except OSError as error:
+        raise OSError(
+            f"{name} could not be made: {error}. gymnax downloads its pictures; without a network, choose another"
+        ) from error
 
 
 def from_gymnax(environment: Any, params: Any = None) -> Environment:

@@ -39,6 +39,7 @@ class MemoryMaze(gymnasium.Env[np.ndarray, np.integer]):
         if size not in SIZES:
             raise ValueError(f"unknown maze {size!r}; there are {', '.join(SIZES)}")
         self.render_mode = pixels.checked_render_mode(render_mode)
+        dmc.check_drawing(pixels.SIZE)  # before anybody waits for it
         self._make = getattr(tasks, f"memory_maze_{size}")
         self._game: Any = None
         self._running = False

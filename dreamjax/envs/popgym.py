@@ -3,6 +3,8 @@
 Verified against popgym 1.0.7, which speaks that interface.
 """
 
+from importlib.util import find_spec
+
 import gymnasium
 
 from dreamjax._extras import extra
@@ -22,5 +24,6 @@ def make(task: str) -> gymnasium.Env:
     Raises: ValueError for an unknown task.
     """
     if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; there are {', '.join(sorted(TASKS))}")
+        mazes = ". Those of mazes, Labyrinth..., need the package mazelib as well" * (find_spec("mazelib") is None)
+        raise ValueError(f"unknown task {task!r}; there are {', '.join(sorted(TASKS))}{mazes}")
     return TASKS[task]()

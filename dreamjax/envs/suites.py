@@ -39,7 +39,10 @@ def task(name: str, *, resize: int | None = None, render_mode: str | None = None
     """
     suite, _, within = name.partition("_")
     if suite not in SUITES:
-        raise ValueError(f"unknown suite {suite!r} in task {name!r}; there are {', '.join(SUITES)}")
+        raise ValueError(
+            f"unknown suite {suite!r} in task {name!r}; there are {', '.join(SUITES)}. Environments written in JAX, "
+            "such as those of gymnax, Craftax and Brax, are learned by experiments/dreamerv3_jax.py"
+        )
     make_env = partial(SUITES[suite].make, within, render_mode=render_mode)
     return Task(SUITES[suite], partial(adapted, make_env, resize))
 

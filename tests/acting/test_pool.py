@@ -101,9 +101,17 @@ class Unstarted:
         """There is nothing to begin."""
 
 
-@pytest.mark.parametrize("bad", [{"envs": 0}, {"workers": -1}, {"groups": 0}, {"timeout": 0}])
-def test_counts_that_are_not_positive_are_refused(bad: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="need envs >= 1"):
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"envs": 0}, "need envs >= 1, got 0"),
+        ({"workers": -1}, "need workers >= 0, got -1"),
+        ({"groups": 0}, "need groups >= 1, got 0"),
+        ({"timeout": 0}, "need a timeout > 0, got 0"),
+    ],
+)
+def test_counts_that_are_not_positive_are_refused(bad: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Pool(Scripted, **bad)
 
 

@@ -1,6 +1,8 @@
 """Memory Maze out of the adapter is Memory Maze. Each maze takes seconds to build and to draw."""
 
 import os
+import subprocess
+import sys
 from ctypes.util import find_library
 
 import numpy as np
@@ -53,6 +55,13 @@ def test_the_clock_truncates(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ResetNeeded):
         env.step(0)
     env.close()
+
+
+def test_where_nothing_can_be_drawn_it_is_said_before_anything_is_made() -> None:
+    code = "from dreamjax.envs import suites; suites.task('memmaze_9x9').make_env()"
+    settings = os.environ | {"MUJOCO_GL": "disabled"}
+    ended = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1 and "CannotDraw: MuJoCo cannot draw with MUJOCO_GL=disabled" in ended.stderr
 
 
 def test_bad_use_is_refused() -> None:
