@@ -16,7 +16,8 @@ episode that was cut by a time limit is last but not terminal.
 
 Letters in shapes: B batch, T time, N population, E episodes, S starts, F features, Z latent size, H recurrent size,
 A action size, K mixture components. Functions take one example; `jax.vmap` makes batches. Arguments are ordered
-`params, key, state, data`, results `(new_state, output)`. Keys are typed (`jax.random.key`) and used once.
+`params, key, state, data`, results `(new_state, output)`. Keys are typed (`jax.random.key`) and used once. Numbers have
+32 bits or fewer: `jax_enable_x64` is not supported.
 
 A contract is a bundle of pure functions; the type of each field is a Protocol that documents its call, which
 `help(LatentModel)` shows. Arguments are positional.

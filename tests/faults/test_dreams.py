@@ -1,5 +1,9 @@
 """What people dream, draw and play with by mistake: policies stacked or not, broken models, other embeddings."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,6 +86,13 @@ def test_actions_of_a_recording_are_followed_and_others_named() -> None:
 def test_what_jax_cannot_draw_uniformly_is_refused(space: Space) -> None:
     with pytest.raises(ValueError, match="can be drawn uniformly"):
         rollout.random_policy({"a": space})
+
+
+def test_numbers_of_64_bits_are_refused_with_the_reason() -> None:
+    code = "import jax; from dreamjax.envs import check_environment, probes; check_environment(probes.counter())"
+    settings = os.environ | {"JAX_ENABLE_X64": "1"}
+    ended = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1 and "got float64 [5]; dreamjax does not support jax_enable_x64" in ended.stderr
 
 
 def test_noise_is_of_the_kind_of_the_action() -> None:
