@@ -289,7 +289,7 @@ def _spaces(spaces: PyTree, value: PyTree, what: str, where: str) -> None:
 def _array(value: Any, shape: tuple[int, ...], dtype: np.dtype, what: str) -> None:
     value = jnp.asarray(value)
     note = f"{what} must be {dtype} {list(shape)}, got {value.dtype} {list(value.shape)}"
-    note += "; dreamjax does not support jax_enable_x64" * bool(jax.config.jax_enable_x64)
+    note += "; dreamjax does not support jax_enable_x64" * bool(jax.config.read("jax_enable_x64"))
     chex.assert_shape(value, shape, custom_message=note, exception_type=ValueError)
     chex.assert_type(value, dtype, custom_message=note, exception_type=ValueError)
 
