@@ -31,7 +31,7 @@ def _cannot_draw(why: object) -> CannotDraw:
     tried = f"with {_GL}={os.environ[_GL]}" if _GL in os.environ else f"without {_GL}"
     return CannotDraw(
         f"MuJoCo cannot draw {tried}: {str(why).rstrip('.')}. Before Python starts, set {_GL}=egl (needs a GPU, or "
-        f"Mesa's libegl1) or {_GL}=osmesa (needs libosmesa6); tasks of the Control Suite from vectors need neither, with "
+        f"Mesa's libegl1) or {_GL}=osmesa (needs libosmesa6); vectors of the Control Suite need neither, with "
         f"{_GL}=disabled"
     )
 
