@@ -143,12 +143,12 @@ def tell(
     Source: Hansen 2016, equations 41 to 47.
     """
     flat_mean, unravel = ravel_pytree(state.mean)
+    fitness = jnp.asarray(fitness, jnp.float32)  # it may be a list
     _check_population(cfg, state, population, fitness)
     strategy, constants, _ = _strategy(cfg.population_size, flat_mean.size)
     from evosax.algorithms.distribution_based.cma_es import State
 
     flat_population = jax.vmap(lambda individual: ravel_pytree(individual)[0])(population)
-    fitness = jnp.asarray(fitness, jnp.float32)
     fitness = jnp.where(jnp.isfinite(fitness), fitness, jnp.nan)
     before = State(
         mean=flat_mean,

@@ -166,7 +166,8 @@ def report(run: RunFolder, into: RunFolder, episodes: int) -> None:
     if losses := {name: series for name, series in losses.items() if "loss" in name}:
         curves.learning_curves({"learn": losses}, into.path / "losses.png")
         sections.append(Section("Losses", "Over the updates.", ["losses.png"]))
-    pages.report(run, NAME, command(NAME, cfg, PRESETS), rows, f"DreamerV3: {cfg.task}", sections, lead, into)
+    made = command(NAME, cfg, PRESETS) + f" --episodes {episodes}" * (episodes != DreamerOptions.episodes)
+    pages.report(run, NAME, made, rows, f"DreamerV3: {cfg.task}", sections, lead, into)
 
 
 def aggregate(options: DreamerOptions) -> None:
@@ -174,8 +175,7 @@ def aggregate(options: DreamerOptions) -> None:
     runs = []
     for folder in options.aggregate:
         cfg: Config = RunFolder.opened(folder, Config).config
-        returns = episode_returns(folder, suites.task(cfg.task).suite.repeat)
-        runs.append(read_run(folder, cfg.task, returns))
+        runs.append(read_run(folder, cfg.task, episode_returns(folder, suites.task(cfg.task).suite.repeat)))
     show_rows(aggregate_runs(options.into or RESULTS, NAME, runs))
 
 

@@ -76,7 +76,11 @@ def train_step(
     The key is folded with the number of the update, so that one key serves all of them. An update that
     is not finite, by its loss and the norm of its gradient and itself, changes nothing but that number; the metric
     `skipped` counts these since training began.
+
+    Raises: ValueError for a chunk of other streams than the learner has.
     """
+    if isinstance(learner, MemoryLearner) and (count := batch.mean.shape[1]) != len(jax.tree.leaves(state.carry)[0]):
+        raise ValueError(f"the chunk has {count} streams, but the learner {learner.streams}: make it with as many")
 
     def loss(params: Params) -> tuple[Array, tuple[PyTree, Metrics]]:
         key_loss = jax.random.fold_in(key, state.step)

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamjax import dream, rollout
+from dreamjax import dream, evolution, rollout
+from dreamjax.evolution import EvolutionConfig
+from dreamjax.replay.latents import Chunk
 from dreamjax.types import Agent, AgentParams, EnvSpec, Key, LatentModel, Outcome, Space
-from dreamjax.worldmodels import controller, search
+from dreamjax.worldmodels import MemoryConfig, MemoryLearner, controller, learner, search
 
 
 def key() -> Key:
@@ -86,6 +88,22 @@ def test_actions_of_a_recording_are_followed_and_others_named() -> None:
 def test_what_jax_cannot_draw_uniformly_is_refused(space: Space) -> None:
     with pytest.raises(ValueError, match="can be drawn uniformly"):
         rollout.random_policy({"a": space})
+
+
+def test_fitness_may_be_a_list() -> None:
+    search, cfg = evolution.init(EvolutionConfig(4), jnp.zeros(2)), EvolutionConfig(4)
+    search, population = evolution.ask(cfg, key(), search)
+    listed, _ = evolution.tell(cfg, search, population, [1.0, 2.0, 3.0, 4.0])
+    told, _ = evolution.tell(cfg, search, population, jnp.arange(1.0, 5.0))
+    np.testing.assert_array_equal(listed.mean, told.mean)
+
+
+def test_a_chunk_of_other_streams_is_refused() -> None:
+    cfg = MemoryLearner(MemoryConfig(latent_size=2, hidden_size=4, mixtures=1), streams=3)
+    z, flat, no = np.zeros((3, 2, 2), np.float32), np.zeros((3, 2), np.float32), np.zeros((3, 2), bool)
+    chunk = Chunk(z, z, flat, flat, no, no, no, np.array(True))
+    with pytest.raises(ValueError, match="the chunk has 2 streams, but the learner 3"):
+        learner.train_step(cfg, key(), learner.init(cfg, key()), chunk)
 
 
 def test_numbers_of_64_bits_are_refused_with_the_reason() -> None:
