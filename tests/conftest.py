@@ -6,6 +6,7 @@ function and outside; a test that means to use a key twice says `jax.random.clon
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from importlib.metadata import version
 from itertools import chain
@@ -34,6 +35,9 @@ if Version(version("jaxlib")) < Version("0.11.1"):  # later ones have no other, 
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 
 import jax
+
+# Shells let what they start in the background ignore Ctrl-C, which tests send, and what they start would as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONG = ("test_experiments.py", "test_killed_experiments.py", "test_benchmarks.py")  # up to minutes for each test
 
