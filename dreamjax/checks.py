@@ -189,9 +189,9 @@ def drawable(spaces: PyTree) -> None:
 
 
 def continuous(space: PyTree) -> None:
-    """Check that a space is one of real numbers. Raises ValueError."""
+    """Check that a space is a lone one of real numbers. Raises ValueError."""
     if not isinstance(space, Space) or space.is_discrete:
-        raise ValueError(f"noise can be added to a lone continuous action, got {space}")
+        raise ValueError(f"need the space of a lone continuous action, got {space}")
 
 
 def policy(policy: AnyPolicy, params: Params) -> None:

@@ -98,7 +98,7 @@ def random_policy(space: PyTree) -> Policy:
 def noisy(policy: AnyPolicy, space: Space) -> RecurrentPolicy:
     """Explore: add Gaussian noise to the actions of a policy, cut off at the bounds of their space.
 
-    Its parameters are those of the policy, and the noise's standard deviation. Raises ValueError for discrete actions.
+    Its parameters: those of the policy, and the noise's standard deviation, at first 0. Raises ValueError if discrete.
     """
     checks.continuous(space)
     inner = recurrent(policy)
