@@ -7,9 +7,11 @@ that `memory` is beyond it; `--recurrent` gives it an LSTM.
     python experiments/ppo.py                            # '.[experiments,sb3]'
     python experiments/ppo.py --recurrent
     python experiments/ppo.py --steps 122880              # ten times the experience
+    python experiments/ppo.py --tasks gymnax_Breakout-MinAtar --steps 200000
 
-`result.json` has a row for all tasks together and one for each, on the scale of `envs.normalized`: 0 random play, 1 the
-best policy.
+Any other environment written in JAX is a task as well, by the name that dreamerv3_jax.py has for it. `result.json` has
+a row for each: its return there, and for the four the scale of `envs.normalized`, 0 random play, 1 the best policy; a
+row for all together where all have this scale.
 """
 
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from dreamjax._extras import extra
-from dreamjax.envs import normalized
+from dreamjax.envs import check_environment, naming, normalized
 from dreamjax.envs.normalized import Normalized
 from dreamjax.reporting import Section, pages
 from dreamjax.reporting.curves import return_curves
@@ -26,6 +28,7 @@ from dreamjax.reporting.intervals import runs_row
 from dreamjax.storage import Change, MetricsLog, RunFolder, read_metrics
 from dreamjax.storage.progress import progress
 from dreamjax.training.experiment import Options, command, exit_on_bad_input, read_command_line, run_folder
+from dreamjax.types import Environment
 
 NAME = "ppo"
 SCORE = "return, 0 random play, 1 the best"
@@ -55,16 +58,35 @@ PRESETS = {"cpu": Config(), "smoke": SMOKE}
 MAY_CHANGE = {"tasks": Change()}  # in a folder, of one run
 
 
+def find(name: str) -> Normalized:
+    """Find a task. What has no known best is on the scale of its own returns. Raises: ValueError if there is none."""
+    if name in normalized.TASKS:
+        return normalized.TASKS[name]()
+    try:
+        found = naming.find(name)
+    except ValueError as error:
+        raise ValueError(f"{error}. Tasks with a scale are {', '.join(normalized.TASKS)}") from None
+    if not isinstance(found, Environment):
+        raise ValueError(f"{name!r} is not written in JAX; this experiment learns in environments that are")
+    check_environment(found)
+    from dreamjax.envs.sb3 import VectorEnv
+
+    VectorEnv(found, 1)  # what it refuses leaves no folder
+    return Normalized(found, random=0.0, best=1.0)
+
+
 def make(cfg: Config, seed: int, task: Normalized) -> Any:
     """Make the learner. The settings are those of rl-baselines3-zoo for Atari, without its schedules."""
     with extra("sb3", "this experiment"):
         from sb3_contrib import RecurrentPPO
         from stable_baselines3 import PPO
+        from stable_baselines3.common.preprocessing import is_image_space
         from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
         from dreamjax.envs.sb3 import VectorEnv
-    is_image = len(task.environment.spec.observation.shape) == 3
-    env = VecNormalize(VecMonitor(VectorEnv(task.environment, cfg.envs)), norm_obs=not is_image)
+    pure = VectorEnv(task.environment, cfg.envs)
+    is_image = is_image_space(pure.observation_space)
+    env = VecNormalize(VecMonitor(pure), norm_obs=not is_image)
     kind, policy = (RecurrentPPO, "LstmPolicy") if cfg.recurrent else (PPO, "Policy")
     return kind(
         ("Cnn" if is_image else "Mlp") + policy,
@@ -110,9 +132,8 @@ def evaluate(cfg: Config, learner: Any, seed: int, task: Normalized) -> float:
     return float(np.mean(evaluate_policy(learner, env, cfg.episodes, deterministic=False)[0]))
 
 
-def learn(cfg: Config, run: RunFolder, log: MetricsLog, name: str) -> np.ndarray:
+def learn(cfg: Config, run: RunFolder, log: MetricsLog, name: str, task: Normalized) -> np.ndarray:
     """Train and score all seeds in one task, unless that is done. Shapes: -> scores [seeds], on the task's scale."""
-    task = normalized.TASKS[name]()
     for seed in cfg.all_seeds:
         stage = f"{name}-{seed}"
         if run.stage_done(stage):
@@ -126,10 +147,12 @@ def learn(cfg: Config, run: RunFolder, log: MetricsLog, name: str) -> np.ndarray
 
 
 def report(cfg: Config, run: RunFolder, scores: dict[str, np.ndarray]) -> None:
-    """Write one row for all tasks and one for each, and draw how each seed learned."""
+    """Write one row for each task, and one for all where all have a scale, and draw how each seed learned."""
     called = "PPO with an LSTM" if cfg.recurrent else "PPO"
-    rows = [runs_row(called, np.stack(list(scores.values()), 1), SCORE)]
-    rows += [runs_row(f"{called}, {name}", values, SCORE) for name, values in scores.items()]
+    units = {name: SCORE if name in normalized.TASKS else "return" for name in scores}
+    rows = [runs_row(f"{called}, {name}", values, units[name]) for name, values in scores.items()]
+    if set(units.values()) == {SCORE}:
+        rows.insert(0, runs_row(called, np.stack(list(scores.values()), 1), SCORE))
     told = read_metrics(run.path / "metrics.jsonl")
     curves = {name: {f"seed {seed}": told[f"{name}-{seed}"]["return"] for seed in cfg.all_seeds} for name in scores}
     return_curves(curves, run.path / "returns.png")
@@ -141,11 +164,10 @@ def report(cfg: Config, run: RunFolder, scores: dict[str, np.ndarray]) -> None:
 def main() -> None:
     """Train what is missing, and report."""
     cfg, options = read_command_line(NAME, __doc__, PRESETS, Options)
-    if unknown := set(cfg.tasks) - set(normalized.TASKS):
-        raise ValueError(f"unknown task {', '.join(sorted(unknown))}; there are {', '.join(normalized.TASKS)}")
+    tasks = {name: find(name) for name in cfg.tasks}
     run = run_folder(NAME, cfg, options, "recurrent" if cfg.recurrent else "", may_change=MAY_CHANGE)
     with MetricsLog(run.path) as log:
-        scores = {name: learn(cfg, run, log, name) for name in cfg.tasks}
+        scores = {name: learn(cfg, run, log, name, task) for name, task in tasks.items()}
     report(cfg, run, scores)
 
 

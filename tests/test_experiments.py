@@ -346,6 +346,13 @@ def test_ppo_is_scored_on_the_same_scale(tmp_path: Path) -> None:
     assert outcome(folder) == (metrics, rows) and (folder / "stages" / "memory-0.json").read_text() == before
     recurrent = PPO, "--preset", "smoke", "--recurrent", "--seeds", "1", "--folder", str(tmp_path / "recurrent")
     assert "PPO with an LSTM, memory" in finish(start(*recurrent))
+    other = PPO, "--preset", "smoke", "--folder", str(tmp_path / "other"), "--tasks"
+    assert "'dmc_walker_walk' is not written in JAX" in refused(*other, "dmc_walker_walk")
+    assert "observation that is a single array" in refused(*other, "swingup_both")
+    assert "unknown environment 'memry'" in (told := refused(*other, "memry")) and "memory, pixels, sparse" in told
+    assert not (tmp_path / "other").exists()
+    finish(start(*other, "counter", "memory", "--seeds", "1"))
+    assert list(outcome(tmp_path / "other")[1]) == ["PPO, counter", "PPO, memory"]
 
 
 def test_ppo_learns_in_a_dream_and_its_network_acts_in_the_game(tmp_path: Path) -> None:
