@@ -167,12 +167,12 @@ def state(before: State, after: State, by: str) -> None:
 def observation(spec: EnvSpec, value: PyTree, what: str) -> None:
     """Check an observation that may have leading axes, the same for all its parts. Raises ValueError."""
     one = jax.tree.map(lambda space: jax.ShapeDtypeStruct(space.shape, space.dtype), spec.observation)
-    _like(one, value, f"{what} must be the observation of the world model's spec")
+    like(one, value, f"{what} must be the observation of the world model's spec")
 
 
 def latent(model: LatentModel, params: Params, value: State, what: str) -> None:
     """Check a latent state that may have leading axes, the same for all its parts. Raises ValueError."""
-    _like(jax.eval_shape(model.start, params), value, f"{what} must be a latent state, as LatentModel.start returns it")
+    like(jax.eval_shape(model.start, params), value, f"{what} must be a latent state, as LatentModel.start returns it")
 
 
 def drawable(spaces: PyTree) -> None:
@@ -228,7 +228,8 @@ def _initial(policy: AnyPolicy) -> PyTree:
     return jax.eval_shape(policy.init, jax.eval_shape(lambda: jax.random.key(0)))
 
 
-def _like(wanted: PyTree, value: PyTree, note: str) -> None:
+def like(wanted: PyTree, value: PyTree, note: str, *, leading: bool = True) -> None:
+    """Check structure, shapes and dtypes; with `leading`, all may have the same leading axes. Raises ValueError."""
     structures: Any = [jax.tree.structure(tree) for tree in (wanted, value)]
     if structures[0] != structures[1]:
         raise ValueError(f"{note}, {structures[0]}, got {structures[1]}")
@@ -236,7 +237,7 @@ def _like(wanted: PyTree, value: PyTree, note: str) -> None:
     for (path, one), leaf in zip(jax.tree_util.tree_leaves_with_path(wanted), jax.tree.leaves(value), strict=True):
         got = _described(leaf)
         axes = len(got.shape) - len(one.shape)
-        if axes < 0 or got.shape[axes:] != one.shape or got.dtype != one.dtype:
+        if axes < 0 or (axes > 0 and not leading) or got.shape[axes:] != one.shape or got.dtype != one.dtype:
             part = jax.tree_util.keystr(path)
             raise ValueError(f"{note}{part and f': {part} is'}, {_text(one)}, got {_text(got)}")
         leads.add(got.shape[:axes])

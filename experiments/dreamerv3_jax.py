@@ -92,6 +92,10 @@ def opened(cfg: Config) -> Iterator[Environment | VectorEnvironment]:
     """Make the environment, or where it is one of the host so many of it that each agent has `cfg.loop.envs`."""
     environment = naming.find(cfg.task)
     if isinstance(environment, Environment):
+        if cfg.workers:
+            raise ValueError(
+                f"--workers step environments of the host, and {cfg.task!r} is written in JAX: leave it out"
+            )
         check_environment(environment)
         yield environment
         return

@@ -281,6 +281,9 @@ def test_bad_settings_are_refused() -> None:
         search(planner, PlannerParams(TARGET), 0, jnp.zeros(3))
     with pytest.raises(TypeError, match=r"plan of planning\.planner\.search"):
         planning.search(planner, PlannerParams(TARGET), jax.random.key(0), jnp.zeros(2), None)
+    for other in (planning.start(Planner(POINT, PlanConfig(horizon=3))), planning.start(Planner(PATH))):
+        with pytest.raises(ValueError, match=r"`plan` must be one of this planner, as planning\.start makes it"):
+            planning.search(planner, PlannerParams(TARGET), jax.random.key(0), jnp.zeros(2), other)
     assert isinstance(planning.agent(planner), Agent)
 
 

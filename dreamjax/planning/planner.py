@@ -142,10 +142,12 @@ def search(planner: Planner, params: PlannerParams, key: Key, state: State, plan
 
     A plan whose return is not a number is the worst. `jax.vmap` searches from many states at once.
 
-    Raises: ValueError if `state` is not a latent state, or a function of the model returns what the contract does not
-        say.
+    Raises: ValueError if `state` is not a latent state or `plan` not one of this planner, or if a function of the model
+        returns what the contract does not say.
     """
     checks.latent(planner.model, params.model, state, "`state` of planning.search")
+    own = jax.eval_shape(lambda: start(planner))
+    checks.like(own, plan, "`plan` must be one of this planner, as planning.start makes it", leading=False)
     cfg, structure = planner.cfg, jax.tree.structure(planner.model.spec.action)
     key_prior, key_search = jax.random.split(key)
     proposed = _proposed(planner, params, key_prior, state)

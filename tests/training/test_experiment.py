@@ -71,6 +71,7 @@ def test_every_experiment_refuses_in_this_way(path: Path) -> None:
         ("dreamerv3", "--preset smoke --begin.weights nowhere --folder {}", "there is no agent at nowhere"),
         ("dreamerv3_jax", "--per-call 0", "must be positive"),
         ("dreamerv3_jax", "--iterations 15", "must be multiples of per_call, 10"),
+        ("dreamerv3_jax", "--workers 2 --folder {}", "'counter' is written in JAX"),
         ("swingup_iterative", "--aggregate nowhere", "there is no nowhere/result.json"),
     ],
 )
