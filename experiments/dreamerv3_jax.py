@@ -32,6 +32,7 @@ from dreamjax.envs import check_environment, naming, suites
 from dreamjax.reporting import Section, curves, pages, result_row
 from dreamjax.reporting.intervals import band_of_runs, chart, learning, runs_row
 from dreamjax.storage import Change, MetricsLog, RunFolder, load, read_metrics, save_agent
+from dreamjax.storage.progress import progress
 from dreamjax.training import jitted as jitted_training
 from dreamjax.training.experiment import Options, command, exit_on_bad_input, open_folder, read_command_line
 from dreamjax.trust import TrustConfig, trust_section
@@ -96,7 +97,9 @@ def opened(cfg: Config) -> Iterator[Environment | VectorEnvironment]:
             raise ValueError(
                 f"--workers step environments of the host, and {cfg.task!r} is written in JAX: leave it out"
             )
-        check_environment(environment)
+        with progress(1, "check", unit="environment", waits="compiling") as bar:  # minutes, for Craftax
+            check_environment(environment)
+            bar.update()
         yield environment
         return
     if cfg.task.partition("_")[0] not in suites.SUITES:
