@@ -142,7 +142,7 @@ def learn(cfg: Config, run: RunFolder, log: MetricsLog, label: str, task: str, o
         environment, dreamer = normal.environment, Dreamer.of(one.agent, normal.environment.spec)
         how = {"calls": cfg.calls, "per_call": cfg.per_call // waits, "checkpoint_every": cfg.checkpoint_every}
         params = jitted.train_agents(run, log, name, dreamer, environment, one.loop, agents, **how)
-        returns = jitted.evaluate_agents(dreamer, environment, params, list(cfg.all_seeds), cfg.episodes)
+        returns = jitted.evaluate_agents(dreamer, environment, params, agents, cfg.episodes)
         run.finish_stage(name, {"scores": normal.score(returns.mean(1)).tolist()})
     shutil.rmtree(run.path / "checkpoints" / name, ignore_errors=True)  # with its replay it is large
     steps, curves = zip(*jitted.learned(run, name, list(agents)).values(), strict=True)

@@ -7,8 +7,9 @@ Paper: Hafner et al. 2023. In an environment written in JAX, collecting is a par
     python experiments/dreamerv3_jax.py --task counter --seeds 4 --sweep.learning-rate 1e-4 4e-4 1e-3
     python experiments/dreamerv3_jax.py --task gymnax_CartPole-v1
     python experiments/dreamerv3_jax.py --task dmc1_walker_walk --seeds 5 --loop.train-ratio 1024 --workers 8
+    python experiments/dreamerv3_jax.py --aggregate runs/one_task runs/another --into results   # one result of both
 
-The last but one needs an extra: gymnax, craftax or brax. The command started again resumes where it stopped, on the
+gymnax_CartPole-v1 needs an extra: gymnax, craftax or brax. The command started again resumes where it stopped, on the
 host in new episodes; with more `--iterations` it trains longer. `metrics.jsonl` holds, after every call of `per_call`
 iterations, the environment steps of each agent so far, how many episodes ended and their mean return; `result.json`
 what the trained agents reach in test episodes, each and on average; `agent.npz` the first agent, for `dreamjax.load`.
@@ -23,18 +24,17 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dreamjax.acting import seeds
-from dreamjax.acting.evaluation import evaluate
 from dreamjax.acting.vector import VectorEnvironment
 from dreamjax.dreamerv3 import Dreamer, DreamerConfig, DreamerParams, LoopConfig, Sweep, agent_params, loop, model
 from dreamjax.dreamerv3.config import Size, scaled
 from dreamjax.envs import check_environment, naming, suites
-from dreamjax.reporting import Section, curves, pages, result_row
-from dreamjax.reporting.intervals import band_of_runs, chart, learning, runs_row
+from dreamjax.reporting import Section, curves, pages, result_row, show_rows
+from dreamjax.reporting.aggregate import aggregate_tasks
+from dreamjax.reporting.intervals import Band, band_of_runs, chart, learning, runs_row
 from dreamjax.storage import Change, MetricsLog, RunFolder, load, read_metrics, save_agent
 from dreamjax.storage.progress import progress
 from dreamjax.training import jitted as jitted_training
-from dreamjax.training.experiment import Options, command, exit_on_bad_input, open_folder, read_command_line
+from dreamjax.training.experiment import Aggregating, command, exit_on_bad_input, open_folder, read_command_line
 from dreamjax.trust import TrustConfig, trust_section
 from dreamjax.types import Environment, EnvSpec, PyTree
 
@@ -136,17 +136,14 @@ def train(cfg: Config, run: RunFolder, dreamer: Dreamer, environment: Environmen
         return jitted_training.train_agents(run, log, "train", dreamer, environment, cfg.loop, cfg.agents, **how)
 
 
-def score(cfg: Config, run: RunFolder, dreamer: Dreamer, params: DreamerParams) -> np.ndarray:
-    """Play test episodes with every trained agent. Shapes: -> returns [agents, episodes]."""
-    environment, numbers = naming.find(cfg.task), [seed for seed, _ in cfg.agents.values()]
-    if isinstance(environment, Environment):
-        return jitted_training.evaluate_agents(dreamer, environment, params, numbers, cfg.episodes)
-    agent, notes, returns = model.agent(dreamer), run.path / "evaluation.jsonl", []
-    for i, (name, key) in enumerate(zip(cfg.agents, jitted_training.evaluation_keys(numbers), strict=True)):
-        one = agent_params(jax.tree.map(lambda leaf, i=i: leaf[i], params))
-        label, tested = f"evaluate {name}", seeds.test(cfg.episodes)
-        returns.append(evaluate(agent, one, environment, tested, key, workers=cfg.workers, notes=notes, label=label))
-    return np.stack(returns)
+def bands(run: RunFolder) -> dict[str, Band]:
+    """Average over seeds how the agents of a run learned, by their settings; nothing if one ended no episode."""
+    cfg = run.config
+    learned = jitted_training.learned(run, "train", list(cfg.agents))
+    if cfg.seeds < 2 or len(learned) < len(cfg.agents):
+        return {}
+    alike = zip(cfg.sweep.combinations(cfg.agent), np.array(list(cfg.agents)).reshape(-1, cfg.seeds), strict=True)
+    return {one or "mean": band_of_runs([learned[name] for name in names]) for one, names in alike}
 
 
 def report(cfg: Config, run: RunFolder, returns: np.ndarray) -> None:
@@ -169,21 +166,24 @@ def report(cfg: Config, run: RunFolder, returns: np.ndarray) -> None:
         curves.return_curves({cfg.task: learned}, run.path / "returns.png")
         text = "Mean return of the episodes between two calls, over the environment's steps, of each agent."
         sections.insert(0, Section("Learning", text, ["returns.png"]))
-    if cfg.seeds > 1 and len(learned) == len(cfg.agents):
-        alike = zip(scores, np.array(list(cfg.agents)).reshape(-1, cfg.seeds), strict=True)
-        bands = {one or "mean": band_of_runs([learned[name] for name in names]) for one, names in alike}
-        learning({cfg.task: bands}, run.path / "seeds.png", "return", "mean")
+    if averaged := bands(run):
+        learning({cfg.task: averaged}, run.path / "seeds.png", "return", "mean")
         sections.insert(0, Section("Over seeds", "Mean and its 95 % interval.", ["seeds.png"]))
     looks = TrustConfig(max(2, min(cfg.episodes, 32)), max_steps=1000)
     sections.append(trust_section(run, *load(run.path), naming.find(cfg.task), jax.random.key(cfg.seed), looks))
-    title = f"DreamerV3: {cfg.task}"
-    pages.report(run, NAME, command(NAME, cfg, PRESETS), rows, title, sections, seeds=cfg.all_seeds)
+    pages.report(run, NAME, command(NAME, cfg, PRESETS), rows, f"DreamerV3: {cfg.task}", sections, seeds=cfg.all_seeds)
 
 
 @exit_on_bad_input()
 def main() -> None:
-    """Train, evaluate and report."""
-    cfg, options = read_command_line(NAME, __doc__, PRESETS, Options)
+    """Train, evaluate and report, or put finished runs together."""
+    cfg, options = read_command_line(NAME, __doc__, PRESETS, Aggregating)
+    if options.aggregate:
+        if options.into is None:
+            raise ValueError("name a folder for the result: --into")
+        runs = (RunFolder.opened(folder, Config) for folder in options.aggregate)
+        tasks = [(run.config.task, run.path / "result.json", bands(run)) for run in runs]
+        return show_rows(aggregate_tasks(options.into, NAME, tasks))
     with opened(cfg) as environment:
         dreamer = Dreamer.of(scaled(cfg.agent, cfg.size), environment.spec)
         loop.prefill(dreamer, cfg.loop)  # what is refused leaves no folder
@@ -191,7 +191,9 @@ def main() -> None:
         run = open_folder(folder, cfg, options, may_change=MAY_CHANGE)
         params = train(cfg, run, dreamer, environment)
         save(run, environment.spec, params, begins(cfg, environment))
-    report(cfg, run, score(cfg, run, dreamer, params))
+    tested = dreamer, naming.find(cfg.task), params, cfg.agents, cfg.episodes
+    notes = run.path / "evaluation.jsonl"
+    report(cfg, run, jitted_training.evaluate_agents(*tested, workers=cfg.workers, notes=notes))
 
 
 if __name__ == "__main__":

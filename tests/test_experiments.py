@@ -272,6 +272,11 @@ def test_dreamerv3_jax_trains_seeds_together(tmp_path: Path) -> None:
     assert "'chess'; there are" in output and "counter" in output and "dmc1_..." in output
     assert "'take_cover' has no settings for DreamerV3" in refused(DREAMER_JAX, "--task", "take_cover")
     assert "--evaluate" in refused(DREAMER_JAX, "--evaluate", str(folder))
+    assert "name a folder for the result: --into" in refused(DREAMER_JAX, "--aggregate", str(folder))
+    finish(start(DREAMER_JAX, "--aggregate", str(folder), "--into", str(tmp_path / "all")))
+    assert (tmp_path / "all" / "learning.png").stat().st_size > 5000
+    put_together = json.loads((tmp_path / "all" / "result.json").read_text())
+    assert [row["name"] for row in put_together["rows"]] == ["remember, mean of 2 seeds"]
 
 
 @pytest.mark.long

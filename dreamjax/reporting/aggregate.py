@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dreamjax.reporting import curves
-from dreamjax.reporting.intervals import runs_row
+from dreamjax.reporting.intervals import Band, learning, runs_row
 from dreamjax.reporting.labels import Settings, labels, read_settings, seed_groups, unique, without_seed
 from dreamjax.reporting.results import read_result, shown_number, write_result
 from dreamjax.storage.atomic import replacing
@@ -127,6 +127,28 @@ def aggregate_repeats(into: Path, experiment: str, stage: str, folders: Iterable
     _write_lines(path, repeats)
     write_merged(into, experiment, [one.result for one in repeats], rows)
     curves.series_with_bars(panels, stage, into / "repeats.png")
+    return rows
+
+
+def aggregate_tasks(
+    into: Path, experiment: str, runs: Sequence[tuple[str, Path, Mapping[str, Band]]]
+) -> list[dict[str, Any]]:
+    """Write `result.json` and `learning.png` to a folder, of runs of a task each; return the rows of the result.
+
+    A run is its task, the result that it wrote, and how it learned over its seeds, by settings. Of a run of several
+    seeds the rows over these are kept. Every run that has learned has a panel, with a scale of its own.
+
+    Raises: ValueError if there are two runs of a task; FileNotFoundError if one has no result yet.
+    """
+    tasks = [task for task, _, _ in runs]
+    if twice := {task for task in tasks if tasks.count(task) > 1}:
+        raise ValueError(f"one run of each task can be put together, but there are several of {', '.join(twice)}")
+    results, rows = [read_result(path) for _, path, _ in runs], list[dict[str, Any]]()
+    for result in results:
+        rows += [row for row in result["rows"] if "interval" in row] or result["rows"]
+    write_merged(into, experiment, results, rows)
+    if panels := {task: bands for task, _, bands in runs if bands}:
+        learning(panels, into / "learning.png", "return", "mean", one_scale=False)
     return rows
 
 

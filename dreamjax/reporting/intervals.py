@@ -196,17 +196,24 @@ def _names(rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     return tuple(row["name"] for row in rows)
 
 
-def learning(panels: Mapping[str, Mapping[str, Band]], path: str | os.PathLike[str], score: str, plain: str) -> None:
+def learning(
+    panels: Mapping[str, Mapping[str, Band]],
+    path: str | os.PathLike[str],
+    score: str,
+    plain: str,
+    *,
+    one_scale: bool = True,
+) -> None:
     """Draw panels side by side, several named a, b, c: the mean of each label against environment steps, with interval.
 
-    `score` says what the vertical axis shows; the label `plain` is drawn in black, above the others. Raises: ValueError
-    if there is nothing to draw.
+    `score` says what the vertical axis shows, on `one_scale` for all; the label `plain` is drawn in black, above the
+    others. Raises: ValueError if there is nothing to draw.
     """
     if not any(panels.values()):
         raise ValueError("there are no curves to draw")
     figure = figures.figure(4.2 * len(panels), 4.6)
     for letter, axes, (title, bands) in zip(
-        "abcdefgh", figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=False
+        "abcdefgh", figure.subplots(1, len(panels), sharey=one_scale, squeeze=False)[0], panels.items(), strict=False
     ):
         colours = iter(figures.CYCLE * len(bands))
         for label, one in sorted(bands.items(), key=lambda pair: pair[0] == plain):  # a stable sort: the plain one last

@@ -9,20 +9,24 @@ Source: Hafner et al. 2023.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from dreamjax import rollout
+from dreamjax.acting import seeds
+from dreamjax.acting.evaluation import evaluate
 from dreamjax.acting.vector import VectorEnvironment
 from dreamjax.dreamerv3 import loop, model
 from dreamjax.dreamerv3.config import DreamerConfig
 from dreamjax.dreamerv3.learner import Hyper
 from dreamjax.dreamerv3.loop import LoopConfig, LoopState, Progress
-from dreamjax.dreamerv3.model import Dreamer, DreamerParams
+from dreamjax.dreamerv3.model import Dreamer, DreamerParams, agent_params
 from dreamjax.dreamerv3.sweep import stacked
 from dreamjax.replay.ring import Ring
 from dreamjax.storage.folder import RunFolder
@@ -183,19 +187,36 @@ def learned(run: RunFolder, name: str, agents: Sequence[str]) -> dict[str, tuple
 
 
 def evaluate_agents(
-    dreamer: Dreamer, environment: Environment, params: DreamerParams, seeds: Sequence[int], episodes: int
+    dreamer: Dreamer,
+    environment: Environment | Callable[[], gymnasium.Env],
+    params: DreamerParams,
+    agents: Agents,
+    episodes: int,
+    *,
+    workers: int = 0,
+    notes: Path | None = None,
 ) -> np.ndarray:
     """Play test episodes with trained agents, whose actions are drawn as in training. No agent has trained in them.
 
-    Shapes: params [agents, ...], seeds [agents] -> returns [agents, episodes].
+    `agents` as they were trained. An environment of the host is given by what makes it; agents play in it one after the
+    other, with `workers` and `notes` as in `acting.evaluate`.
+
+    Shapes: params [agents, ...] -> returns [agents, episodes].
     """
+    keys = evaluation_keys([seed for seed, _ in agents.values()])
+    if isinstance(environment, Environment):
 
-    def play(params: DreamerParams, key: Key) -> Array:
-        policy = rollout.step_policy(model.agent(dreamer), params.model)
-        one = rollout.population_of_one(params.policy)
-        return rollout.population_returns(environment, policy, one, jax.random.split(key, episodes)).total[0]
+        def play(params: DreamerParams, key: Key) -> Array:
+            policy = rollout.step_policy(model.agent(dreamer), params.model)
+            one = rollout.population_of_one(params.policy)
+            return rollout.population_returns(environment, policy, one, jax.random.split(key, episodes)).total[0]
 
-    return np.asarray(jax.jit(jax.vmap(play))(params, evaluation_keys(seeds)))
+        return np.asarray(jax.jit(jax.vmap(play))(params, keys))
+    agent, tested, returns = model.agent(dreamer), seeds.test(episodes), []
+    for i, (name, key) in enumerate(zip(agents, keys, strict=True)):
+        one, label = agent_params(jax.tree.map(lambda leaf, i=i: leaf[i], params)), f"evaluate {name}"
+        returns.append(evaluate(agent, one, environment, tested, key, workers=workers, notes=notes, label=label))
+    return np.stack(returns)
 
 
 def evaluation_keys(seeds: Sequence[int]) -> Key:

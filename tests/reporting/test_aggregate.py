@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dreamjax.reporting.aggregate import Run, aggregate_repeats, aggregate_runs, episode_returns, read_run
+from dreamjax.reporting.aggregate import (
+    Run,
+    aggregate_repeats,
+    aggregate_runs,
+    aggregate_tasks,
+    episode_returns,
+    read_run,
+)
+from dreamjax.reporting.intervals import band, runs_row
 from dreamjax.reporting.results import read_result, result_row, write_result
 from dreamjax.reporting.tables import section
 from dreamjax.storage.atomic import write_json
@@ -206,3 +214,22 @@ def test_returns_are_placed_at_the_frames_of_the_environment(tmp_path: Path) -> 
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "metrics.jsonl").touch()
     assert [len(part) for part in episode_returns(tmp_path / "none")] == [0, 0]
+
+
+def test_runs_of_a_task_each_are_put_together(tmp_path: Path) -> None:
+    bands = {"mean": band(np.arange(3.0), np.arange(6.0).reshape(2, 1, 3))}
+    runs = []
+    for task, scores in {"near": [1.0, 2.0], "far": [30.0]}.items():
+        rows = [result_row(f"{task}, seed {seed}", np.array([score]), "return") for seed, score in enumerate(scores)]
+        rows += [runs_row(f"{task}, mean", np.array(scores), "return")] * (len(scores) > 1)
+        write_result(tmp_path / task / "result.json", "test", "cpu", f"--task {task}", [0], 2.0, rows)
+        runs.append((task, tmp_path / task / "result.json", bands if task == "near" else {}))
+    told = aggregate_tasks(tmp_path, "test", runs)
+    assert [(row["name"], row["mean"]) for row in told] == [("near, mean", 1.5), ("far, seed 0", 30.0)]
+    result = read_result(tmp_path / "result.json")
+    assert result["rows"] == told and result["wall_s"] == 4 and result["command"] == "--task near; --task far"
+    assert (tmp_path / "learning.png").exists()
+    with pytest.raises(ValueError, match="there are several of near"):
+        aggregate_tasks(tmp_path, "test", [runs[0], runs[0]])
+    with pytest.raises(FileNotFoundError):
+        aggregate_tasks(tmp_path, "test", [("none", tmp_path / "none" / "result.json", {})])
