@@ -38,6 +38,8 @@ class LoopConfig:
     def __post_init__(self) -> None:
         if min(self.envs, self.batch_size, self.batch_length, self.capacity) < 1 or self.rhythm[0] < 1:
             raise ValueError(f"every number must be positive, got {self}")
+        if self.capacity >= 2**31:
+            raise ValueError(f"capacity must be below 2**31 steps, which are counted in 32 bits, got {self.capacity:,}")
         if max(self.rhythm) > _LONGEST:
             raise ValueError(
                 f"a train_ratio of {self.train_ratio} asks for {self.rhythm[0]:,} updates after every "

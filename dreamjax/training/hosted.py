@@ -67,15 +67,21 @@ class HostedLoop:
         self._act = jax.jit(own(jax.vmap(partial(loop.act, dreamer))), donate_argnums=1)
         self._learn = jax.jit(own(jax.vmap(partial(loop.learn, dreamer, cfg))), donate_argnums=(1, 2))
         self.info: list[tuple[int, dict[str, float]]] = []  # agent, and what came with the end of an episode
-        self._key_fill: Any = None  # [A] keys with which new agents act until there is a batch
+        self._keys: Any = None  # [A], of new agents
 
     def begin(self, keys: Key, hyper: Hyper) -> LoopState:
         """Start new agents, which have not met their environments: see `place`. Shapes: keys [A] and settings [A]."""
-        key_start, _, self._key_fill = _split(keys, 3)
+        self._keys = keys
+        key_start, _, _ = _split(keys, 3)
         spec, count = self.environments.spec, len(self.environments)
         observation = jax.tree.map(lambda space: np.zeros((count, *space.shape), space.dtype), spec.observation)
         reward: Any = np.zeros(count, np.float32)
         return self._start(key_start, self._arrived(Step(observation, reward, *[reward > 0] * 3)), hyper)
+
+    def shapes(self, keys: Key, hyper: Hyper) -> LoopState:
+        """Describe what `begin` returns, and where it is, without making it."""
+        state = jax.eval_shape(self.begin, keys, hyper)
+        return jax.tree.map(lambda leaf: leaf.update(sharding=self._places), state) if self._mesh.size > 1 else state
 
     def place(self, state: LoopState) -> LoopState:
         """Put a state that `begin` made, or that was read from a file, where `advance` wants it, in new episodes.
@@ -87,7 +93,8 @@ class HostedLoop:
             state = shard(state, self._places)
         state = state._replace(step=self._arrived(self.environments.reset((*self._entropy, written))))
         if not written:
-            for key in _split(self._key_fill, self._fill):
+            _, _, key_fill = _split(self._keys, 3)
+            for key in _split(key_fill, self._fill):
                 state, _ = self._remember(key, state)
                 state = self._step(state)
         return state

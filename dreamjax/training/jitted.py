@@ -32,6 +32,7 @@ from dreamjax.replay.ring import Ring
 from dreamjax.storage.folder import RunFolder
 from dreamjax.storage.identity import pin
 from dreamjax.storage.metrics import MetricsLog, read_metrics
+from dreamjax.training import plan
 from dreamjax.training.devices import device_mesh, gathered, replicated, shard, split
 from dreamjax.training.hosted import HostedLoop, apart
 from dreamjax.training.loop import train
@@ -47,6 +48,10 @@ class JittedLoop(NamedTuple):
     place: Callable[[LoopState], LoopState]  # puts a state that was read from a file where `advance` wants it
     advance: Callable[[LoopState, Key], tuple[LoopState, Progress]]  # by keys [A, n] -> [A, ...] and progress [A, n]
     gather: Callable[[PyTree], PyTree]  # makes a part of a state whole, and free to be used on any device
+
+    def shapes(self, keys: Key, hyper: Hyper) -> LoopState:
+        """Describe what `begin` returns, and where it is, without making it."""
+        return jax.eval_shape(self.begin, keys, hyper)
 
 
 def jitted_loop(dreamer: Dreamer, environment: Environment, cfg: LoopConfig, agents: int) -> JittedLoop:
@@ -76,7 +81,7 @@ def jitted_loop(dreamer: Dreamer, environment: Environment, cfg: LoopConfig, age
     if own:
         places: Any = split(mesh)
         return JittedLoop(
-            jax.jit(apart(mesh, begin)),
+            jax.jit(apart(mesh, begin), out_shardings=places),
             partial(shard, places=places),
             jax.jit(apart(mesh, advance), donate_argnums=0),
             gather,
@@ -114,8 +119,8 @@ def train_agents(
     `info/<name>/<agent>` are means of the numbers that environments tell at the ends of episodes. There are `calls`
     calls, with a checkpoint after every `checkpoint_every`.
 
-    Shapes: -> parameters [agents, ...]. Raises: as `training.loop.train`, `jitted_loop`, `HostedLoop` and
-        `dreamerv3.loop.init` do.
+    Shapes: -> parameters [agents, ...]. Raises: as `training.loop.train`, `jitted_loop`, `HostedLoop`,
+        `dreamerv3.loop.init` and, before anything is made, `training.plan.check_agents` do.
     """
     seeds, configs = zip(*agents.values(), strict=True)
     names, (key_begin, key_train, _) = list(agents), _keys(seeds)
@@ -124,10 +129,12 @@ def train_agents(
         program: JittedLoop | HostedLoop = HostedLoop(dreamer, environment, cfg, len(agents), seeds)
     else:
         program = jitted_loop(dreamer, environment, cfg, len(agents))
+    begins = key_begin, stacked(list(configs))
+    plan.check_agents(shapes := program.shapes(*begins), cfg.capacity, run.path)
 
     def go_on(state: LoopState, done: int) -> Iterator[tuple[LoopState, Metrics]]:
         fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
-        state = program.place(state)
+        state = program.place(state if done else program.begin(*begins))
         while True:
             numbers = done * per_call + jnp.arange(per_call)
             state, progress = program.advance(state, fold(key_train, numbers))
@@ -137,18 +144,8 @@ def train_agents(
                 metrics |= _informed(names, program.info) | {"failures": program.environments.failures}
             yield state, metrics
 
-    state = train(
-        run,
-        log,
-        name,
-        program.begin(key_begin, stacked(list(configs))),
-        go_on,
-        calls,
-        checkpoint_every=checkpoint_every,
-        log_every=1,
-        show="return",
-        unit="call",
-    )
+    often = {"checkpoint_every": checkpoint_every, "log_every": 1}
+    state = train(run, log, name, shapes, go_on, calls, **often, show="return", unit="call")
     return program.gather(state.learner.params)
 
 

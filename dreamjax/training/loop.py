@@ -57,6 +57,8 @@ def generations(step: Callable[[PyTree, int], tuple[PyTree, Metrics]]) -> Loop:
 
 def _like(leaf: Any) -> jax.ShapeDtypeStruct:
     """Describe a part of a state, and where it is if that was chosen, so that what is read goes there."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf
     like = jax.eval_shape(lambda: leaf)
     if isinstance(leaf, jax.Array) and leaf.committed:
         return jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=leaf.sharding)
@@ -79,9 +81,10 @@ def train(
     """Read `loop` to step number `steps`, from the newest checkpoint of stage `name` in the run folder if there is one.
 
     If the loop depends on nothing but the step and the state, the result is the same however often the training was
-    interrupted. `show` names the metric beside the progress bar, `unit` what the bar counts. What is saved is finite:
-    the metrics of a step are looked at before. Several processes call it together, each with its own run folder: see
-    `training.processes`.
+    interrupted. A state that is too large to be there twice may be given as shapes (see `jax.eval_shape`): at step 0
+    the loop then has to make it. `show` names the metric beside the progress bar, `unit` what the bar counts. What is
+    saved is finite: the metrics of a step are looked at before. Several processes call it together, each with its own
+    run folder: see `training.processes`.
 
     Raises: ValueError if the loop ends before that, FloatingPointError as `finite` does, `Stopped` after a signal, when
         the step is done and saved.

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from dreamjax.dreamerv3 import experience, learner
+from dreamjax.dreamerv3.loop import LoopState
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.optim import parameter_count
 from dreamjax.storage.atomic import replacing
@@ -119,6 +120,26 @@ def check(needs: Plan, has: Machine, folder: Path) -> None:
             f"{shown_bytes(has.disk)} are free in {folder}: make room, use another disk, or set capacity to {fits:,} "
             "steps or fewer"
         )
+
+
+def check_agents(state: LoopState, capacity: int, folder: Path) -> None:
+    """Raise ValueError if agents cannot fit that learn together with replays of `capacity` steps on the devices.
+
+    `state` is that of all agents, or its shapes; the message says what to change.
+    """
+    has, agents, replay = machine(folder), _bytes(state.learner), _bytes(state.replay)
+    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
+    memory = has.memory if jax.default_backend() == "cpu" else sum(filter(None, limits)) if all(limits) else None
+    for what, take, room in (
+        ("the replays of all agents", replay, memory and memory - agents),
+        ("the checkpoints of all agents with their replays", 3 * (agents + replay), has.disk),
+    ):
+        if room is not None and take > room:
+            fits = int(0.8 * capacity * max(0, room) / take)
+            raise ValueError(
+                f"{what} take up to {shown_bytes(take)}, and there is room for {shown_bytes(max(0, room))}: set "
+                f"capacity to {fits:,} steps or fewer, or let fewer agents learn together"
+            )
 
 
 def keep(folder: Path, text: str) -> None:

@@ -107,6 +107,19 @@ def test_what_environments_tell_at_the_ends_of_episodes_is_kept_for_each_agent(t
     assert second - first >= 1  # means over the first two environments and the two after them
 
 
+def test_a_replay_too_large_for_the_machine_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path, CFG)
+    large = replace(LOOP, capacity=2**31 - 1), AGENTS
+    with pytest.raises(ValueError, match=r"the replays of all agents take up to \d+ GiB, .* set capacity to [1-9]"):
+        train_agents(run, MetricsLog(tmp_path), "train", DREAMER, GAME, *large, calls=1, per_call=1, checkpoint_every=1)
+    with pytest.raises(ValueError, match=r"capacity must be below 2\*\*31 steps"):
+        replace(LOOP, capacity=2**31)
+    with environments(4) as vector, pytest.raises(ValueError, match="the replays of all agents take up to"):
+        train_agents(
+            run, MetricsLog(tmp_path), "train", DREAMER, vector, *large, calls=1, per_call=1, checkpoint_every=1
+        )
+
+
 def test_environments_are_those_of_every_agent() -> None:
     with environments(3) as vector, pytest.raises(ValueError, match="2 agents need 4 environments, got 3"):
         HostedLoop(DREAMER, vector, LOOP, 2, (0, 1))

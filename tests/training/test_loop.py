@@ -78,6 +78,21 @@ def killed_at(count: int) -> Callable[[Learner, np.ndarray], tuple[Learner, Metr
     return dies
 
 
+def test_a_state_given_as_shapes_is_made_by_the_loop_and_read_where_there_is_one(tmp_path: Path) -> None:
+    begun = []
+
+    def loop(state: Any, step: int) -> Iterator[tuple[Any, Metrics]]:
+        begun.append(state if state is shapes else int(state.step))
+        return updates(update, batches)(state if step else initial(), step)
+
+    folder, shapes = RunFolder(tmp_path, Config()), jax.eval_shape(initial)
+    with MetricsLog(tmp_path) as log:
+        train(folder, log, "learn", shapes, loop, 4, checkpoint_every=4)
+        longer = train(folder, log, "learn", shapes, loop, UPDATES, checkpoint_every=4)
+    assert begun == [shapes, 4]
+    np.testing.assert_array_equal(longer.params["w"], run(tmp_path / "whole").params["w"])
+
+
 def assert_same_run(state: Learner, folder: Path, reference: tuple[Learner, Path]) -> None:
     expected, other = reference
     assert jax.tree.structure(state) == jax.tree.structure(expected)
