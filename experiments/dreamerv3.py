@@ -17,8 +17,7 @@ The command started again resumes where it stopped, with the agent and the repla
 trains longer. With `--offline` it learns from the replay of the folder, or from a recording, and needs no environment.
 With `--distributed` several processes, each started so, share the environments and the batch: README.md says how. At
 the end of training the agent is evaluated, filmed, and its dreams measured; `--evaluate` does that for any run, also
-while it is under way. Without `--steps` a task has the published number of them, 250,000 for the control suite: ten
-times what the committed runs have. What these measured, and on which machine: results/dreamerv3/result.json.
+while it is under way. Without `--steps` a task has the published number of them, ten times that of the committed runs.
 """
 
 from contextlib import closing
@@ -26,7 +25,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from dreamjax.acting import seeds
 from dreamjax.acting.evaluation import evaluate
@@ -36,8 +34,10 @@ from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.envs import suites
 from dreamjax.reporting import Section, curves, pages, result_row, show_rows
 from dreamjax.reporting.aggregate import aggregate_runs, episode_returns, published_scores, read_run
+from dreamjax.reporting.evaluation import crafter_score
 from dreamjax.reporting.films import film_section
-from dreamjax.storage import Begin, Change, RunFolder, load, read_episodes, read_metrics
+from dreamjax.storage import Begin, Change, RunFolder, load, read_metrics
+from dreamjax.storage.atomic import read_json
 from dreamjax.storage.recordings import read_spec
 from dreamjax.training import OnlineConfig, experiment, processes, train_offline, train_online
 from dreamjax.training.experiment import Aggregating, Distributing, Evaluating, command, open_folder
@@ -90,6 +90,10 @@ class DreamerOptions(Evaluating, Aggregating, Distributing):
     offline: int | None = None  # learn up to so many updates, without the environment
     recording: Path | None = None  # of another run, or by `write_recording`, for an offline run that begins
 
+    def __post_init__(self) -> None:
+        if (self.offline is None and self.recording) or (self.offline is not None and self.offline < 1):
+            raise ValueError("--offline wants 1 update or more, and --recording is what --offline begins with")
+
 
 _TINY = Config("gym_CartPole-v1", "debug", steps=400, envs=2, train_ratio=16.0, batch_size=4, batch_length=8)
 PRESETS = {
@@ -115,7 +119,10 @@ def train(cfg: Config, folder: Path, options: DreamerOptions) -> RunFolder:
     )
     agent = scaled(cfg.agent, cfg.size)
     if options.offline is not None:
-        dreamer = Dreamer.of(agent, read_spec(options.recording or folder))
+        recorded = options.recording or folder
+        if (path := recorded / "config.json").exists() and (task := read_json(path).get("task", cfg.task)) != cfg.task:
+            raise ValueError(f"{recorded} is a recording of {task}, not of {cfg.task}: name it with --task")
+        dreamer = Dreamer.of(agent, read_spec(recorded))
         run = open_folder(folder, cfg, options, may_change=MAY_CHANGE)
         train_offline(run, dreamer, online, cfg.seed, options.offline, options.recording, begin=cfg.begin)
         return run
@@ -126,16 +133,6 @@ def train(cfg: Config, folder: Path, options: DreamerOptions) -> RunFolder:
         run = open_folder(folder, cfg, options, may_change=MAY_CHANGE)
         train_online(run, dreamer, environment, online, cfg.seed, cfg.begin)
         return run
-
-
-def crafter_score(run: Path) -> dict:
-    """The score that Crafter is published with: of all training episodes of a run."""
-    from dreamjax.envs.crafter import ACHIEVEMENTS, score
-
-    told = read_episodes(run)
-    counts = np.stack([told[f"info/achievements/{name}"][1] for name in ACHIEVEMENTS], -1)
-    percent = score([dict(zip(ACHIEVEMENTS, episode, strict=True)) for episode in counts])
-    return result_row(f"crafter_reward, Crafter score of {len(counts)} episodes", np.array([percent]), "%")
 
 
 def report(run: RunFolder, into: RunFolder, episodes: int) -> None:
@@ -167,6 +164,9 @@ def report(run: RunFolder, into: RunFolder, episodes: int) -> None:
         curves.learning_curves({"learn": losses}, into.path / "losses.png")
         sections.append(Section("Losses", "Over the updates.", ["losses.png"]))
     made = command(NAME, cfg, PRESETS) + f" --episodes {episodes}" * (episodes != DreamerOptions.episodes)
+    if (run.path / "offline.json").exists():  # what was collected, if anything, and what was learned without
+        flags = [f"--{name} {value}" for name, value in run.read_json("offline.json").items()]
+        made = f"{made}; " * bool(len(returns)) + " ".join([made, *flags])
     pages.report(run, NAME, made, rows, f"DreamerV3: {cfg.task}", sections, lead, into)
 
 

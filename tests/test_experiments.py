@@ -12,6 +12,7 @@ import dreamjax
 from dreamjax import rollout
 from dreamjax.envs.crafter import ACHIEVEMENTS
 from dreamjax.envs.swingup import swingup
+from dreamjax.reporting.evaluation import crafter_score
 from dreamjax.storage.metrics import MetricsLog
 from tests.scripts import REPO, finish, kill_when, outcome, refused, start
 
@@ -245,7 +246,7 @@ def test_dreamerv3_scores_crafter_over_all_training_episodes(tmp_path: Path) -> 
         for step, woods in enumerate([0, 2, 1, 0]):
             done = dict.fromkeys(ACHIEVEMENTS, 0) | {"collect_wood": woods}
             log.write("episode", step, {f"info/achievements/{name}": count for name, count in done.items()})
-    row = runpy.run_path(str(DREAMER))["crafter_score"](tmp_path)
+    row = crafter_score(tmp_path)
     assert row["name"].startswith("crafter_reward, ") and "4 episodes" in row["name"]
     assert row["mean"] == pytest.approx(51 ** (1 / 22) - 1)
 

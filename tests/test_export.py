@@ -13,7 +13,7 @@ import pytest
 import dreamjax
 from dreamjax import dreamerv3, rollout
 from dreamjax.dreamerv3.codec import leaves_by_name
-from dreamjax.export import Exported, export_agent
+from dreamjax.export import Exported, export_agent, runner
 from dreamjax.types import Agent, AgentParams, EnvSpec, PyTree, Space, Step
 
 RESULTS = Path(__file__).resolve().parents[1] / "experiments" / "results"
@@ -100,5 +100,23 @@ def test_the_command_line_exports_and_the_folder_needs_jax_alone(tmp_path: Path)
     jax.tree.map(np.testing.assert_array_equal, found, stored)
     alone = run([sys.executable, "-c", ALONE], cwd=tmp_path / "catch", check=True)
     assert alone.stdout.strip() == "{'action': ((5,), 'int32')}"
+    (tmp_path / "file").touch()
+    taken = run([*command[:4], str(tmp_path / "file")])
+    assert taken.returncode == 2 and "is a file: name a folder" in taken.stderr
+    agent, params = dreamjax.load(RESULTS / "dreamerv3_jax_catch")
+    with jax.debug_key_reuse(False):  # as where the others are exported
+        export_agent(tmp_path / "catch", agent, params, ["cpu"])
+    assert not [path.name for path in (tmp_path / "catch").glob("agent.*")], "another agent may be exported now"
     missing = run([*command[:3], str(tmp_path / "nothing"), str(tmp_path / "x")])
     assert missing.returncode == 2 and "there is no agent at" in missing.stderr
+
+
+def test_an_exported_agent_takes_only_what_its_observations_hold() -> None:
+    picture = np.full((2, 3), 200, np.int64)
+    np.testing.assert_array_equal(runner._cast("observation", picture, np.dtype(np.uint8)), picture)
+    assert runner._cast("observation", [1, 2], np.dtype(np.float32)).dtype == np.float32
+    for wrong in (picture / 255, picture + 56, np.full(3, np.nan), np.array(["1", "2"])):
+        with pytest.raises(ValueError, match="observation must be numbers that uint8 holds"):
+            runner._cast("observation", wrong, np.dtype(np.uint8))
+    with pytest.raises(ValueError, match="float32 holds"):
+        runner._cast("observation", np.array(["1"]), np.dtype(np.float32))

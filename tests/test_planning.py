@@ -239,6 +239,12 @@ def test_a_plan_whose_return_is_not_a_number_is_the_worst() -> None:
     plan, action = search(Planner(broken, planning.cem(2)), PlannerParams(TARGET), 0, jnp.zeros(2))
     assert np.isfinite(plan.promised) and action["push"] <= 0, "it has learned from what is not a number"
     jax.tree.map(lambda x: np.testing.assert_array_equal(jnp.isfinite(x), True), plan)
+    for paid in (jnp.nan, jnp.inf, -jnp.inf):  # by all plans, or by some of them
+        for far in (jnp.inf, 0.0):
+            outcome = lambda _, state, paid=paid, far=far: Outcome(jnp.where(state[1] < far, paid, 1.0), jnp.ones(()))  # noqa: E731
+            extreme = Planner(POINT._replace(outcome=outcome), planning.mppi(2, sharpness=5.0))
+            plan, action = search(extreme, PlannerParams(TARGET), 0, jnp.zeros(2))
+            jax.tree.map(lambda x: np.testing.assert_array_equal(jnp.isfinite(x), True), (plan, action))
 
 
 def test_luck_is_shared_and_averaged_over_dreams() -> None:
@@ -266,6 +272,8 @@ def test_bad_settings_are_refused() -> None:
         {"held": 0},
         {"sharpness": -5.0},
         {"spread": -0.5},
+        {"sharpness": float("nan")},
+        {"exponent": float("nan")},
     ):
         with pytest.raises(
             ValueError, match="a planner needs a horizon, iterations, elites, held and dreams of 1 or more"

@@ -38,16 +38,20 @@ def export_agent(
     `run.py` the `Exported` that acts with them, and `README.md` says what it is, with the rows of a `result.json` if
     one is given.
 
-    Raises: ValueError if the folder holds other files than those of an exported agent, and ModuleNotFoundError without
-        flatbuffers, with which `jax.export` writes.
+    Raises: ValueError if the folder is a file, or holds other files than those of an exported agent, and
+        ModuleNotFoundError without flatbuffers, with which `jax.export` writes.
     """
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name a folder for the exported agent")
     if folder.exists() and any(folder.iterdir()) and not (folder / "act.bin").exists():
         raise ValueError(f"{folder} holds other files: name a new folder for the exported agent")
     with extra("export", "an exported agent"):
         import flatbuffers  # noqa: F401
     program = _program(agent, params, platforms)
     folder.mkdir(parents=True, exist_ok=True)
+    for name in ("agent.safetensors", "agent.json"):  # of an agent that was exported here before
+        (folder / name).unlink(missing_ok=True)
     with replacing(folder / "act.bin") as temporary:
         temporary.write_bytes(program.serialize())
     weights = jax.tree.leaves(params._replace(starts=()))

@@ -26,6 +26,19 @@ class Exported:
         return [np.zeros((batch, *like.shape[1:]), like.dtype) for like in self._state]
 
     def act(self, key: jax.Array, state: list[Any], observation: dict[str, Any], is_first: Any) -> tuple[list, dict]:
-        """Act on the steps that arrived; `key` is of `jax.random.key` and used once."""
-        seen = {name: np.asarray(observation[name], like.dtype) for name, like in self.observation.items()}
+        """Act on the steps that arrived; `key` is of `jax.random.key` and used once.
+
+        Raises: ValueError for numbers that the dtype of an observation cannot hold, such as 0.5 in a picture of bytes.
+        """
+        seen = {name: _cast(name, observation[name], like.dtype) for name, like in self.observation.items()}
         return self._call(self._weights, jax.random.key_data(key), state, seen, np.asarray(is_first, bool))
+
+
+def _cast(name: str, value: Any, dtype: np.dtype) -> np.ndarray:
+    given = np.asarray(value)
+    with np.errstate(invalid="ignore"):
+        cast = given.astype(dtype) if given.dtype.kind in "biuf" else given
+    is_whole = np.issubdtype(dtype, np.integer)
+    if given.dtype.kind not in "biuf" or (is_whole and not np.array_equal(cast, given)):
+        raise ValueError(f"{name} must be numbers that {dtype} holds, got {given.dtype} {list(given.shape)}")
+    return cast

@@ -22,7 +22,7 @@ def variants(settings: Sequence[str]) -> list[Variant]:
     What has several values itself has spaces between them: "temperatures=0.1 0.5,1.0 1.3" are two of two. Switches are
     true or false. Without settings there is one variant, without a name.
 
-    Raises: ValueError for what is not a name and values, or names something twice.
+    Raises: ValueError for what is not a name and values, names something twice, or has two values of one folder name.
     """
     fields: dict[str, list[str]] = {}
     for text in settings:
@@ -36,13 +36,19 @@ def variants(settings: Sequence[str]) -> list[Variant]:
         fields[name] = listed
     short = [name.rpartition(".")[2] for name in fields]
     labels = [last if short.count(last) == 1 else name for name, last in zip(fields, short, strict=True)]
-    return [
+    found = [
         Variant(
             ",".join(f"{label}={_in_a_path(value)}" for label, value in zip(labels, chosen, strict=True)),
             [part for name, value in zip(fields, chosen, strict=True) for part in _flags(name, value)],
         )
         for chosen in itertools.product(*fields.values())
     ]
+    names = [one.name for one in found]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(
+            f"several combinations would have the folder {', '.join(sorted(twice))}: sweep them one by one"
+        )
+    return found
 
 
 def experiments(

@@ -4,6 +4,7 @@ Source: Rubinstein 1999 (cross-entropy method), as in Chua et al. 2018 (PETS); P
 al. 2017 (MPPI), as in Hansen et al. 2022 (TD-MPC), who add a policy and a value.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,13 +38,14 @@ class PlanConfig:
         counts = min(self.horizon, self.iterations, self.elites, self.held, self.dreams) >= 1
         ordered = 0 <= self.kept <= self.elites <= self.candidates and min(self.from_prior, self.drawn) >= 0
         shares = all(0 <= share <= 1 for share in (self.momentum, self.least_spread, self.discount))
-        scales = min(self.spread, self.sharpness) >= 0 < self.temperature
+        floats = (self.sharpness, self.momentum, self.spread, self.least_spread, self.exponent, self.temperature)
+        scales = min(self.spread, self.sharpness) >= 0 < self.temperature and all(map(math.isfinite, floats))
         if not (counts and ordered and shares and scales):
             raise ValueError(
                 "a planner needs a horizon, iterations, elites, held and dreams of 1 or more, 0 <= kept <= elites <= "
                 "candidates, at least from_prior + kept + 1 (the mean) candidates where any are kept, momentum, "
-                "least_spread and discount in [0, 1], spread and sharpness of 0 or more, a temperature above 0, got "
-                f"{self}"
+                "least_spread and discount in [0, 1], spread and sharpness of 0 or more, a temperature above 0, all "
+                f"finite, got {self}"
             )
 
     @property

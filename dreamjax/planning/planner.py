@@ -156,11 +156,13 @@ def search(planner: Planner, params: PlannerParams, key: Key, state: State, plan
         key_draw, key_dreams = jax.random.split(key)
         candidates = _candidates(planner, key_draw, plan, proposed)
         returns = _promised(planner, params, jax.random.split(key_dreams, cfg.dreams), state, candidates)
-        worst = jnp.finfo(returns.dtype).min
-        returns = jnp.nan_to_num(returns, nan=worst, neginf=worst)  # `top_k` takes what is not a number for the largest
+        most = jnp.finfo(returns.dtype).max / 4  # so that differences are finite, too
+        # `top_k` takes what is not a number for the largest.
+        returns = jnp.clip(jnp.nan_to_num(returns, nan=-most), -most, most)
         best, order = jax.lax.top_k(returns, cfg.elites)
         elites = [part[order] for part in candidates]
-        settings = jax.nn.softmax(cfg.sharpness * best), cfg.momentum, cfg.least_spread
+        # As differences from the best: products with the sharpness may be infinite, and these are so below it only.
+        settings = jax.nn.softmax(cfg.sharpness * (best - best[0])), cfg.momentum, cfg.least_spread
         beliefs = [refit(*part, *settings) for part in zip(planner.spaces, plan.beliefs, elites, strict=True)]
         return Plan(beliefs, [part[: cfg.kept] for part in elites], best[0]), [part[0, 0] for part in elites]
 

@@ -64,6 +64,8 @@ def _check(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
         parser.error(f"a token has at least {SHORTEST_TOKEN} letters and digits, and nothing else")
     if chosen.rate is not None and not 0.1 <= chosen.rate <= 240:
         parser.error(f"--rate lies between 0.1 and 240 steps per second, got {chosen.rate}")
+    if not 0 <= chosen.port < 2**16:
+        parser.error(f"--port lies between 0 and 65535, got {chosen.port}")
     if chosen.dream and chosen.env:
         parser.error("--dream plays without an environment: leave --env out")
 

@@ -1,14 +1,17 @@
-"""Meeting a stored agent: its score in test episodes, and a film of the first of them beside one of its dreams."""
+"""Meeting a stored agent: its score in test episodes, a film of one beside a dream, and the score of Crafter."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gymnasium
+import numpy as np
 
 from dreamjax.acting import seeds
 from dreamjax.acting.evaluation import evaluate
 from dreamjax.reporting.films import film_dream_and_real
 from dreamjax.reporting.results import result_row, shown_measurement
+from dreamjax.storage.metrics import read_episodes
 from dreamjax.types import Agent, AgentParams, Key
 
 
@@ -38,3 +41,13 @@ def evaluate_and_film(
     print(f"{shown_measurement(row)}, {row['n']} episodes")
     film_dream_and_real(folder / f"{name}.mp4", agent, params, make_env, key, steps, temperature)
     print(f"Open {folder / f'{name}.mp4'}")
+
+
+def crafter_score(run: Path) -> dict[str, Any]:
+    """Make the row of the score that Crafter is published with: of all training episodes of a run."""
+    from dreamjax.envs.crafter import ACHIEVEMENTS, score
+
+    told = read_episodes(run)
+    counts = np.stack([told[f"info/achievements/{name}"][1] for name in ACHIEVEMENTS], -1)
+    percent = score([dict(zip(ACHIEVEMENTS, episode, strict=True)) for episode in counts])
+    return result_row(f"crafter_reward, Crafter score of {len(counts)} episodes", np.array([percent]), "%")

@@ -40,7 +40,7 @@ def _shown(name: str, value: Any) -> str:
         case None:
             text = "default"
         case float():
-            text = f"{value:g}"
+            text = f"{value:g}" if float(f"{value:g}") == value else f"{value!r}"
         case _:
             text = value if isinstance(value, str) else json.dumps(value)
     return f"{name} {text}"

@@ -74,13 +74,15 @@ class RunFolder:
     out. Files are replaced atomically: after a kill there is the old one or the new one.
 
     Most of a configuration defines the run. Fields named in `may_change` (such as "steps" or "online.steps") do not:
-    where they differ from what the folder has, the run goes on with the new values, and `changes.json` lists the old.
+    where they differ from what the folder has, the run goes on with the new values, `changes.json` lists the old, and
+    a `result.json`, which is of these, becomes `result-1.json`, and so on.
 
     As long as this object lives, no other process can open the folder to write to it; `opened` reads one at any time.
 
     Raises:
         ConfigMismatch: the folder belongs to another configuration; the message lists the differences.
         FolderInUse: another process is writing to the folder; the message says which.
+        NotADirectoryError: it is a file.
     """
 
     stages_begun: ClassVar[int] = 0  # by this process, in all folders
@@ -117,6 +119,8 @@ class RunFolder:
         for stage in begun & {stage for change in changes.values() for stage in change.reopens}:
             self.write_json(f"stages/{stage}.json", self.stage_record(stage) | {"done": False})
         if differences:
+            if (result := self.path / "result.json").exists():  # of the run as it was
+                os.replace(result, self.path / f"result-{len(list(self.path.glob('result-*.json'))) + 1}.json")
             before = self.read_json("changes.json") if (self.path / "changes.json").exists() else []
             self.write_json("changes.json", [*before, {"time": time.time(), "changed": list(differences.values())}])
 
@@ -205,6 +209,8 @@ def _locked(folder: Path) -> FileLock:
 
     The lock is the system's, and gone with the process. Within a process, all that open the folder share it.
     """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file: name a folder for the run")
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.resolve() / ".lock", thread_local=False, is_singleton=True)
     holder = folder / ".writer.json"

@@ -56,14 +56,19 @@ def pin(folder: str | os.PathLike[str], name: str, of: str) -> None:
 
     Raises: ValueError if the folder was begun with another one.
     """
-    path = Path(folder) / _INPUTS
-    known = read_json(path) if path.exists() else {}
+    known = pinned(folder)
     if known.setdefault(name, of) != of:
         raise ValueError(
             f"{folder} was begun with another {name}, {known[name]}, not {of}: use another folder, or bring the former "
             "one back"
         )
-    write_json(path, known)
+    write_json(Path(folder) / _INPUTS, known)
+
+
+def pinned(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """Read what `pin` wrote down; nothing if it never did."""
+    path = Path(folder) / _INPUTS
+    return read_json(path) if path.exists() else {}
 
 
 class _Describer:

@@ -51,10 +51,13 @@ def write_recording(
     step of an episode is followed by the first of the next, and the action between them is ignored. A single long
     stream of episodes, E = 1, is as good as many.
 
-    Raises: ValueError if a step is not what the spec says, as of an environment (see `envs.host.checked`), or its flags
-        not what `types.Step` says, an action is not finite or, if it is discrete, out of bounds, or if there is no
-        step. Continuous actions may exceed their bounds, as those of an agent that its environment clips.
+    Raises: ValueError if the folder holds something already, if a step is not what the spec says, as of an environment
+        (see `envs.host.checked`), or its flags not what `types.Step` says, an action is not finite or, if it is
+        discrete, out of bounds, or if there is no step. Continuous actions may exceed their bounds, as those of an
+        agent that its environment clips.
     """
+    if Path(folder).exists() and any(Path(folder).iterdir()):
+        raise ValueError(f"{folder} is not empty: name a new folder for the recording")
     door = [_leaf(path, space, environments) for path, space in jax.tree_util.tree_leaves_with_path(spec.observation)]
     chosen = jax.tree_util.tree_leaves_with_path(spec.action)
     recording = SequenceReplay(ReplayConfig(2**62, 1, online=False), recorded(spec), environments)
@@ -63,7 +66,9 @@ def write_recording(
         recording.add(Experience(step, action, None))
         for leaf, part in zip(door, jax.tree.leaves(step.observation), strict=True):
             checked(leaf, part)
-        if not np.isfinite(step.reward).all():
+        with np.errstate(over="ignore"):  # what becomes infinite is refused
+            reward = np.asarray(step.reward).astype(np.float32)
+        if not np.isfinite(reward).all():
             raise ValueError(f"rewards must be finite, got {step.reward} in step {recording.written - 1}")
         is_over = _check_flags(step, is_over, f"step {recording.written - 1}")
         for (path, space), part in zip(chosen, jax.tree.leaves(action), strict=True):
@@ -123,6 +128,8 @@ def open_recording(folder: str | os.PathLike[str]) -> SequenceReplay:
         example = example._replace(latent=Latent._make(kinds[name] for name in LATENT))
     cfg = ReplayConfig(shape["capacity"] * len(parts), 1, online=False, block=shape["block"])
     recording = SequenceReplay(cfg, example, shape["streams"] * len(parts))
+    if recording.layout["steps"] != shape["steps"]:
+        raise ReplayError(f"{folder}/spec.json is not that of the replay beside it: bring the former one back")
     if len(parts) == 1:
         saved.read(recording, newest)  # block by block
     else:

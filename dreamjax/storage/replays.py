@@ -142,7 +142,8 @@ class ReplayFolder:
 
     def steps(self) -> list[int]:
         """The steps that were saved, oldest first."""
-        return sorted(int(file.stem.removeprefix("replay-")) for file in self.folder.glob("replay-*.json"))
+        numbers = (file.stem.removeprefix("replay-") for file in self.folder.glob("replay-*.json"))
+        return sorted(int(number) for number in numbers if number.isdecimal())  # others are somebody's copies
 
     def shape(self, step: int) -> dict[str, Any]:
         """The layout of the replay that was saved. Raises ReplayError as `restore` does."""

@@ -121,6 +121,8 @@ def read_command_line(
     _check_spelling(experiment, given, {name.replace("_", "-") for name in known})
     both = make_dataclass("Arguments", parts)
     parsed: Any = tyro.cli(both, args=given, description=description, prog=f"{experiment}.py")
+    if getattr(parsed.config, "seed", 0) < 0:
+        raise ValueError(f"--seed must be 0 or more, got {parsed.config.seed}")
     if parsed.options.ray is not None:
         cluster.connect(parsed.options.ray)
     if isinstance(parsed.options, Distributing) and parsed.options.distributed:

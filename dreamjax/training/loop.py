@@ -86,15 +86,16 @@ def train(
     saved is finite: the metrics of a step are looked at before. Several processes call it together, each with its own
     run folder: see `training.processes`.
 
-    Raises: ValueError if the loop ends before that, FloatingPointError as `finite` does, `Stopped` after a signal, when
-        the step is done and saved.
+    Raises: ValueError if the stage is beyond that step already or the loop ends before it, FloatingPointError as
+        `finite` does, `Stopped` after a signal, when the step is done and saved.
     """
     checkpoints = Checkpoints(run_folder(run.path) / "checkpoints" / name)
     found = checkpoints.restore(jax.tree.map(_like, state), set_aside=True)
     begin, state = found if found is not None else (0, state)
+    refuse_beyond(run, begin, steps, f"{unit}s of {name}")
     meet(f"the step of stage {name!r} to go on from", begin)
     log.rewind(name, begin)
-    if begin >= steps:
+    if begin == steps:
         run.finish_stage(name)  # it may have been killed after its last checkpoint
         return state
     bar = progress(steps, label(name), initial=begin, unit=unit, waits="compiling")
@@ -124,6 +125,15 @@ def train(
                     f"{name} is saved at step {done} of {steps}; started again, it goes on from there: {run.path}"
                 )
         raise ValueError(f"the data of stage {name!r} ended before step {done + 1} of {steps}")
+
+
+def refuse_beyond(run: RunFolder, done: int, wanted: int, what: str) -> None:
+    """Raise ValueError if a run has done more than is wanted of it: its result would be filed as that of less."""
+    if done > wanted:
+        raise ValueError(
+            f"{run.path} has {done} {what} already, more than the {wanted} that were asked for: ask for as many or "
+            "more, or use another folder"
+        )
 
 
 def finite(name: str, step: int, metrics: Metrics) -> dict[str, float]:

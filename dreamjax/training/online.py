@@ -15,13 +15,14 @@ from dreamjax.dreamerv3.learner import TrainState
 from dreamjax.dreamerv3.model import Dreamer
 from dreamjax.storage.checkpoints import Checkpoints
 from dreamjax.storage.folder import RunFolder, Stage
-from dreamjax.storage.identity import pin
+from dreamjax.storage.identity import pin, pinned
 from dreamjax.storage.metrics import MetricsLog
 from dreamjax.storage.progress import Progress as Bar, progress
 from dreamjax.storage.recordings import fill, open_recording
 from dreamjax.storage.replays import ReplayError, saved_parts
 from dreamjax.storage.transfer import Begin
 from dreamjax.training import plan
+from dreamjax.training.loop import refuse_beyond
 from dreamjax.training.online_config import AT_ONCE, OnlineConfig, updates_at_once
 from dreamjax.training.processes import asked_to_stop, is_first, is_time_to_ask, label, meet, run_folder, share
 from dreamjax.training.signals import StopRequest, stop_request
@@ -60,16 +61,16 @@ def train_online(
     anything is saved. After a signal the step under way is finished and saved. Several processes call it together, each
     with its own environments, and a run folder that is its own: see `training.processes`.
 
-    Raises: ValueError if the run was begun in another environment, the machine is too small for it, its devices do not
-        divide the batch, the processes what they share, or what it begins with does not fit; ReplayError if the replay
-        of the run is damaged; FloatingPointError if an update was not finite; `Stopped` after a signal; as
-        `VectorEnvironment.step` does.
+    Raises: ValueError if the run was begun in another environment, with more or fewer of them, or is beyond `cfg.steps`
+        already, the machine is too small for it, its devices do not divide the batch, the processes what they share, or
+        what it begins with does not fit; ReplayError if the replay is damaged; FloatingPointError if an update was not
+        finite; `Stopped` after a signal; as `VectorEnvironment.step` does.
     """
     pin(run.path, "environment", environment.name)
     plan.announce(dreamer, cfg, len(environment), run.path)
     streams = len(environment) * jax.process_count()
     training = Training(run, dreamer, len(environment), cfg, seed, updates_at_once(cfg, streams, at_once))
-    is_new = _is_new(training, begin)
+    is_new = _is_new(training, run, begin)
     bar = progress(cfg.steps, label("train"), initial=training.steps, unit="step", waits="compiling")
     failures = 0
     with _training(run, bar) as (stop, log, trace, stage):
@@ -102,9 +103,11 @@ def train_online(
     return training.state
 
 
-def _is_new(training: Training, begin: Begin | None) -> bool:
+def _is_new(training: Training, run: RunFolder, begin: Begin | None) -> bool:
     """Go on from the newest checkpoint, or refuse what a new run is to begin with; return whether it is new."""
     if training.restore():
+        # The last step of all environments may go beyond what was asked for.
+        refuse_beyond(run, training.steps, -(-training.cfg.steps // training.streams) * training.streams, "steps")
         return False
     if begin is not None:
         training.begin_with(begin)  # the agent begins anew once its updates are timed
@@ -160,28 +163,15 @@ def train_offline(
     """Bring the agent of a run folder to `updates` updates without any environment; a new one begins with `begin`.
 
     Up to `at_once` updates are one call: see `Training`. It goes on with the replay that the folder holds. A folder
-    with none begins with what a recording holds, which may be the folder of another run.
+    with none begins with what a recording holds, which may be the folder of another run. What was done is noted in
+    `offline.json`.
 
-    Raises: ReplayError if there is neither, or one is damaged; ValueError if the recording is of other spaces, or what
-        it begins with does not fit.
+    Raises: ReplayError if there is neither, or one is damaged; ValueError if the recording is of other spaces or in the
+        run's own folder, if there is a recording where the run has begun without one, if the agent is beyond `updates`,
+        or what it begins with does not fit.
     """
-    saved = Checkpoints(run_folder(run.path) / "checkpoints").steps()
-    if saved:
-        parts = saved_parts(run_folder(run.path), saved[-1])
-        streams = share(sum(part.shape(saved[-1])["streams"] for part in parts), "the streams of the replay")
-        training = Training(run, dreamer, streams, cfg, seed, at_once)
-        training.restore()
-    elif recording is not None:
-        recorded = open_recording(recording)
-        streams = share(recorded.streams, "the streams of the recording")
-        training = Training(run, dreamer, streams, cfg, seed, at_once)
-        first = streams * jax.process_index()
-        fill(training.replay, recorded, training.note, range(first, first + streams))
-        if begin is not None:
-            training.begin_with(begin)
-        training.save()
-    else:
-        raise ReplayError(f"{run.path} holds no agent with a replay to learn from: name a recording")
+    training = _offline(run, dreamer, cfg, seed, recording, at_once, begin)
+    refuse_beyond(run, training.updates, updates, "updates")
     bar = progress(updates, label("train"), initial=training.updates, unit="update", waits="compiling")
     with _training(run, bar) as (stop, log, trace, stage):
         training.rewind(log)
@@ -201,8 +191,45 @@ def train_offline(
                 stage.tick()
             if stopping and done < updates:
                 stop.leave(f"saved at update {done} of {updates}; started again, it goes on from there: {run.path}")
+        recorded_in = {name: of for name, of in pinned(run.path).items() if name == "recording"}
+        run.write_json("offline.json", {"offline": updates} | recorded_in)
         meet("the end, after update", training.updates)
     return training.state
+
+
+def _offline(
+    run: RunFolder,
+    dreamer: Dreamer,
+    cfg: OnlineConfig,
+    seed: int,
+    recording: Path | None,
+    at_once: int,
+    begin: Begin | None,
+) -> Training:
+    """Go on with the agent and the replay of a folder, or begin with a recording. Raises: as `train_offline`."""
+    if recording is not None and recording.resolve() == run.path.resolve():
+        raise ValueError(f"a run writes its own replay, so {recording} would be lost: name another folder for the run")
+    saved = Checkpoints(run_folder(run.path) / "checkpoints").steps()
+    if saved:
+        if recording is not None and "recording" not in pinned(run.path):
+            raise ValueError(f"{run.path} has a replay of its own: leave the recording out, or use another folder")
+        parts = saved_parts(run_folder(run.path), saved[-1])
+        streams = share(sum(part.shape(saved[-1])["streams"] for part in parts), "the streams of the replay")
+        training = Training(run, dreamer, streams, cfg, seed, at_once)
+        training.restore()
+    elif recording is not None:
+        recorded = open_recording(recording)
+        streams = share(recorded.streams, "the streams of the recording")
+        training = Training(run, dreamer, streams, cfg, seed, at_once)
+        first = streams * jax.process_index()
+        fill(training.replay, recorded, training.note, range(first, first + streams))
+        if begin is not None:
+            training.begin_with(begin)
+        training.save()
+        pin(run.path, "recording", str(recording))
+    else:
+        raise ReplayError(f"{run.path} holds no agent with a replay to learn from: name a recording")
+    return training
 
 
 @contextmanager

@@ -269,7 +269,14 @@ class Training:
     def _restore_replay(self) -> None:
         """Take back the replay of this process, or its share of those of more or fewer processes than now."""
         run = run_folder(self._folder)
-        former = self.streams // ReplayFolder(run / "replay").shape(self.updates)["streams"]
+        saved = ReplayFolder(run / "replay")
+        streams = saved.shape(self.updates)["streams"]
+        former = saved.parts(self.updates) or self.streams // streams
+        if former * streams != self.streams:
+            raise ValueError(
+                f"the replay in {run} is of {former * streams} environments, and this run has {self.streams}: use as "
+                "many, or another folder"
+            )
         if former == self._processes:
             for leaves in zip(*self._replays.restore(self.replay, self.updates), strict=True):
                 number, stream, time, *latent, priority = leaves

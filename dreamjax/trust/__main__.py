@@ -40,6 +40,10 @@ def main() -> None:
     begun = time.monotonic()
     into = chosen.into or (chosen.agent if chosen.agent.is_dir() else chosen.agent.parent)
     try:
+        if into.exists() and not into.is_dir():
+            raise ValueError(f"{into} is a file: name a folder with --into")
+        if not 0 <= chosen.seed < 2**31:
+            raise ValueError(f"--seed must be from 0 to 2**31 - 1, got {chosen.seed}")
         cfg = TrustConfig(chosen.episodes, tuple(chosen.temperatures), chosen.samples, chosen.pieces, chosen.max_steps)
         stored = read_stored(chosen.agent)
         task = chosen.env or stored.task

@@ -1,5 +1,6 @@
 """Measuring how far an agent's dreams can be trusted, in episodes that no training saw."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -35,7 +36,7 @@ class TrustConfig:
     def __post_init__(self) -> None:
         if self.episodes < 2:
             raise ValueError(f"intervals need at least two episodes, got {self.episodes}")
-        if not self.temperatures or min(self.temperatures) <= 0:
+        if not self.temperatures or not all(0 < one < math.inf for one in self.temperatures):
             raise ValueError(f"temperatures must be some positive numbers, got {self.temperatures}")
         if len({dream_at(temperature) for temperature in self.temperatures}) < len(self.temperatures):
             raise ValueError(f"temperatures must differ in their first two decimals, got {self.temperatures}")

@@ -82,15 +82,18 @@ def controller_from_published(cfg: ControllerConfig, features: int, action: Spac
     `cfg`, `features` and `action` are those of `controller.make`.
 
     Shapes: theta [features] (Doom, without bias), or [3 + 3 * features], biases first (CarRacing).
-    Raises: ValueError if the vector has another length, or C hidden units.
+    Raises: ValueError if the vector has another length or is not finite, or C has hidden units.
     """
     shapes = _controller_shapes(cfg, features, action)
-    values = _array("C's vector", theta).astype(np.float32)
+    with np.errstate(over="ignore"):  # what becomes infinite is refused
+        values = _array("C's vector", theta).astype(np.float32)
     size = sum(map(math.prod, shapes.values()))
     if values.shape != (size,):
         published = {(feature_size(DOOM),): "Doom", (3 + 3 * feature_size(CAR_RACING),): "CarRacing"}
         guess = f"; this is the shape of C for {published[values.shape]}" if values.shape in published else ""
         raise ValueError(f"C with {cfg} is a vector of shape {[size]}, got {list(values.shape)}{guess}")
+    if not np.isfinite(values).all():
+        raise ValueError("C's vector must be finite numbers")
     parts = np.split(values, np.cumsum([math.prod(shape) for shape in shapes.values()])[:-1])
     return {name: jnp.asarray(part.reshape(shape)) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
@@ -159,6 +162,8 @@ def _to_integers(what: str, layout: _Layout, params: Params) -> dict[tuple[str, 
         raise ValueError(f"the parameters of {what} are {', '.join(layers)}, got {', '.join(params)}")
     values = {(layer, part): np.asarray(params[layer][part], np.float64) for layer, part in layout}
     _check(what, layout, [array.shape for array in values.values()])
+    if not all((np.abs(array) < 2**31 / SCALE).all() for array in values.values()):  # NaN is not, either
+        raise ValueError(f"the parameters of {what} must be finite, and no larger than {2**31 / SCALE:,.0f}")
     return {name: np.rint(SCALE * array).astype(np.int64) for name, array in values.items()}
 
 

@@ -62,7 +62,8 @@ def test_what_the_launcher_sets_is_not_set_again(given: str) -> None:
         (["--vary", "seed", __file__], "name=value,value"),
         (["--hours", "0.01", __file__], "more than --warning-s"),
         (["--options", "account", __file__], "name=value"),
-        (["--aggregate", "nowhere"], "no finished run"),
+        (["--aggregate", "nowhere"], "no run that is finished"),
+        (["--vary", "path=runs/a_b,runs/a/b", __file__], "would have the folder path=runs_a_b"),
     ],
 )
 def test_the_command_line_says_what_is_wrong(arguments: list[str], said: str, capsys: pytest.CaptureFixture) -> None:

@@ -260,6 +260,7 @@ def test_with_a_token_only_who_knows_it_comes_in(offer: server.Offer) -> None:
         ([CATCH, "--host", "0.0.0.0", "--token", "short"], "a token has at least 16 letters and digits"),
         ([CATCH, "--token", "with spaces and & more"], "a token has at least 16 letters and digits"),
         ([CATCH, "--rate", "0"], "--rate lies between 0.1 and 240"),
+        ([CATCH, "--port", "99999"], "--port lies between 0 and 65535"),
         ([CATCH, "--dream", "--env", "catch"], "--dream plays without an environment"),
         ([CATCH / "nothing"], "there is no agent at"),
         ([CATCH, "--env", "chess"], "unknown environment 'chess'"),

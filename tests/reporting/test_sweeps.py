@@ -33,7 +33,7 @@ def test_seeds_are_averaged_and_settings_told_apart(tmp_path: Path) -> None:
     assert (slow["mean"], slow["iqm"], slow["n"], slow["unit"]) == (4.0, 2.5, 4, "return, over runs")
     assert slow["interval"][0] < 4.0 < slow["interval"][1] and slow["iqm_interval"][0] >= 1.0
     assert [line for line in told if "learning_rate 0.001 " in line and "8.000 ± " in line and "IQM 5" in line]
-    assert f"not finished: {tmp_path / 'fast-9'}" in told
+    assert f"not finished, or without a result: {tmp_path / 'fast-9'}" in told
     assert (tmp_path / "sweep.png").stat().st_size > 5000
     result = read_result(tmp_path / "result.json")
     assert result["seeds"] == [0, 1, 2, 3] and result["wall_s"] == 8 * 60
@@ -43,5 +43,24 @@ def test_seeds_are_averaged_and_settings_told_apart(tmp_path: Path) -> None:
 
 def test_a_sweep_without_a_finished_run_is_named(tmp_path: Path) -> None:
     run(tmp_path / "one", None, seed=0)
-    with pytest.raises(FileNotFoundError, match="no finished run yet, and 1 that have begun"):
+    run(tmp_path / "two", 1.0, seed=1)
+    write_json(tmp_path / "two" / "stages" / "train.json", {"done": False})  # its result is of an earlier time
+    with pytest.raises(FileNotFoundError, match="no run that is finished and has a result, and 2 that have begun"):
         aggregate(tmp_path)
+
+
+def test_a_run_counts_once_and_what_is_no_setting_tells_runs_apart(tmp_path: Path) -> None:
+    for name, score, seed in (("a", 1.0, 0), ("b", 2.0, 1), ("b again", 2.0, 1)):
+        run(tmp_path / name, score, seed=seed)
+    told = aggregate(tmp_path)
+    rows = {row["name"]: row for row in read_result(tmp_path / "result.json")["rows"]}
+    assert (rows["walk"]["n"], rows["walk"]["mean"]) == (2, 1.5)
+    assert f"the same run as {tmp_path / 'b'}, and counted once: {tmp_path / 'b again'}" in told
+    run(tmp_path / "b again", 5.0, seed=1)
+    aggregate(tmp_path)
+    rows = {row["name"]: row for row in read_result(tmp_path / "result.json")["rows"]}
+    assert {name: row["mean"] for name, row in rows.items() if "held" not in name} == {
+        "walk": 1.0,
+        "walk, run b": 2.0,
+        "walk, run b again": 5.0,
+    }

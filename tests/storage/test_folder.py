@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from dreamjax.storage.atomic import replacing
-from dreamjax.storage.folder import ConfigMismatch, RunFolder
+from dreamjax.storage.folder import Change, ConfigMismatch, RunFolder
 from dreamjax.storage.provenance import commit, machine
 
 
@@ -56,6 +56,22 @@ def test_another_configuration_is_refused_with_the_differences(tmp_path):
     ]
     assert isinstance(error.value, ValueError)
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0
+
+
+def test_a_result_is_that_of_the_configuration_it_was_made_with(tmp_path):
+    (tmp_path / "result.json").write_text("of seed 0")
+    RunFolder(tmp_path, Config())
+    for seed in (3, 4):
+        assert (tmp_path / "result.json").exists() == (seed == 3)
+        RunFolder(tmp_path, Config(seed=seed), {"seed": Change()})
+    assert [path.name for path in tmp_path.glob("result*")] == ["result-1.json"]
+    assert (tmp_path / "result-1.json").read_text() == "of seed 0"
+
+
+def test_a_file_is_no_run_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="is a file: name a folder for the run"):
+        RunFolder(tmp_path / "file", Config())
 
 
 def test_a_new_or_removed_field_is_a_difference(tmp_path):

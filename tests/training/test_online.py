@@ -222,6 +222,10 @@ def test_all_that_was_collected_is_saved_even_before_the_first_update(tmp_path):
     assert int(run(tmp_path, short).step) == 0
     assert json.loads((tmp_path / "replay" / "replay-0.json").read_text())["written"] == 5
     assert int(run(tmp_path, CFG).step) == updates_due(CFG, 9, 2, 160)
+    with pytest.raises(ValueError, match="has 160 steps already, more than the 10 that were asked for"):
+        run(tmp_path, short)
+    with pytest.raises(ValueError, match="has a replay of its own: leave the recording out"):
+        learn(tmp_path, 1000, tmp_path / "recording")
 
 
 def test_a_damaged_replay_is_refused_with_a_way_on(tmp_path):
@@ -361,3 +365,12 @@ def test_offline_learning_begins_dreams_where_its_recording_does(tmp_path: Path)
     learn(tmp_path / "run", 1, tmp_path / "recording")
     starts = np.asarray(read_starts(tmp_path / "run", SPEC))
     assert starts.reshape(8, -1)[:, 0].tolist() == [count % 3 / 2 for count in range(0, 40, 5)]
+    told = json.loads((tmp_path / "run" / "offline.json").read_text())
+    assert told == {"offline": 1, "recording": str(tmp_path / "recording")}
+    with pytest.raises(ValueError, match="has 1 updates already, more than the 0"):
+        learn(tmp_path / "run", 0)
+    with pytest.raises(ValueError, match="is of 1 environments, and this run has 2"):
+        run(tmp_path / "run", CFG)
+    with pytest.raises(ValueError, match="would be lost: name another folder"):
+        learn(tmp_path / "recording", 1, tmp_path / "recording")
+    assert open_recording(tmp_path / "recording").written == 40

@@ -74,6 +74,9 @@ def test_what_cannot_be_measured_is_refused(monkeypatch: pytest.MonkeyPatch, cap
         ((catch, "--env", "dreamjax.envs.probes:catch", "--episodes", "1"), "at least two episodes"),
         ((catch + "-er", "--env", "dreamjax.envs.probes:catch"), "there is no agent"),
         ((catch, "--env", "gym_CartPole-v1"), "made for another environment"),
+        ((catch, "--temperatures", "nan"), "temperatures must be some positive numbers"),
+        ((catch, "--into", __file__), "is a file: name a folder"),
+        ((catch, "--seed", "99999999999"), "--seed must be from 0"),
         ((catch, "--env", "dreamjax.envs.probes:counter"), "made for another environment"),
     ):
         with pytest.raises(SystemExit) as ended:

@@ -164,6 +164,9 @@ def test_parameters_of_another_size_are_not_written():
         interop.memory_to_published(replace(SMALL_DOOM, mixtures=3), params)
     with pytest.raises(ValueError, match=r"the parameters of V are enc_conv1, .*, got lstm, output"):
         interop.vision_to_published(DOOM.vision, params)
+    for wrong in (jnp.nan, 1e20):
+        with pytest.raises(ValueError, match="the parameters of M must be finite, and no larger than 214,748"):
+            interop.memory_to_published(SMALL_DOOM, jax.tree.map(lambda x, wrong=wrong: x.at[-1].set(wrong), params))
 
 
 # V
@@ -248,6 +251,9 @@ def test_wrong_controllers_say_what_they_are():
         interop.controller_from_published(*DRIVER, [0.0] * 1088)
     with pytest.raises(ValueError, match=r"got \[99\]$"):
         interop.controller_from_published(*DRIVER, [0.0] * 99)
+    for wrong in (None, float("nan"), 1e300):
+        with pytest.raises(ValueError, match="C's vector must be finite numbers"):
+            interop.controller_from_published(*DRIVER, [wrong] * 867)
     with pytest.raises(ValueError, match=r"C's vector should be evenly nested"):  # the whole file
         interop.controller_from_published(*DRIVER, [[0.0] * 867, 900.46])
     with pytest.raises(ValueError, match=r"has the parameters \{'bias': .*, got \{'kernel': \(1088,\)\}"):
