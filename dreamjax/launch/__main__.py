@@ -55,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for job in failed:
             print(f"job {job.job_id} failed: {job.paths.stderr}", file=sys.stderr)
         if failed:
+            print("A job that ran out of time was queued again as often as it may be. The same command goes on.")
             return 1
     return _aggregate(parser, folder) if folder and chosen.vary else 0
 

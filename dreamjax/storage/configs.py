@@ -16,7 +16,10 @@ def read_config(kind: type[Config], written: dict[str, Any]) -> Config:
     kinds = typing.get_type_hints(kind)
     unknown = sorted(written.keys() - kinds.keys())
     if unknown:
-        raise ValueError(f"{kind.__name__} has no {', '.join(unknown)}: this was written by another version of it")
+        raise ValueError(
+            f"{kind.__name__} has no {', '.join(unknown)}: this was written by another version of it, or by another "
+            "experiment"
+        )
     return kind(**{name: _read(kinds[name], value) for name, value in written.items()})
 
 
