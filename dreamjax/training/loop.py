@@ -77,25 +77,25 @@ def train(
     log_every: int = 50,
     show: str = "loss",
     unit: str = "step",
+    is_all: bool = False,
 ) -> PyTree:
     """Read `loop` to step number `steps`, from the newest checkpoint of stage `name` in the run folder if there is one.
 
     If the loop depends on nothing but the step and the state, the result is the same however often the training was
-    interrupted. A state that is too large to be there twice may be given as shapes (see `jax.eval_shape`): at step 0
-    the loop then has to make it. `show` names the metric beside the progress bar, `unit` what the bar counts. What is
-    saved is finite: the metrics of a step are looked at before. Several processes call it together, each with its own
-    run folder: see `training.processes`.
+    interrupted. A state too large to be there twice may be given as shapes (see `jax.eval_shape`), for the loop to make
+    at step 0. `show` names the metric beside the progress bar, `unit` what it counts. What is saved is finite: metrics
+    are looked at before. Several processes call it together, with a run folder each: see `training.processes`.
 
-    Raises: ValueError if the stage is beyond that step already or the loop ends before it, FloatingPointError as
-        `finite` does, `Stopped` after a signal, when the step is done and saved.
+    Raises: ValueError if the loop ends before that, or the stage is beyond it and it `is_all` that is asked of it, not
+        one part of several; FloatingPointError as `finite` does, `Stopped` after a signal, when a step is saved.
     """
     checkpoints = Checkpoints(run_folder(run.path) / "checkpoints" / name)
     found = checkpoints.restore(jax.tree.map(_like, state), set_aside=True)
     begin, state = found if found is not None else (0, state)
-    refuse_beyond(run, begin, steps, f"{unit}s of {name}")
+    refuse_beyond(run, begin if is_all else 0, steps, f"{unit}s of {name}")
     meet(f"the step of stage {name!r} to go on from", begin)
     log.rewind(name, begin)
-    if begin == steps:
+    if begin >= steps:
         run.finish_stage(name)  # it may have been killed after its last checkpoint
         return state
     bar = progress(steps, label(name), initial=begin, unit=unit, waits="compiling")
