@@ -14,6 +14,7 @@ a row for each: its return there, and for the four the scale of `envs.normalized
 row for all together where all have this scale.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +103,11 @@ def make(cfg: Config, seed: int, task: Normalized) -> Any:
     )
 
 
+def stage_of(name: str, seed: int) -> str:
+    """Name a stage after a task, which may be package.module:factory, and a seed."""
+    return re.sub(r"\W+", "-", f"{name}-{seed}")
+
+
 def train(cfg: Config, learner: Any, log: MetricsLog, stage: str) -> None:
     """Learn for at least `steps` steps, in whole rollouts, and log the mean return of the episodes that end at one."""
     with progress(cfg.steps, stage, unit="step") as bar:
@@ -135,7 +141,7 @@ def evaluate(cfg: Config, learner: Any, seed: int, task: Normalized) -> float:
 def learn(cfg: Config, run: RunFolder, log: MetricsLog, name: str, task: Normalized) -> np.ndarray:
     """Train and score all seeds in one task, unless that is done. Shapes: -> scores [seeds], on the task's scale."""
     for seed in cfg.all_seeds:
-        stage = f"{name}-{seed}"
+        stage = stage_of(name, seed)
         if run.stage_done(stage):
             continue
         log.rewind(stage, 0)
@@ -143,7 +149,7 @@ def learn(cfg: Config, run: RunFolder, log: MetricsLog, name: str, task: Normali
             learner = make(cfg, seed, task)
             train(cfg, learner, log, stage)
             run.finish_stage(stage, {"return": evaluate(cfg, learner, seed, task)})
-    return task.score(np.array([run.stage_record(f"{name}-{seed}")["summary"]["return"] for seed in cfg.all_seeds]))
+    return task.score(np.array([run.stage_record(stage_of(name, seed))["summary"]["return"] for seed in cfg.all_seeds]))
 
 
 def report(cfg: Config, run: RunFolder, scores: dict[str, np.ndarray]) -> None:
@@ -154,7 +160,7 @@ def report(cfg: Config, run: RunFolder, scores: dict[str, np.ndarray]) -> None:
     if set(units.values()) == {SCORE}:
         rows.insert(0, runs_row(called, np.stack(list(scores.values()), 1), SCORE))
     told = read_metrics(run.path / "metrics.jsonl")
-    curves = {name: {f"seed {seed}": told[f"{name}-{seed}"]["return"] for seed in cfg.all_seeds} for name in scores}
+    curves = {name: {f"seed {seed}": told[stage_of(name, seed)]["return"] for seed in cfg.all_seeds} for name in scores}
     return_curves(curves, run.path / "returns.png")
     sections = [Section("Learning", "Mean return of the training episodes that ended at a step.", ["returns.png"])]
     pages.report(run, NAME, command(NAME, cfg, PRESETS), rows, called, sections, seeds=cfg.all_seeds)

@@ -357,8 +357,9 @@ def test_ppo_is_scored_on_the_same_scale(tmp_path: Path) -> None:
     assert "observation that is a single array" in refused(*other, "swingup_both")
     assert "unknown environment 'memry'" in (told := refused(*other, "memry")) and "memory, pixels, sparse" in told
     assert not (tmp_path / "other").exists()
-    finish(start(*other, "counter", "memory", "--seeds", "1"))
-    assert list(outcome(tmp_path / "other")[1]) == ["PPO, counter", "PPO, memory"]
+    named = "dreamjax.envs.probes:counter"
+    finish(start(*other, named, "memory", "--seeds", "1"))
+    assert list(outcome(tmp_path / "other")[1]) == [f"PPO, {named}", "PPO, memory"]
 
 
 def test_ppo_learns_in_a_dream_and_its_network_acts_in_the_game(tmp_path: Path) -> None:
