@@ -31,7 +31,7 @@ from dreamjax.evolution import EvolutionConfig
 from dreamjax.optim import AdamConfig
 from dreamjax.reporting import Section, curves, evaluate_and_film, film_dream_and_real, pages, published_at, result_row
 from dreamjax.storage import MetricsLog, RunFolder, load, read_metrics, save_agent
-from dreamjax.training import IterativeConfig, experiment, learn_memory, stage_plan, stages, train_iteratively
+from dreamjax.training import IterativeConfig, experiment, iterative, stage_plan, stages
 from dreamjax.training.experiment import Evaluating, command, read_command_line, run_folder
 from dreamjax.training.stages import Collect, Evolve, TrainMemory, TrainVision
 from dreamjax.trust import TrustConfig, trust_section
@@ -129,15 +129,15 @@ def train(cfg: Config, run: RunFolder, key: Key, name: Name, agent: Agent) -> Ag
         if name == "full-dream":  # dream, drive and learn in turns
             key_init, key_learn, key_iterate = jax.random.split(key_evolve, 3)
             begun = params._replace(policy=agent.policy.init(key_init), starts=data.first_frames(len(data.length)))
-            further = replace(cfg.memory, updates=cfg.iteration_updates)
-            learn_further = partial(learn_memory, seed=cfg.seed, state=trained, name="full-dream-memory")
-            learn = learn_further(run, log, key_learn, further, FULL, params.model, data)
-            iterate = partial(train_iteratively, open_pool=partial(Pool, game, cfg.envs, cfg.workers), name=name)
-            return iterate(cfg.iterative, cfg.evolve.search, run, log, key_iterate, agent, begun, learn)
-        groups = 1 if cfg.shared_tracks else cfg.evolve.search.population_size // 2
-        evolve = partial(stages.evolve_in_environment, groups=groups, name=f"{name}-evolve")
+            learning = run, log, key_learn, replace(cfg.memory, updates=cfg.iteration_updates), FULL, params.model, data
+            learn = iterative.learn_memory(*learning, seed=cfg.seed, state=trained, name=f"{name}-memory")
+            dreaming = cfg.iterative, cfg.evolve.search, run, log, key_iterate, agent, begun, learn
+            open_pool = partial(Pool, game, cfg.envs, cfg.workers)
+            return iterative.train_iteratively(*dreaming, open_pool=open_pool, name=name)
+        how = {"groups": 1 if cfg.shared_tracks else cfg.evolve.search.population_size // 2, "name": f"{name}-evolve"}
         with Pool(game, cfg.envs, cfg.workers) as pool:
-            return params._replace(policy=evolve(run, log, key_evolve, cfg.evolve, agent, params, pool))
+            evolved = stages.evolve_in_environment(run, log, key_evolve, cfg.evolve, agent, params, pool, **how)
+            return params._replace(policy=evolved)
 
 
 def report(cfg: Config, run: RunFolder, key: Key, name: Name, films: list[str]) -> None:
@@ -184,9 +184,9 @@ def main() -> None:
         evaluate_and_film(*who, cfg.episodes, "return", steps=cfg.max_steps, name=name)
         return
     run = run_folder(NAME, cfg, options, may_change=MAY_CHANGE)
-    path = run.path / AGENT.format(name)
-    last = f"iteration-{cfg.iterative.iterations:02}" if name == "full-dream" else "evolve"
-    if not (run.stage_done(f"{name}-{last}") and path.exists()):
+    path, end = run.path / AGENT.format(name), cfg.iterative.iterations
+    iterated = iterative.iterations_done(run, f"{name}-iteration", end) == end
+    if not (path.exists() and (iterated if name == "full-dream" else run.stage_done(f"{name}-evolve"))):
         agent = model.make(world, car_racing_spec(cfg.max_steps))
         save_agent(path, world, agent, train(cfg, run, key_make, name, agent), task=NAME)
     agent, params = load(path)

@@ -33,6 +33,7 @@ from dreamjax.storage.identity import fingerprint, pin
 from dreamjax.training import IterativeConfig, learn_memory, stages, train_iteratively
 from dreamjax.training.devices import splitting_mesh
 from dreamjax.training.experiment import Options, command, exit_on_bad_input, read_command_line, run_folder
+from dreamjax.training.iterative import iterations_done
 from dreamjax.training.stages import Collect, TrainMemory
 from dreamjax.trust import TrustConfig, beside, promise, trust_section
 from dreamjax.types import Agent, AgentParams, Key
@@ -143,8 +144,8 @@ def main() -> None:
     key_train, key_evaluate = jax.random.split(jax.random.key(cfg.seed))
     agent, (_, begun) = model.make(DOOM, take_cover_spec(cfg.max_steps)), load(cfg.begin or COMMITTED)
     pin(run.path, "agent", fingerprint(begun, code=False))
-    last = f"iterated-iteration-{cfg.iterative.iterations:02}"
-    if not (run.stage_done(last) and (run.path / "agent.npz").exists()):
+    done = iterations_done(run, "iterated-iteration", cfg.iterative.iterations)
+    if done < cfg.iterative.iterations or not (run.path / "agent.npz").exists():
         save_agent(run.path / "agent.npz", DOOM, agent, train(cfg, run, key_train, agent, begun), task="take_cover")
     _, iterated = load(run.path)
     rows = score(cfg, run, key_evaluate, agent, {"begun": begun, "iterated": iterated})

@@ -46,7 +46,7 @@ from dreamjax.trust import TrustConfig, trust_section
 NAME, RESULTS = "dreamerv3", Path(__file__).parent / "results" / "dreamerv3"
 # What a run may go on with: how long it trains, and how it goes about it.
 MAY_CHANGE = dict.fromkeys(("steps", "workers", "on_disk", "sharded", "checkpoint_every", "log_every"), Change())
-MAY_CHANGE["capacity"] = Change(before=("train",))
+MAY_CHANGE |= dict.fromkeys(("capacity", "begin.weights", "begin.take", "begin.leave"), Change(before=("train",)))
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from dreamjax.storage import Change, MetricsLog, RunFolder, load, newest, read_m
 from dreamjax.training import recorded
 from dreamjax.training.devices import splitting_mesh
 from dreamjax.training.experiment import Aggregating, command, exit_on_bad_input, read_command_line, run_folder
-from dreamjax.training.iterative import IterativeConfig, evolve_again
+from dreamjax.training.iterative import IterativeConfig, evolve_again, iterations_done
 from dreamjax.training.learning import learn_on_devices
 from dreamjax.trust import TrustConfig, one_step_error, promise, trust_section
 from dreamjax.types import Agent, AgentParams, Key, PyTree
@@ -102,10 +102,11 @@ def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, agent: Agent
         if not paths[-1].exists():
             recorded.write(paths[-1], act(*acting, key_collect, cfg.collected, STEPS + 1))
         seen = [recorded.read(path) for path in paths]
+    further = partial(learn_on_devices, run, log, is_all=False)
     see, shared = wm.VisionLearner(VISION, cfg.vision_optimizer), (cfg.vision_batch, "vision_batch")
     frames = partial(recorded.batches, recorded.observed(seen, "image"), cfg.seed, cfg.vision_batch)
     end = cfg.first_vision_updates + n * cfg.vision_updates
-    vision_state = learn_on_devices(run, log, "vision", key_vision, see, learned["vision"], frames, end, shared=shared)
+    vision_state = further("vision", key_vision, see, learned["vision"], frames, end, shared=shared)
     with run.stage("encode"):
         data = recorded.encode(seen, partial(jax.jit(vision.encode, static_argnums=0), VISION, vision_state.params))
         if cfg.curiosity and n:  # of M as it was; one that has learned nothing is surprised by everything
@@ -115,8 +116,7 @@ def iterate(cfg: Config, run: RunFolder, log: MetricsLog, key: Key, agent: Agent
     remember, shared = wm.MemoryLearner(MEMORY, cfg.memory_optimizer, cfg.streams), (cfg.streams, "streams")
     first, end = (i * cfg.memory_updates for i in (n, n + 1))
     chunks = lambda step: latents.chunks(data, 1000 * cfg.seed + n, cfg.streams, cfg.length, step - first)  # noqa: E731
-    begin = learned["memory"]
-    memory_state = learn_on_devices(run, log, "memory", key_memory, remember, begin, chunks, end, shared=shared)
+    memory_state = further("memory", key_memory, remember, learned["memory"], chunks, end, shared=shared)
     params = AgentParams(wm.WorldModelParams(vision_state.params, memory_state.params), (), data.first_frames(STARTS))
     params = params._replace(policy=learned["search"].mean)
     dreams = IterativeConfig(cfg.iterations, cfg.generations, cfg.dream_episodes, cfg.temperature)
@@ -158,7 +158,7 @@ def train_agent(cfg: Config, run: RunFolder) -> None:
         "memory": learner.init(wm.MemoryLearner(MEMORY, cfg.memory_optimizer, cfg.streams), key_memory),
         "search": evolution.init(cfg.evolution, agent.policy.init(key_policy)),
     }
-    done = sum(run.stage_done(f"iteration-{n + 1:02}") for n in range(cfg.iterations))
+    done = iterations_done(run, "iteration", cfg.iterations)
     learned = {name: newest(run.path / "checkpoints" / name, state) for name, state in learned.items()}
     with MetricsLog(run.path) as log:
         for n in range(done, cfg.iterations):

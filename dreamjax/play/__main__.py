@@ -42,18 +42,20 @@ def main() -> None:
     _check(parser, chosen)
     keep_compiled_programs()
     try:
-        offer = _offer(chosen)
         listening = socket.create_server((chosen.host, chosen.port))
-    except (FileNotFoundError, ModuleNotFoundError, CheckpointError, ValueError) as error:
-        parser.error(str(error))
     except OSError as error:
         parser.error(f"cannot listen at {chosen.host}:{chosen.port}: {error}; name another --port, 0 for a free one")
-    address = f"http://{chosen.host}:{listening.getsockname()[1]}/"
-    address += f"?token={chosen.token}" if chosen.token else ""
-    print(f"Play at {address}   (Ctrl-C ends it)", flush=True)
-    if chosen.browser:
-        webbrowser.open(address)  # the socket listens already, so the page waits until it is answered
-    server.serve(offer, listening, chosen.token)
+    with listening:
+        try:
+            offer = _offer(chosen)
+        except (OSError, ModuleNotFoundError, CheckpointError, ValueError) as error:
+            parser.error(str(error))
+        address = f"http://{chosen.host}:{listening.getsockname()[1]}/"
+        address += f"?token={chosen.token}" if chosen.token else ""
+        print(f"Play at {address}   (Ctrl-C ends it)", flush=True)
+        if chosen.browser:
+            webbrowser.open(address)  # the socket listens already, so the page waits until it is answered
+        server.serve(offer, listening, chosen.token)
 
 
 def _check(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:

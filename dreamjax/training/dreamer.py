@@ -25,7 +25,8 @@ from dreamjax.types import Agent, AgentParams
 
 FREE = ("online.steps", "online.checkpoint_every", "online.log_every", "online.on_disk", "online.sharded", "workers")
 MAY_CHANGE = dict.fromkeys(FREE, Change())
-MAY_CHANGE["online.capacity"] = Change(before=("train",))
+BEGINS = ("online.capacity", "begin.weights", "begin.take", "begin.leave")
+MAY_CHANGE |= dict.fromkeys(BEGINS, Change(before=("train",)))
 
 
 @dataclass(frozen=True)

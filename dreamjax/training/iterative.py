@@ -3,6 +3,7 @@
 Source: Ha & Schmidhuber 2018, section 5, with V as it is.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +27,7 @@ from dreamjax.storage.progress import progress
 from dreamjax.storage.weights import load_weights, save_weights
 from dreamjax.training.devices import gathered, splitting_mesh
 from dreamjax.training.encode import encode_episodes, read_latents, write_latents
-from dreamjax.training.loop import generations, train
+from dreamjax.training.loop import generations, refuse_beyond, train
 from dreamjax.training.stages import TrainMemory, train_memory
 from dreamjax.types import Agent, AgentParams, Key, Metrics, Params
 from dreamjax.worldmodels import learner, search
@@ -77,8 +78,9 @@ def train_iteratively(
     Devices share the population of a search.
 
     Shapes: key [], params.policy not stacked, params.starts [S, ...].
-    Raises: ValueError if the devices do not divide the population.
+    Raises: ValueError if the devices do not divide the population, or the run has done more iterations already.
     """
+    iterations_done(run, f"{name}-iteration", cfg.iterations)
     best = params
     state = evolution.init(evolves, params.policy)
     seen: list[Latents] = []
@@ -94,6 +96,16 @@ def train_iteratively(
         seen.append(_act(cfg, run, log, key_play, agent, params, population, number, open_pool=open_pool, name=name))
         best = load_weights(run.path / name / "best.npz", params)
     return best
+
+
+def iterations_done(run: RunFolder, name: str, wanted: int) -> int:
+    """Count the iterations that a run has done, which are stages `<name>-01` and so on.
+
+    Raises: ValueError if they are more than wanted.
+    """
+    done = sum(one["done"] and re.fullmatch(rf"{name}-\d+", one["name"]) is not None for one in run.stage_records())
+    refuse_beyond(run, done, wanted, "iterations")
+    return done
 
 
 def learn_memory(
@@ -158,7 +170,7 @@ def evolve_again(
         key_count = jax.random.fold_in(key, count)
         return search.generation(evolves, agent, params, key_count, state, cfg.dream_episodes, cfg.temperature, mesh)
 
-    settings: dict[str, Any] = {"checkpoint_every": 5, "log_every": 1, "show": "fitness_mean"}
+    settings: dict[str, Any] = {"checkpoint_every": 5, "log_every": 1, "show": "fitness_mean", "is_all": False}
     return gathered(mesh, train(run, log, name, state, generations(generation), number * cfg.generations, **settings))
 
 

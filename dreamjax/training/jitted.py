@@ -145,7 +145,7 @@ def train_agents(
             yield state, metrics
 
     often = {"checkpoint_every": checkpoint_every, "log_every": 1}
-    state = train(run, log, name, shapes, go_on, calls, **often, show="return", unit="call", is_all=True)
+    state = train(run, log, name, shapes, go_on, calls, **often, show="return", unit="call")
     return program.gather(state.learner.params)
 
 

@@ -63,6 +63,7 @@ def learn_on_devices(
     *,
     shared: tuple[int, str],
     checkpoint_every: int = 500,
+    is_all: bool = True,
 ) -> TrainState:
     """Train V or M as stage `name` to update number `until`, on as many devices as divide a batch; see `loop.train`.
 
@@ -75,4 +76,5 @@ def learn_on_devices(
     def loop(state: PyTree, done: int) -> Iterator[tuple[PyTree, Metrics]]:
         return updates(partial(step, key), batches)(begin(state), done)
 
-    return gathered(mesh, train(run, log, name, state, loop, until, checkpoint_every=checkpoint_every))
+    how: Any = {"checkpoint_every": checkpoint_every, "is_all": is_all}
+    return gathered(mesh, train(run, log, name, state, loop, until, **how))

@@ -163,7 +163,7 @@ def train_memory(
     """
     key_init, key_train = jax.random.split(key)
     learns = MemoryLearner(memory, cfg.optimizer, cfg.streams)
-    if state is None:
+    if is_all := state is None:
         state = _begin(learns, key_init)
     if cfg.lowest_reward is not None:
         data = data._replace(reward=data.reward.clip(cfg.lowest_reward))
@@ -171,7 +171,7 @@ def train_memory(
     def chunks(step: int) -> Iterator[Any]:
         return latents.chunks(data, seed, cfg.streams, cfg.length, step - first)
 
-    how: Any = {"shared": (cfg.streams, "memory.streams"), "checkpoint_every": checkpoint_every}
+    how: Any = {"shared": (cfg.streams, "memory.streams"), "checkpoint_every": checkpoint_every, "is_all": is_all}
     return learn_on_devices(run, log, name, key_train, learns, state, chunks, first + cfg.updates, **how)
 
 

@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from socket import create_server
 from typing import Any
 
 import numpy as np
@@ -270,10 +271,23 @@ def test_with_a_token_only_who_knows_it_comes_in(offer: server.Offer) -> None:
 def test_the_command_line_says_what_is_wrong(
     arguments: list[Any], why: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["play", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["play", "--port", "0", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         command.main()
     assert ended.value.code == 2 and why in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_said_before_anything_is_compiled(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(sys, "argv", ["play", str(CATCH), "--port", str(port)])
+        with pytest.raises(SystemExit):
+            command.main()
+    said = capsys.readouterr().err
+    assert f"cannot listen at 127.0.0.1:{port}" in said and "name another --port, 0 for a free one" in said
+    assert "Compiling" not in said
 
 
 def test_an_agent_that_does_not_say_its_environment_asks_for_it(
@@ -281,7 +295,7 @@ def test_an_agent_that_does_not_say_its_environment_asks_for_it(
 ) -> None:
     found = stored("dreamerv3_jax_catch")
     save_agent(tmp_path / "agent.npz", found.config, found.agent, found.params._replace(starts=()))
-    monkeypatch.setattr(sys, "argv", ["play", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["play", str(tmp_path), "--port", "0"])
     with pytest.raises(SystemExit):
         command.main()
     assert "does not say which environment it was trained in: name it with --env" in capsys.readouterr().err
@@ -290,7 +304,7 @@ def test_an_agent_that_does_not_say_its_environment_asks_for_it(
         command.main()
     assert "names code to run as its environment: if you trust it, say --env os:abort" in capsys.readouterr().err
     save_agent(tmp_path / "agent.npz", found.config, found.agent, found.params._replace(starts=()))
-    monkeypatch.setattr(sys, "argv", ["play", str(tmp_path), "--dream"])
+    monkeypatch.setattr(sys, "argv", ["play", str(tmp_path), "--dream", "--port", "0"])
     with pytest.raises(SystemExit):
         command.main()
     assert "brings no starts for its dreams along: name its environment with --env" in capsys.readouterr().err

@@ -102,3 +102,12 @@ def test_what_does_not_fit_the_run_is_refused(tmp_path: Path) -> None:
             train(Walk, tmp_path / "run", 2, max_steps=5)
         with pytest.raises(ValueError, match=r"does not fit what is to begin with it:\n  model/enc/"):
             train(Walk, tmp_path / "other", 2, agent=SIZES["1m"], weights=tmp_path / "run")
+
+
+def test_a_run_that_was_refused_for_what_it_begins_with_begins_with_something_else(tmp_path: Path) -> None:
+    with jax.debug_key_reuse(False):
+        with pytest.raises(FileNotFoundError, match="misspelt"):
+            train(Walk, tmp_path / "run", 2, weights=tmp_path / "misspelt")
+        train(Walk, tmp_path / "run", 2)
+        with pytest.raises(ConfigMismatch, match=r"begin\.leave: .*, and train made use of it already"):
+            train(Walk, tmp_path / "run", 2, leave=["model/*"])

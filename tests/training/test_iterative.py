@@ -16,7 +16,7 @@ from dreamjax.acting import Pool
 from dreamjax.evolution import EvolutionConfig
 from dreamjax.optim import AdamConfig
 from dreamjax.replay.latents import Latents
-from dreamjax.storage import MetricsLog, RunFolder, read_metrics
+from dreamjax.storage import Change, MetricsLog, RunFolder, read_metrics
 from dreamjax.training.iterative import IterativeConfig, learn_memory, train_iteratively
 from dreamjax.training.stages import TrainMemory
 from dreamjax.types import Agent, AgentParams, Array, EnvSpec, Key, LatentModel, Outcome, Params, Policy, Space
@@ -75,7 +75,7 @@ def iterate(folder: Path, taught: list[tuple[int, int]], config: IterativeConfig
 
     starts = jnp.zeros((2, 1)), jnp.zeros((2, 1))
     begun = AgentParams(AGENT.model.init(jax.random.key(0)), jnp.zeros(1), starts)
-    key, run = jax.random.key(1), RunFolder(folder, config)
+    key, run = jax.random.key(1), RunFolder(folder, config, {"iterations": Change()})
     with MetricsLog(folder) as log:
         return train_iteratively(
             config, EVOLVES, run, log, key, AGENT, begun, learn, open_pool=partial(Pool, Push, 2, 1), name="push"
@@ -100,6 +100,13 @@ def test_a_finished_run_answers_again_without_acting(tmp_path: Path) -> None:
     again = iterate(tmp_path, [], short)
     jax.tree.map(np.testing.assert_array_equal, once, again)
     assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_fewer_iterations_than_were_done_are_refused(tmp_path: Path) -> None:
+    cfg = replace(SETTINGS, iterations=2)
+    iterate(tmp_path, [], cfg)
+    with pytest.raises(ValueError, match="has 2 iterations already, more than the 1 that were asked for"):
+        iterate(tmp_path, [], replace(cfg, iterations=1))
 
 
 def test_an_iteration_without_episodes_is_refused() -> None:
