@@ -134,10 +134,10 @@ def train(cfg: Config, run: RunFolder, key: Key, name: Name, agent: Agent) -> Ag
             dreaming = cfg.iterative, cfg.evolve.search, run, log, key_iterate, agent, begun, learn
             open_pool = partial(Pool, game, cfg.envs, cfg.workers)
             return iterative.train_iteratively(*dreaming, open_pool=open_pool, name=name)
-        how = {"groups": 1 if cfg.shared_tracks else cfg.evolve.search.population_size // 2, "name": f"{name}-evolve"}
+        groups = 1 if cfg.shared_tracks else cfg.evolve.search.population_size // 2
+        evolve = partial(stages.evolve_in_environment, groups=groups, name=f"{name}-evolve")
         with Pool(game, cfg.envs, cfg.workers) as pool:
-            evolved = stages.evolve_in_environment(run, log, key_evolve, cfg.evolve, agent, params, pool, **how)
-            return params._replace(policy=evolved)
+            return params._replace(policy=evolve(run, log, key_evolve, cfg.evolve, agent, params, pool))
 
 
 def report(cfg: Config, run: RunFolder, key: Key, name: Name, films: list[str]) -> None:

@@ -144,7 +144,7 @@ def train_agents(
                 metrics |= _informed(names, program.info) | {"failures": program.environments.failures}
             yield state, metrics
 
-    often = {"checkpoint_every": checkpoint_every, "log_every": 1}
+    often: Any = {"checkpoint_every": checkpoint_every, "log_every": 1}
     state = train(run, log, name, shapes, go_on, calls, **often, show="return", unit="call")
     return program.gather(state.learner.params)
 
