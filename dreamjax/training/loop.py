@@ -86,8 +86,8 @@ def train(
     at step 0. `show` names the metric beside the progress bar, `unit` what it counts. What is saved is finite: metrics
     are looked at before. Several processes call it together, with a run folder each: see `training.processes`.
 
-    Raises: ValueError if the loop ends before that, or the stage is beyond it (but for one part of several, which is
-        not all); FloatingPointError as `finite` does, `Stopped` after a signal, when a step is saved.
+    Raises: ValueError if the loop ends before that, or the stage is beyond it already and it `is_all` of the
+        stage, not a part; FloatingPointError as `finite` does, `Stopped` after a signal, when a step is saved.
     """
     checkpoints = Checkpoints(run_folder(run.path) / "checkpoints" / name)
     found = checkpoints.restore(jax.tree.map(_like, state), set_aside=True)

@@ -159,7 +159,8 @@ def train_memory(
 ) -> TrainState:
     """Train M for `cfg.updates` updates of stage `name`, from number `first` on, beginning with `state` if given.
 
-    As many devices share the streams as divide them.
+    As many devices share the streams as divide them. What begins with a `state` may be one part of several; otherwise
+    a stage that has more updates already is refused, with a ValueError.
     """
     key_init, key_train = jax.random.split(key)
     learns = MemoryLearner(memory, cfg.optimizer, cfg.streams)
