@@ -24,7 +24,7 @@ CFG = DreamerConfig(
     rssm=RSSMConfig(32, 16, 4, 4, 4),
     codec=CodecConfig(2, encoder_layers=1, decoder_layers=1, units=16),
     heads=HeadsConfig(16, 41),
-    optimizer=LaPropConfig(1e-3, warmup=10),
+    optimizer=LaPropConfig(1e-3, warmup=10, eps=1e-2),  # eps above gradients whose sign the order of sums decides
     compute_dtype="float32",
 )
 DREAMER = Dreamer.of(CFG, GAME.spec)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -275,6 +276,17 @@ def test_the_command_line_says_what_is_wrong(
     with pytest.raises(SystemExit) as ended:
         command.main()
     assert ended.value.code == 2 and why in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_read_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(CATCH / "agent.npz", tmp_path)
+    (tmp_path / "agent.json").mkdir()
+    monkeypatch.setattr(sys, "argv", ["play", str(tmp_path), "--port", "0"])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert f"Is a directory: '{tmp_path / 'agent.json'}'" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_said_before_anything_is_compiled(

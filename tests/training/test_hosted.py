@@ -27,7 +27,8 @@ from dreamjax.training.hosted import HostedLoop
 from dreamjax.training.jitted import jitted_loop, learned, train_agents
 
 GAME = probes.counter(size=4, max_steps=6)
-CFG = replace(debug(), optimizer=LaPropConfig(1e-3, warmup=1), compute_dtype="float32")
+# A gradient next to nothing, divided by its size, has a sign that the order of sums decides; eps is above that.
+CFG = replace(debug(), optimizer=LaPropConfig(1e-3, warmup=1, eps=1e-2), compute_dtype="float32")
 LOOP = LoopConfig(envs=2, batch_size=4, batch_length=4, train_ratio=4.0, capacity=40)  # full before the end
 DREAMER = Dreamer.of(CFG, GAME.spec)
 AGENTS = {f"seed {seed}": (seed, CFG) for seed in range(2)}
@@ -58,10 +59,9 @@ def test_the_numbers_are_those_of_the_jitted_loop() -> None:
                 fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
                 state, progress = several.advance(state, fold(keys, numbers))
                 told.append(progress)
-            # Not the moments of the optimiser, which divides gradients that are next to nothing by their size.
-            found.append((state.learner.params, state.learner.step, state.step, state.agent, state.replay, told))
+            found.append((state.learner, state.step, state.agent, state.replay, told))
     hosted, pure = found
-    assert int(hosted[1][0]) == 12 and int(sum(one.finished.sum() for one in hosted[-1])) > 0
+    assert int(hosted[0].step[0]) == 12 and int(sum(one.finished.sum() for one in hosted[-1])) > 0
     for x, y in zip(*map(jax.tree.leaves, (hosted, pure)), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-3)  # twelve updates of 1e-3 each; the replay is discrete
 

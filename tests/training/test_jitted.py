@@ -35,7 +35,7 @@ cfg = DreamerConfig(
     rssm=RSSMConfig(16, 8, 4, 4, 2),
     codec=CodecConfig(2, encoder_layers=1, decoder_layers=1, units=8),
     heads=HeadsConfig(8, 11),
-    optimizer=LaPropConfig(1e-3, warmup=1),
+    optimizer=LaPropConfig(1e-3, warmup=1, eps=1e-2),  # eps above gradients whose sign the order of sums decides
     compute_dtype="float32",
 )
 dreamer = Dreamer.of(cfg, game.spec)
