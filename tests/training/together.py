@@ -8,8 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 LIMIT = 900  # seconds for all of them
-# On CPUs an exchange fails if one process comes to it 30 s after another, which may well happen where cores are few.
-PATIENT = "--xla_cpu_collective_timeout_seconds=900 --xla_cpu_collective_call_terminate_timeout_seconds=900"
+# On CPUs an exchange fails if one process comes to it 30 s after another, as may well happen where cores are few; and
+# by default XLA lets exchanges that do not wait for each other happen in another order in each process, which ends all.
+PATIENT = (
+    "--xla_cpu_collective_timeout_seconds=900 --xla_cpu_collective_call_terminate_timeout_seconds=900 "
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+)
 
 
 def free_port() -> int:
