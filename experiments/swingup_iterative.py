@@ -189,7 +189,7 @@ def main() -> None:
     """Train and report, or aggregate finished runs."""
     cfg, options = read_command_line(NAME, __doc__, PRESETS, Aggregating)
     if options.aggregate:
-        show_rows(aggregate.aggregate_repeats(options.into or RESULTS, NAME, "iteration", options.aggregate), "runs")
+        show_rows(aggregate.aggregate_repeats(options.into or RESULTS, NAME, "iteration", options.aggregate))
     else:
         run = run_folder(NAME, cfg, options, "" if cfg.iterate else "once", may_change={"iterations": Change()})
         train_agent(cfg, run)

@@ -93,8 +93,8 @@ def aggregate_repeats(into: Path, experiment: str, stage: str, folders: Iterable
     """Write `repeats.jsonl`, and from it `result.json` and `repeats.png`, to a folder; return the rows of the result.
 
     Runs that differ in their seed alone share a row: the mean and standard deviation, over these runs, of the means in
-    their own rows. The plot shows mean and standard deviation of the metrics of one stage. Runs already in
-    `repeats.jsonl` are kept, and one that was aggregated before is replaced.
+    their own rows; a run that none is like keeps its own. The plot shows mean and standard deviation of the metrics of
+    one stage. Runs already in `repeats.jsonl` are kept, and one that was aggregated before is replaced.
 
     Raises: ValueError if there are no runs, one is of another experiment, two of the same configuration have other
         metrics, or runs that differ in their seed alone have other rows or steps; FileNotFoundError if one has no
@@ -120,10 +120,13 @@ def aggregate_repeats(into: Path, experiment: str, stage: str, folders: Iterable
             alike, called = [of_name[number] for number in some], ", ".join(filter(None, [name, label]))
             if len(set(map(_kind, alike))) > 1:
                 raise ValueError(f"runs of {called!r} differ in their rows or steps: {[_kind(one) for one in alike]}")
-            rows += [one | {"name": _named(name, label, one)} for one in mean_rows([one.result for one in alike])]
+            results = [one.result for one in alike]
+            of_label = mean_rows(results) if len(results) > 1 else results[0]["rows"]
+            rows += [one | {"name": _named(name, label, one)} for one in of_label]
             for metric, (steps, _) in alike[0].series.items():
                 values = [one.series[metric][1] for one in alike]
-                panels.setdefault(metric, {})[called] = np.array(steps), np.mean(values, 0), np.std(values, 0)
+                spread = np.std(values, 0) if len(values) > 1 else np.full(len(steps), np.nan)  # no bars
+                panels.setdefault(metric, {})[called] = np.array(steps), np.mean(values, 0), spread
     _write_lines(path, repeats)
     write_merged(into, experiment, [one.result for one in repeats], rows)
     curves.series_with_bars(panels, stage, into / "repeats.png")

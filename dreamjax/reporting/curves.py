@@ -132,6 +132,8 @@ def series_with_bars(
             axes.errorbar(
                 beside, means, stds, fmt="o-", color=colour, ms=4, capsize=3, lw=1.4, elinewidth=1, label=name
             )
+        if all(np.issubdtype(at.dtype, np.integer) for at, _, _ in kinds.values()):
+            axes.locator_params("x", integer=True)
         axes.set_title(title, fontsize=10, loc="left")
         axes.legend(frameon=False, fontsize=8, loc="best")
         tidy(axes)

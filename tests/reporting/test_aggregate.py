@@ -176,8 +176,8 @@ def test_runs_of_several_seeds_become_one_row(tmp_path: Path) -> None:
     assert rows == read_result(into / "result.json")["rows"]
     shown = [(row["name"], row["mean"], row["std"], row["n"], row["unit"], row["published"]) for row in rows]
     assert shown == [
-        ("once", 3.0, 0.0, 1, "return, over runs", 9),
-        ("once, held", pytest.approx(0.3), 0.0, 1, "x, over runs", None),
+        ("once", 3.0, 0.0, 5, "return", 9),  # it is one run, so that its row is over its episodes
+        ("once, held", pytest.approx(0.3), 0.0, 5, "x", None),
         ("turns", 11.0, 1.0, 2, "return, over runs", 9),
         ("turns, held", pytest.approx(1.1), pytest.approx(0.1), 2, "x, over runs", None),
     ]
