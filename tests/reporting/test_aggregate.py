@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dreamjax.reporting import curves
 from dreamjax.reporting.aggregate import (
     Run,
     aggregate_repeats,
@@ -200,6 +201,16 @@ def test_runs_of_several_seeds_become_one_row(tmp_path: Path) -> None:
         **{"turns, noise 0": 11.0, "turns, noise 0, held": pytest.approx(1.1)},
         **{"turns, noise 0.5": 4.0, "turns, noise 0.5, held": pytest.approx(0.4)},
     }
+
+
+def test_only_runs_of_several_seeds_have_a_deviation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(curves, "series_with_bars", lambda panels, *_: drawn.append(panels))
+    runs = [repeat(tmp_path / f"turns-{seed}", "turns", seed, 10.0 + seed) for seed in (0, 2)]
+    aggregate_repeats(tmp_path / "into", "swing", "iteration", [*runs, repeat(tmp_path / "once", "once", 0, 3.0)])
+    stds = {name: std for name, (_, _, std) in drawn[0]["real"].items()}
+    np.testing.assert_array_equal(stds["turns"], [1.0, 2.0])
+    np.testing.assert_array_equal(stds["once"], [np.nan, np.nan])
 
 
 def test_returns_are_placed_at_the_frames_of_the_environment(tmp_path: Path) -> None:

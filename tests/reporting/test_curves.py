@@ -130,6 +130,17 @@ def test_series_with_bars_show_means_and_deviations_of_each_kind(tmp_path, drawn
     np.testing.assert_array_equal(real.containers[0].lines[0].get_xdata(), at)
 
 
+@pytest.mark.parametrize("last", [2, 3, 20])
+def test_series_over_whole_steps_have_whole_ticks_and_what_has_no_deviation_no_bars(tmp_path, drawn, last):
+    at = np.arange(1, last + 1)
+    series_with_bars({"return": {"lone": (at, at * 3.0, np.full(last, np.nan))}}, "iteration", tmp_path / "a.png")
+    (axes,) = drawn[0].axes
+    assert all(tick == round(tick) for tick in axes.get_xticks())
+    line, _, (bars,) = axes.containers[0].lines
+    np.testing.assert_array_equal(line.get_ydata(), at * 3.0)
+    assert not any(len(segment) for segment in bars.get_segments())
+
+
 def test_a_cross_table_shows_every_number_in_its_place(tmp_path, drawn):
     values = np.array([[1.0, 2000.0, 3.0], [4.0, 5.0, 6.0]])
     cross_table(values, ["a", "b"], ["x", "y", "real"], ("evolved at", "survives at"), tmp_path / "a.png")
