@@ -231,11 +231,12 @@ def test_nothing_is_left_behind(tmp_path: Path, end: str) -> None:
 
 
 def test_a_killed_owner_leaves_no_game_behind(tmp_path: Path) -> None:
-    process = in_new_process(USE + "print('ready', flush=True); input()", tmp_path)
+    process = in_new_process(USE + "import signal; print('ready', flush=True); signal.pause()", tmp_path)
     assert process.stdout.readline() == "ready\n"
     [engine] = engines(process.pid)
     process.kill()
     process.communicate(timeout=LIMIT)
+    assert process.returncode == -signal.SIGKILL  # it was still there to be killed
     wait_until_gone([engine])
     deadline = time.monotonic() + LIMIT
     while list((tmp_path / "tmp").iterdir()):
