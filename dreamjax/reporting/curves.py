@@ -124,20 +124,26 @@ def series_with_bars(
     label: str,
     path: str | os.PathLike[str],
 ) -> None:
-    """Plot one panel per quantity: (at [N], means [N], standard deviations [N]) by name, with error bars."""
+    """Plot one panel per quantity: (at [N], means [N], standard deviations [N]) by name, with error bars.
+
+    A name has one colour in all panels, and one legend under them.
+    """
     drawn, all_axes = grid(len(panels))
+    names = dict.fromkeys(name for kinds in panels.values() for name in kinds)
+    colours = dict(zip(names, itertools.cycle(CYCLE)))
     for axes, (title, kinds) in zip(all_axes, panels.items(), strict=True):
-        for i, (colour, (name, (at, means, stds))) in enumerate(zip(itertools.cycle(CYCLE), kinds.items())):
+        for i, (name, (at, means, stds)) in enumerate(kinds.items()):
             beside = at + 0.01 * (i - (len(kinds) - 1) / 2) * np.ptp(at)  # so that bars do not hide one another
             axes.errorbar(
-                beside, means, stds, fmt="o-", color=colour, ms=4, capsize=3, lw=1.4, elinewidth=1, label=name
+                beside, means, stds, fmt="o-", color=colours[name], ms=4, capsize=3, lw=1.4, elinewidth=1, label=name
             )
         if all(np.issubdtype(at.dtype, np.integer) for at, _, _ in kinds.values()):
             axes.locator_params("x", integer=True)
         axes.set_title(title, fontsize=10, loc="left")
-        axes.legend(frameon=False, fontsize=8, loc="best")
         tidy(axes)
     label_lowest(all_axes, label)
+    shown = {name: line for axes in all_axes for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    drawn.legend(shown.values(), shown, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     save(drawn, path)
 
 

@@ -118,16 +118,18 @@ def test_a_reconstruction_sheet_needs_equal_stacks(tmp_path):
 def test_series_with_bars_show_means_and_deviations_of_each_kind(tmp_path, drawn):
     at, means, stds = np.array([0.1, 0.5, 1.3]), np.array([3.0, 2.0, 1.0]), np.array([0.5, 0.25, 0.1])
     kinds = {"one": (at, means, stds), "two": (at, 2 * means, stds)}
-    series_with_bars({"dream": kinds, "real": {"one": kinds["one"]}}, "temperature", tmp_path / "a.png")
-    dreamed, real = drawn[0].axes
-    assert [text.get_text() for text in dreamed.get_legend().get_texts()] == ["one", "two"]
+    series_with_bars({"real": {"two": kinds["two"]}, "dream": kinds}, "temperature", tmp_path / "a.png")
+    real, dreamed = drawn[0].axes
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["two", "one"]
     for container, factor in zip(dreamed.containers, (1, 2), strict=True):
         line, _, (bars,) = container.lines
         np.testing.assert_array_equal(line.get_ydata(), factor * means)
         np.testing.assert_allclose(line.get_xdata(), at, atol=0.01)
         ends = np.array([segment[:, 1] for segment in bars.get_segments()])
         np.testing.assert_allclose(ends, np.stack([factor * means - stds, factor * means + stds], 1))
-    np.testing.assert_array_equal(real.containers[0].lines[0].get_xdata(), at)
+    alone = real.containers[0].lines[0]
+    np.testing.assert_array_equal(alone.get_xdata(), at)
+    assert alone.get_color() == dreamed.containers[1].lines[0].get_color() != dreamed.containers[0].lines[0].get_color()
 
 
 @pytest.mark.parametrize("last", [2, 3, 20])
