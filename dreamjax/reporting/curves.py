@@ -126,7 +126,7 @@ def series_with_bars(
 ) -> None:
     """Plot one panel per quantity: (at [N], means [N], standard deviations [N]) by name, with error bars.
 
-    A name has one colour in all panels, and one legend under them.
+    Each name has one colour in all panels, and one legend below them says which.
     """
     drawn, all_axes = grid(len(panels))
     names = dict.fromkeys(name for kinds in panels.values() for name in kinds)
